@@ -1,0 +1,5 @@
+"""Stability and curvature of SGD in the quadratic regression model."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,298 @@
+"""Command line: quadmodel phase-diagram."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+from quadmodel import spectra
+from quadmodel._files import check_writable, load_array, write_atomically
+from quadmodel._validation import InputError, as_array
+from quadmodel._version import __version__
+from quadmodel.optimizer import SAMPLING_SCHEMES, SGD
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from quadmodel.ensemble import Ensemble
+    from quadmodel.model import QuadraticModel
+
+_FORMATS = (".png", ".pdf", ".svg")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.version_option(__version__, prog_name="quadmodel")
+def cli() -> None:
+    """Stability and curvature of SGD in the quadratic regression model."""
+
+
+class _Values(click.ParamType[Any]):
+    """A count, a comma-separated list, or LOW:HIGH:COUNT spread evenly in the logarithm."""
+
+    name = "values"
+
+    def __init__(self, convert: Callable[[str], Any], *, whole: bool) -> None:
+        self._convert, self._whole = convert, whole
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            if ":" in value:
+                low, high, count = value.split(":")
+                ends = float(low), float(high)
+                if not 0 < ends[0] < ends[1] < float("inf"):
+                    raise ValueError
+                spread = np.geomspace(*ends, int(count))
+                return np.unique(spread.round().astype(int)) if self._whole else spread
+            if "," in value:
+                return [self._convert(part) for part in value.split(",")]
+            return int(value)
+        except ValueError:
+            self.fail(
+                "expected a count, a list like 1,2,4 or LOW:HIGH:COUNT with 0 < LOW < HIGH, "
+                f"got {value!r}"
+            )
+
+
+@cli.command("phase-diagram")
+@click.option("--n-data", default=200, metavar="D", help="Data points of a random model.")
+@click.option("--n-params", default=400, metavar="P", help="Parameters of a random model.")
+@click.option(
+    "--spectrum",
+    default="gaussian",
+    metavar="LAW",
+    help="NTK spectrum of a random model: gaussian (independent Jacobian entries), "
+    "marchenko-pastur (its deterministic quantiles), power-law[:EXPONENT], or "
+    "outliers:V1,V2,... above a bulk of ones.",
+)
+@click.option("--jacobian", metavar="FILE", help="Use this Jacobian, shape (D, P).")
+@click.option("--ntk", metavar="FILE", help="Use this NTK, shape (D, D), with P = D.")
+@click.option(
+    "--eigenvalues",
+    metavar="FILE",
+    help="Use these NTK eigenvalues, shape (D,), with random eigenvectors and P = D. "
+    "FILE: an .npy file, or one array of an .npz file as FILE.npz:name.",
+)
+@click.option(
+    "--curvature",
+    type=float,
+    default=0.0,
+    metavar="SCALE",
+    help="Standard deviation of independent Gaussian curvature; above 0 the model is quadratic.",
+)
+@click.option(
+    "--residual", type=float, default=1.0, metavar="SCALE", help="Scale of the initial residual."
+)
+@click.option(
+    "--learning-rates",
+    type=_Values(float, whole=False),
+    default="24",
+    help="How many, spread around both edges; or a list like 0.1,0.2; or LOW:HIGH:COUNT.",
+)
+@click.option(
+    "--batch-sizes",
+    type=_Values(int, whole=True),
+    default="12",
+    help="How many, spread from 1 to D; or a list like 1,8,64; or LOW:HIGH:COUNT.",
+)
+@click.option("--momentum", type=float, default=0.0, help="Momentum, inside (-1, 1).")
+@click.option("--nesterov", is_flag=True, help="Nesterov's momentum instead of the heavy ball.")
+@click.option(
+    "--weight-decay", type=float, default=0.0, help="Pull towards the initial parameters."
+)
+@click.option(
+    "--sampling", type=click.Choice(SAMPLING_SCHEMES), default=SAMPLING_SCHEMES[0],
+    help="How batches are drawn.",
+)  # fmt: skip
+@click.option("--steps", type=int, default=1000, help="SGD steps per run.")
+@click.option("--replicas", type=int, default=16, help="Runs per cell.")
+@click.option(
+    "--refine", type=int, default=12, help="Learning rates of the finer scan around the boundary."
+)
+@click.option("--seed", type=int, default=0, help="Seed of the model and of all batches.")
+@click.option("--threads", type=int, default=None, help="Worker threads.  [default: all cores]")
+@click.option(
+    "--picture", default="phase-diagram.png", metavar="FILE", help="Picture: .png, .pdf or .svg."
+)
+@click.option(
+    "--data", default="phase-diagram.nc", metavar="FILE", help="NetCDF file of the result."
+)
+def phase_diagram_command(**options: Any) -> None:
+    """Draw the phase diagram of learning rate against batch size.
+
+    Simulates SGD on a grid, predicts the edges of stability, writes a picture and a NetCDF file,
+    and prints, per batch size, the predicted and the simulated critical learning rate and the
+    simulated critical noise kernel norm K, to be set beside 1.
+    """
+    picture, data = Path(options["picture"]), Path(options["data"])
+    if picture.suffix not in _FORMATS:
+        raise InputError(f"--picture must end in {', '.join(_FORMATS)}, got {picture}")
+    for path in (picture, data):
+        check_writable(path)
+    if picture.resolve() == data.resolve():
+        raise InputError(f"--picture and --data must be different files, got {picture} twice")
+    sgd = SGD(
+        learning_rate=1.0,
+        batch_size=1,
+        momentum=options["momentum"],
+        nesterov=options["nesterov"],
+        weight_decay=options["weight_decay"],
+        sampling=options["sampling"],
+    )
+    source = _source(options)
+    from quadmodel.phase import phase_diagram
+
+    began = time.perf_counter()
+    grid = phase_diagram(
+        source,
+        options["learning_rates"],
+        options["batch_sizes"],
+        sgd=sgd,
+        steps=options["steps"],
+        replicas=options["replicas"],
+        seed=options["seed"],
+        refine=options["refine"],
+        threads=options["threads"],
+        progress=True,
+    )
+    elapsed = time.perf_counter() - began
+    with write_atomically(data) as partial:
+        grid.to_netcdf(partial, engine="h5netcdf")
+    _draw(grid, picture)
+    click.echo(_table(grid))
+    done = grid.attrs["replica_steps"]
+    click.echo(
+        f"{elapsed:.1f} s, {done:,} replica-steps, {done / elapsed:,.0f} replica-steps per second"
+    )
+    click.echo(f"wrote {picture} and {data}")
+
+
+def _source(options: dict[str, Any]) -> Ensemble | QuadraticModel:
+    """Return the ensemble or model that the options describe."""
+    from quadmodel.ensemble import Ensemble
+    from quadmodel.model import QuadraticModel
+
+    given = [name for name in ("jacobian", "ntk", "eigenvalues") if options[name] is not None]
+    if len(given) > 1:
+        raise InputError(f"one of --jacobian, --ntk, --eigenvalues must be given, got {given}")
+    curvature, scale, seed = options["curvature"], options["residual"], options["seed"]
+    if not given:
+        law = _law(options["spectrum"])
+        n_data, n_params = options["n_data"], options["n_params"]
+        if law is spectra.MarchenkoPastur:
+            law = spectra.MarchenkoPastur(n_params / n_data)
+        return Ensemble(n_data, n_params, jacobian=law, curvature=curvature, residual=scale)
+    (name,) = given
+    array = load_array(options[name])
+    if name == "eigenvalues":
+        values = as_array(f"--{name}", array, (None,))
+        return Ensemble(len(values), len(values), values, curvature=curvature, residual=scale)
+    array = as_array(f"--{name}", array, (None, None))
+    if name == "ntk":
+        array = QuadraticModel.from_ntk(array).jacobian
+    # Residual and curvature as an ensemble of this shape draws them.
+    n_data, n_params = array.shape
+    drawn = Ensemble(n_data, n_params, curvature=curvature, residual=scale).sample(seed)
+    return QuadraticModel(drawn.residual, array, drawn.curvature)
+
+
+def _law(text: str) -> Any:
+    """Return the spectral law named on the command line."""
+    name, _, detail = text.partition(":")
+    try:
+        if name == "gaussian" and not detail:
+            return spectra.IndependentGaussian()
+        if name == "marchenko-pastur" and not detail:
+            return spectra.MarchenkoPastur
+        if name == "power-law":
+            return spectra.PowerLaw(float(detail or 1.0))
+        if name == "outliers":
+            return spectra.Outliers([float(v) for v in detail.split(",")])
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+    raise InputError(
+        "--spectrum must be gaussian, marchenko-pastur, power-law[:EXPONENT] or "
+        f"outliers:V1,V2,..., got {text!r}"
+    )
+
+
+def _draw(grid: xr.Dataset, picture: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    import matplotlib.pyplot as plt
+
+    from quadmodel import plot
+
+    figure, ax = plt.subplots(figsize=(8, 6), layout="constrained")
+    plot.phase_diagram(grid, ax)
+    with write_atomically(picture) as partial:
+        figure.savefig(partial, dpi=150)
+    plt.close(figure)
+
+
+def _table(grid: xr.Dataset) -> str:
+    """Return critical learning rates and critical K per batch size, as text."""
+    import pandas as pd
+
+    from quadmodel.compare import critical_noise_kernel_norm
+
+    mean = critical_noise_kernel_norm(grid)
+    typical = critical_noise_kernel_norm(grid, growth="typical")
+
+    def number(value: float) -> str:
+        return "-" if np.isnan(value) else f"{value:.4g}"
+
+    def interval(table: xr.Dataset, name: str) -> list[str]:
+        columns = (table[f"{name}{end}"].values for end in ("", "_low", "_high"))
+        return [
+            "-" if np.isnan(v) else f"{number(v)} [{number(low)}, {number(high)}]"
+            for v, low, high in zip(*columns, strict=True)
+        ]
+
+    rows = pd.DataFrame(
+        {
+            "batch size": grid.batch_size.values,
+            "predicted (K = 1, exact)": [
+                number(v) for v in grid.critical_learning_rate.sel(norm="exact").values
+            ],
+            "edge": [number(v) for v in grid.edge_of_stability.values],
+            "simulated, mean square": interval(mean, "learning_rate"),
+            "simulated, typical": interval(typical, "learning_rate"),
+            "critical K": interval(mean, "noise_kernel_norm"),
+        }
+    )
+    pooled = [float(mean[f"pooled_noise_kernel_norm{end}"]) for end in ("", "_low", "_high")]
+    verdict = (
+        "simulated critical K, all batch sizes: not found inside the grid"
+        if np.isnan(pooled[0])
+        else "simulated critical K, all batch sizes: "
+        f"{pooled[0]:.4f} [{pooled[1]:.4f}, {pooled[2]:.4f}] (95%), predicted: 1"
+    )
+    return f"critical learning rate (1 / NTK eigenvalue)\n{rows.to_string(index=False)}\n{verdict}"
+
+
+def main() -> None:
+    """Run the command line; bad input ends in one line and exit code 2."""
+    try:
+        sys.exit(cli(standalone_mode=False))
+    except click.ClickException as error:
+        _complain(error.format_message())
+    except (InputError, MemoryError) as error:
+        _complain(str(error))
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; nothing was written", err=True)
+        sys.exit(130)
+
+
+def _complain(message: str) -> None:
+    click.echo(f"quadmodel: error: {' '.join(message.split())}", err=True)
+    sys.exit(2)

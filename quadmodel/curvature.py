@@ -1,0 +1,267 @@
+"""Laws of the curvature Q, the gradient of the Jacobian."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from quadmodel._validation import (
+    FloatArray,
+    InputError,
+    as_array,
+    as_integer,
+    as_number,
+    check_symmetric,
+)
+from quadmodel.model import LowRankCurvature
+
+
+class CurvatureLaw(ABC):
+    """Law of the curvature, with mean zero."""
+
+    @abstractmethod
+    def sample(
+        self, rng: np.random.Generator, n_data: int, n_params: int
+    ) -> FloatArray | LowRankCurvature:
+        """Draw the curvature.
+
+        Parameters
+        ----------
+        rng : numpy.random.Generator
+            Source of randomness.
+        n_data, n_params : int
+            Data points and parameters.
+
+        Returns
+        -------
+        ndarray of shape (n_data, n_params, n_params), or LowRankCurvature
+            Symmetric in its last two indices. Beside it, memory for a few matrices is used.
+
+        Raises
+        ------
+        InputError
+            If the law doesn't fit these numbers.
+        """
+
+    @abstractmethod
+    def nbytes(self, n_data: int, n_params: int) -> int:
+        """Return the bytes that a draw takes.
+
+        Parameters
+        ----------
+        n_data, n_params : int
+            Data points and parameters.
+
+        Returns
+        -------
+        int
+            Bytes.
+
+        Raises
+        ------
+        InputError
+            If the law doesn't fit these numbers.
+        """
+
+
+@dataclass(frozen=True)
+class IndependentCurvature(CurvatureLaw):
+    r"""Gaussian curvature with independent entries.
+
+    Parameters
+    ----------
+    scale : float
+        :math:`\sigma \ge 0`, standard deviation of an off-diagonal entry, in units of residual /
+        parameter squared.
+
+    Raises
+    ------
+    InputError
+        If `scale` is negative or not finite.
+
+    Notes
+    -----
+    .. math:: E[Q_{aij}Q_{bkl}] = \sigma^2\delta_{ab}(\delta_{ik}\delta_{jl}+\delta_{il}\delta_{jk})
+
+    so the variance is :math:`\sigma^2` off the diagonal and :math:`2\sigma^2` on it.
+
+    References
+    ----------
+    .. [1] A. Agarwala, J. Pennington, arXiv:2404.19261, section 2.
+    """
+
+    scale: float
+
+    def __post_init__(self) -> None:
+        """Check the field once."""
+        object.__setattr__(self, "scale", as_number("scale", self.scale, least=0.0))
+
+    def sample(self, rng: np.random.Generator, n_data: int, n_params: int) -> FloatArray:
+        """Draw the curvature; see `CurvatureLaw.sample`."""
+        curvature = np.empty((n_data, n_params, n_params))
+        for matrix in curvature:
+            rng.standard_normal(out=matrix)
+            _symmetrise(matrix, self.scale)
+        return curvature
+
+    def nbytes(self, n_data: int, n_params: int) -> int:
+        """Return the bytes of the full array."""
+        return 8 * n_data * n_params**2
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class KroneckerCurvature(CurvatureLaw):
+    r"""Gaussian curvature correlated between data points and between parameters.
+
+    Parameters
+    ----------
+    data_covariance : array_like, shape (n_data, n_data), optional
+        :math:`C`, symmetric positive semidefinite; the identity if left out.
+    parameter_covariance : array_like, shape (n_params, n_params), optional
+        :math:`S`, symmetric positive semidefinite; the identity if left out.
+    scale : float, optional
+        :math:`\sigma \ge 0`, in units of residual / parameter squared.
+
+    Raises
+    ------
+    InputError
+        If a matrix is not symmetric positive semidefinite, or `scale` is negative; from `sample`
+        and `nbytes`, if a matrix has another size than the model.
+
+    Notes
+    -----
+    .. math:: E[Q_{aij}Q_{bkl}] = \sigma^2 C_{ab}(S_{ik}S_{jl} + S_{il}S_{jk})
+
+    drawn as :math:`Q_a = \sigma\sum_b (C^{1/2})_{ab}\, S^{1/2} G_b S^{1/2}` with independent
+    symmetric :math:`G_b`; see derivations on gradient statistics, quadratic model.
+    """
+
+    data_covariance: ArrayLike | None = None
+    parameter_covariance: ArrayLike | None = None
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check every field once."""
+        object.__setattr__(self, "scale", as_number("scale", self.scale, least=0.0))
+        for name in ("data_covariance", "parameter_covariance"):
+            if getattr(self, name) is not None:
+                matrix = as_array(name, getattr(self, name), (None, None))
+                _square_root(name, matrix)
+                object.__setattr__(self, name, matrix)
+
+    def __repr__(self) -> str:
+        """Show each matrix by shape and checksum."""
+        data, parameter = _label(self.data_covariance), _label(self.parameter_covariance)
+        return (
+            f"KroneckerCurvature(data_covariance={data}, parameter_covariance={parameter}, "
+            f"scale={self.scale})"
+        )
+
+    def sample(self, rng: np.random.Generator, n_data: int, n_params: int) -> FloatArray:
+        """Draw the curvature; see `CurvatureLaw.sample`."""
+        mixing, shaping = self._roots(n_data, n_params)
+        curvature = np.empty((n_data, n_params, n_params))
+        rng.standard_normal(out=curvature)
+        if mixing is not None:
+            # Over blocks of columns: a product at one stroke would hold a second array.
+            flat = curvature.reshape(n_data, -1)
+            width = max(flat.shape[1] // 32, 1)
+            for start in range(0, flat.shape[1], width):
+                flat[:, start : start + width] = mixing @ flat[:, start : start + width]
+        for matrix in curvature:
+            if shaping is not None:
+                np.matmul(shaping @ matrix, shaping, out=matrix)
+            _symmetrise(matrix, self.scale)
+        return curvature
+
+    def nbytes(self, n_data: int, n_params: int) -> int:
+        """Return the bytes of the full array; see `CurvatureLaw.nbytes`."""
+        for name, size in (("data_covariance", n_data), ("parameter_covariance", n_params)):
+            matrix = getattr(self, name)
+            if matrix is not None and len(matrix) != size:
+                raise InputError(f"{name} must have shape {(size, size)}, got {matrix.shape}")
+        return 8 * n_data * n_params**2
+
+    def _roots(self, n_data: int, n_params: int) -> tuple[FloatArray | None, FloatArray | None]:
+        self.nbytes(n_data, n_params)
+        data, parameter = self.data_covariance, self.parameter_covariance
+        return (
+            None if data is None else _square_root("data_covariance", np.asarray(data)),
+            None
+            if parameter is None
+            else _square_root("parameter_covariance", np.asarray(parameter)),
+        )
+
+
+@dataclass(frozen=True)
+class RandomLowRankCurvature(CurvatureLaw):
+    r"""Curvature of low rank with independent Gaussian factors.
+
+    Parameters
+    ----------
+    rank : int
+        Number :math:`R` of terms in each :math:`Q_a = \sum_r s_{ar} u_{ar}u_{ar}^\top`.
+    scale : float
+        :math:`\sigma \ge 0`, standard deviation of an off-diagonal entry, in units of residual /
+        parameter squared.
+
+    Raises
+    ------
+    InputError
+        If a value lies outside its range.
+
+    Notes
+    -----
+    Entries of :math:`u` have variance 1, and :math:`s_{ar}` has variance :math:`\sigma^2/R`: so
+    every off-diagonal entry has variance :math:`\sigma^2`, as in `IndependentCurvature`, and a
+    diagonal one :math:`3\sigma^2`. Entries of one :math:`Q_a` are uncorrelated off the diagonal,
+    but not independent.
+    """
+
+    rank: int
+    scale: float
+
+    def __post_init__(self) -> None:
+        """Check every field once."""
+        object.__setattr__(self, "rank", as_integer("rank", self.rank))
+        object.__setattr__(self, "scale", as_number("scale", self.scale, least=0.0))
+
+    def sample(self, rng: np.random.Generator, n_data: int, n_params: int) -> LowRankCurvature:
+        """Draw the curvature; see `CurvatureLaw.sample`."""
+        coefficients = rng.standard_normal((n_data, self.rank)) * (self.scale / self.rank**0.5)
+        return LowRankCurvature(coefficients, rng.standard_normal((n_data, self.rank, n_params)))
+
+    def nbytes(self, n_data: int, n_params: int) -> int:
+        """Return the bytes of the factors."""
+        return 8 * n_data * self.rank * (1 + n_params)
+
+
+def _symmetrise(matrix: FloatArray, scale: float) -> None:
+    """Turn independent entries of variance 1 into scale^2 off and 2 scale^2 on the diagonal."""
+    matrix += matrix.T
+    matrix *= scale / np.sqrt(2.0)
+
+
+def _square_root(name: str, matrix: FloatArray) -> FloatArray:
+    if matrix.shape[0] != matrix.shape[1]:
+        raise InputError(f"{name} must be a square matrix, got shape {matrix.shape}")
+    check_symmetric(name, matrix)
+    eigenvalues, vectors = np.linalg.eigh(matrix)
+    if eigenvalues[0] < -1e-8 * abs(eigenvalues[-1]):
+        raise InputError(
+            f"{name} must be positive semidefinite, got the eigenvalue {eigenvalues[0]:.4g}"
+        )
+    root: FloatArray = (vectors * np.sqrt(np.maximum(eigenvalues, 0.0))) @ vectors.T
+    return root
+
+
+def _label(matrix: ArrayLike | None) -> str:
+    if matrix is None:
+        return "None"
+    array = np.asarray(matrix)
+    checksum = hashlib.sha256(array.tobytes()).hexdigest()[:12]
+    return f"<{'x'.join(map(str, array.shape))}, sha256 {checksum}>"

@@ -1,0 +1,130 @@
+"""Laws of the NTK eigenvectors: spread evenly over the data, or concentrated on some points."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+
+from quadmodel._validation import FloatArray, InputError, as_number
+
+
+class EigenvectorLaw(ABC):
+    """Law of the orthogonal matrix of NTK eigenvectors."""
+
+    @abstractmethod
+    def sample(self, rng: np.random.Generator, n_data: int) -> FloatArray:
+        """Draw the eigenvectors.
+
+        Parameters
+        ----------
+        rng : numpy.random.Generator
+            Source of randomness.
+        n_data : int
+            Data points.
+
+        Returns
+        -------
+        ndarray, shape (n_data, n_data)
+            Orthogonal; columns are modes, in descending order of eigenvalue.
+
+        Raises
+        ------
+        InputError
+            If the law doesn't fit `n_data`.
+        """
+
+
+@dataclass(frozen=True)
+class Haar(EigenvectorLaw):
+    """Eigenvectors uniformly distributed over the orthogonal group: delocalised."""
+
+    def sample(self, rng: np.random.Generator, n_data: int) -> FloatArray:
+        """Draw the eigenvectors; see `EigenvectorLaw.sample`."""
+        return haar_frame(rng, n_data, n_data)
+
+
+@dataclass(frozen=True)
+class Localised(EigenvectorLaw):
+    r"""Leading eigenvectors that live mostly on a few data points.
+
+    Parameters
+    ----------
+    row_fraction : float
+        Fraction of heavy data points, inside (0, 1/2]: :math:`n` = `row_fraction` times
+        :math:`D`, rounded, of them, chosen at random.
+    share : float
+        Part :math:`s` of the squared norm of each of the :math:`n` leading modes that the heavy
+        points carry, between 0 and 1.
+
+    Raises
+    ------
+    InputError
+        If a value lies outside its range; from `sample`, if no point or more than half of the
+        points would be heavy.
+
+    Notes
+    -----
+    A leading mode is :math:`\sqrt s\,o` on the heavy points and :math:`\sqrt{1-s}\,o'` on the
+    others, with :math:`o` from a Haar-distributed :math:`n \times n` matrix and :math:`o'` from a
+    Haar-distributed frame. The other :math:`D-n` modes are a Haar-distributed basis of the
+    complement. At `share` = `row_fraction` points carry equal parts on average.
+    """
+
+    row_fraction: float
+    share: float
+
+    def __post_init__(self) -> None:
+        """Check every field once."""
+        fraction = as_number("row_fraction", self.row_fraction, above=0.0, most=0.5)
+        object.__setattr__(self, "row_fraction", fraction)
+        object.__setattr__(self, "share", as_number("share", self.share, least=0.0, most=1.0))
+
+    def sample(self, rng: np.random.Generator, n_data: int) -> FloatArray:
+        """Draw the eigenvectors; see `EigenvectorLaw.sample`."""
+        n_heavy = round(self.row_fraction * n_data)
+        if not 1 <= n_heavy <= n_data // 2:
+            raise InputError(
+                f"row_fraction must give between 1 and n_data/2={n_data // 2} heavy points, "
+                f"got {n_heavy} from {self.row_fraction:g}"
+            )
+        heavy = np.zeros(n_data, dtype=bool)
+        heavy[rng.choice(n_data, n_heavy, replace=False)] = True
+        vectors = rng.standard_normal((n_data, n_data))
+        inside = haar_frame(rng, n_heavy, n_heavy)
+        outside = haar_frame(rng, n_data - n_heavy, n_heavy)
+        vectors[heavy, :n_heavy] = np.sqrt(self.share) * inside
+        vectors[~heavy, :n_heavy] = np.sqrt(1.0 - self.share) * outside
+        # Orthonormalising keeps the leading columns and turns the Gaussian ones into a
+        # Haar-distributed basis of the complement.
+        return _orthonormalise(vectors)
+
+
+def haar_frame(rng: np.random.Generator, rows: int, columns: int) -> FloatArray:
+    """Draw an orthonormal frame, uniformly distributed over the Stiefel manifold.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        Source of randomness.
+    rows, columns : int
+        Shape, with ``columns <= rows``.
+
+    Returns
+    -------
+    ndarray, shape (rows, columns)
+        Orthonormal columns.
+
+    References
+    ----------
+    .. [1] F. Mezzadri, arXiv:math-ph/0609050, section 5.
+    """
+    return _orthonormalise(rng.standard_normal((rows, columns)))
+
+
+def _orthonormalise(vectors: FloatArray) -> FloatArray:
+    """Gram-Schmidt by QR, with positive diagonal: without the signs the frame is not Haar."""
+    frame, triangle = np.linalg.qr(vectors)
+    frame *= np.copysign(1.0, np.diagonal(triangle))
+    return np.asarray(frame)

@@ -1,0 +1,292 @@
+"""phase_diagram(): learning rate against batch size, theory and simulation side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike
+
+from quadmodel._validation import FloatArray, InputError, as_array, as_integer
+from quadmodel._version import __version__
+from quadmodel.ensemble import Ensemble
+from quadmodel.model import QuadraticModel
+from quadmodel.optimizer import SGD
+from quadmodel.simulation._lanes import IntArray, Workers, workers
+from quadmodel.simulation.cells import MIN_STEPS, Cells, measure_cells
+from quadmodel.theory._inputs import METHODS, Spectrum
+from quadmodel.theory.noise_kernel import norm_or_infinity, phase_boundaries
+
+PHASES = ("stable", "intermittent", "stochastically unstable", "deterministically unstable")
+
+_LABELS = {
+    "mean_growth": ("growth rate of the mean loss", "1 / step"),
+    "mean_growth_standard_error": ("standard error of the mean's growth rate", "1 / step"),
+    "typical_growth": ("growth rate of the typical loss", "1 / step"),
+    "typical_growth_standard_error": ("standard error of the typical growth rate", "1 / step"),
+    "fraction_diverged": ("fraction of runs that diverged", "1"),
+    "final_loss": ("median final loss", "loss"),
+    "noise_kernel_norm": ("noise kernel norm", "1"),
+    "learning_rate": ("learning rate", "1 / NTK eigenvalue"),
+}
+
+
+def phase_diagram(
+    source: Ensemble | QuadraticModel | ArrayLike,
+    learning_rates: int | Sequence[float] | ArrayLike = 24,
+    batch_sizes: int | Sequence[int] | ArrayLike = 12,
+    *,
+    sgd: SGD | None = None,
+    steps: int = 1000,
+    replicas: int = 16,
+    seed: int = 0,
+    refine: int = 12,
+    threads: int | None = None,
+    progress: bool = False,
+) -> xr.Dataset:
+    r"""Predict and simulate the stability of SGD on a grid of learning rates and batch sizes.
+
+    Parameters
+    ----------
+    source : Ensemble, QuadraticModel, or array_like of shape (n_data, n_data)
+        What to train: an ensemble is sampled with `seed`; an array is taken as an NTK.
+    learning_rates : int or sequence of float, optional
+        Learning rates, in units of 1 / NTK eigenvalue; or how many, spread evenly in the logarithm
+        around both edges.
+    batch_sizes : int or sequence of int, optional
+        Batch sizes; or how many, spread evenly in the logarithm from 1 to n_data.
+    sgd : SGD, optional
+        Momentum, weight decay and sampling scheme; its learning rate and batch size are not used.
+    steps : int, optional
+        SGD steps per run, at least 32.
+    replicas : int, optional
+        Runs per cell, at least 2.
+    seed : int, optional
+        Seed of the model and of all batches, below 2**64.
+    refine : int, optional
+        Learning rates of a second, finer scan per batch size, between the columns where the
+        simulated growth rates change sign; 0 for none.
+    threads : int, optional
+        Worker threads; all available cores by default. Results don't depend on it.
+    progress : bool, optional
+        Show a progress bar, on a terminal or in a notebook.
+
+    Returns
+    -------
+    xarray.Dataset
+        On (learning_rate, batch_size): `noise_kernel_norm` (also along `norm`: paper, finite,
+        exact), `mean_growth`, `typical_growth` (per step, of the log loss) and their
+        ``..._standard_error``, `fraction_diverged`, `final_loss` (median), `phase`. Per batch size:
+        `critical_learning_rate` (predicted, along `norm`), `edge_of_stability`, and the same
+        measurements in the finer scan, ``scan_...`` along `scan`. Number: `crossing_batch_size`.
+
+    Raises
+    ------
+    InputError
+        If an argument is out of range.
+    MemoryError
+        If model or runs don't fit in memory.
+
+    Notes
+    -----
+    The phases, from the simulated growth rates:
+
+    - *stable*: the mean loss does not grow;
+    - *intermittent*: the mean loss grows while the typical loss shrinks (rare runs carry the mean);
+    - *stochastically unstable*: both grow, below the deterministic edge;
+    - *deterministically unstable*: unstable, at or above it.
+
+    How growth is measured, so that standard errors are honest although the plain mean over
+    replicas would hang on rare runs. Of a linear model, typical growth is the mean over independent
+    replicas of the growth of their log loss, their sizes being set back every step, after a first
+    half in which directions relax. The mean's growth is that of a population of replicas, redrawn
+    in proportion to their losses whenever fewer than half of them carry the mean, which leaves the
+    mean's expectation as it is; 16 blocks give the standard error and the correction for the bias
+    of a logarithm (:func:`quadmodel.simulation.populations.population_growth`). Of a quadratic
+    model, growth is that of plain runs over their second half, or up to divergence or convergence
+    (:func:`quadmodel.simulation.cells.measure_cells`).
+
+    References
+    ----------
+    .. [1] A. Agarwala, J. Pennington, arXiv:2404.19261, section 3.
+
+    Examples
+    --------
+    >>> import quadmodel as qm
+    >>> grid = qm.phase_diagram(qm.Ensemble(20, 40), 6, 3, steps=64, replicas=4)
+    >>> dict(grid.mean_growth.sizes)
+    {'learning_rate': 6, 'batch_size': 3}
+    """
+    seed = as_integer("seed", seed, low=0, high=2**64 - 1)
+    steps = as_integer("steps", steps, low=MIN_STEPS, high=2**31)
+    replicas = as_integer("replicas", replicas, low=2, high=2**20)
+    refine = as_integer("refine", refine, low=0, high=1000)
+    threads = None if threads is None else as_integer("threads", threads)
+    if not isinstance(sgd, SGD | None):
+        raise InputError(f"sgd must be an SGD, got {type(sgd).__name__}")
+    template = replace(sgd or SGD(1.0, 1), learning_rate=1.0, batch_size=1)
+    given_rates = None if _is_count(learning_rates) else _as_learning_rates(learning_rates)
+    if given_rates is None:
+        as_integer("learning_rates", learning_rates, low=2, high=100_000)
+    source = source if isinstance(source, Ensemble) else _as_model(source)
+    sizes = _as_batch_sizes(batch_sizes, source.n_data)
+
+    model = source.sample(seed) if isinstance(source, Ensemble) else source
+    attrs = {
+        "kind": "phase diagram",
+        **(source.spec() if isinstance(source, Ensemble) else {"model": repr(source)}),
+        "n_data": model.n_data,
+        "n_params": model.n_params,
+        **{k: v for k, v in template.spec().items() if k not in ("learning_rate", "batch_size")},
+        "steps": steps,
+        "replicas": replicas,
+        "refine": refine,
+        "seed": str(seed),
+        "quadmodel_version": __version__,
+    }
+    with workers(threads) as pool:
+        spectrum = Spectrum(*model.eigensystem)
+        boundaries = phase_boundaries(spectrum, sizes, template)
+        rates = given_rates
+        if rates is None:
+            rates = _spread_learning_rates(boundaries, int(learning_rates))  # type: ignore[arg-type]
+        if not np.isfinite(rates).all():
+            raise InputError("the NTK must not vanish, got eigenvalues that are all zero")
+
+        def evaluate(at: FloatArray, b: IntArray, first: int, what: str) -> tuple[Any, int]:
+            cells = Cells(at, b, template, steps, replicas, seed, first)
+            measured = measure_cells(model, cells, pool, what=what, show=progress)
+            norms = _norms(spectrum, template, at, b, pool)
+            return measured.variables() | {"noise_kernel_norm": norms}, measured.replica_steps
+
+        on_grid, done = evaluate(
+            np.repeat(rates, sizes.size), np.tile(sizes, rates.size), 0, "grid"
+        )
+        grid = {k: v.reshape(*v.shape[:-1], rates.size, sizes.size) for k, v in on_grid.items()}
+        scan_rates = _scan_learning_rates(rates, grid, refine)
+        found = np.isfinite(scan_rates).all(axis=1)
+        scan = {k: np.full((*v.shape[:-2], sizes.size, refine), np.nan) for k, v in grid.items()}
+        if refine and found.any():
+            # Replica numbers beyond those of the grid: three sets of runs per cell at most.
+            first = 3 * rates.size * sizes.size * replicas
+            on_scan, more = evaluate(
+                scan_rates[found].ravel(), np.repeat(sizes[found], refine), first, "finer scan"
+            )
+            done += more
+            for name, value in on_scan.items():
+                scan[name][..., found, :] = value.reshape(*value.shape[:-1], -1, refine)
+    scan["learning_rate"] = scan_rates
+    attrs["replica_steps"] = done
+    return _dataset(rates, sizes, grid, scan, boundaries, attrs)
+
+
+def _is_count(value: Any) -> bool:
+    return np.ndim(value) == 0
+
+
+def _as_model(source: Any) -> QuadraticModel:
+    if isinstance(source, QuadraticModel):
+        return source
+    if np.ndim(source) != 2:
+        raise InputError(
+            "source must be an Ensemble, a QuadraticModel or an NTK of shape (n_data, n_data), "
+            f"got {type(source).__name__} with {np.ndim(source)} dimensions"
+        )
+    return QuadraticModel.from_ntk(source)
+
+
+def _as_learning_rates(values: Any) -> FloatArray:
+    rates = np.sort(as_array("learning_rates", values, (None,)))
+    if rates[0] <= 0:
+        raise InputError(f"learning_rates must be > 0, got {rates[0]:g}")
+    if np.unique(rates).size < rates.size or rates.size < 2:
+        raise InputError(f"learning_rates must be at least 2 different ones, got {rates.tolist()}")
+    return rates
+
+
+def _as_batch_sizes(values: Any, n_data: int) -> IntArray:
+    if _is_count(values):
+        count = as_integer("batch_sizes", values, high=100_000)
+        return np.unique(np.geomspace(1, n_data, count).round().astype(np.int64))
+    sizes = sorted(as_integer("batch_sizes", b, high=n_data) for b in np.asarray(values).tolist())
+    if not sizes or len(set(sizes)) < len(sizes):
+        raise InputError(f"batch_sizes must be different ones, got {sizes}")
+    return np.array(sizes, dtype=np.int64)
+
+
+def _spread_learning_rates(boundaries: xr.Dataset, count: int) -> FloatArray:
+    low = 0.4 * float(boundaries.critical_learning_rate.min())
+    return np.geomspace(low, 1.6 * float(boundaries.edge_of_stability.max()), count)
+
+
+def _norms(
+    spectrum: Spectrum, template: SGD, rates: FloatArray, sizes: IntArray, pool: Workers
+) -> FloatArray:
+    """Return K of every method and cell, shape (methods, cells)."""
+    norms = np.empty((len(METHODS), rates.size))
+
+    def work(some: slice) -> None:
+        for cell in range(*some.indices(rates.size)):
+            sgd = replace(template, learning_rate=rates[cell], batch_size=int(sizes[cell]))
+            norms[:, cell] = [norm_or_infinity(spectrum, sgd, method) for method in METHODS]
+
+    pool.map(work, [slice(i, i + 8) for i in range(0, rates.size, 8)])
+    return norms
+
+
+def _scan_learning_rates(rates: FloatArray, grid: dict[str, Any], count: int) -> FloatArray:
+    """Return, per batch size, learning rates between the columns where growth changes sign."""
+    scan = np.full((grid["mean_growth"].shape[1], count), np.nan)
+    for j in range(len(scan)):
+        brackets = []
+        for name in ("mean_growth", "typical_growth"):
+            positive = np.flatnonzero(grid[name][:, j] > 0)
+            negative = np.flatnonzero(grid[name][:, j] < 0)
+            if positive.size and negative.size and negative[0] < positive[-1]:
+                brackets.append((max(positive[0] - 1, 0), min(negative[-1] + 1, rates.size - 1)))
+        if brackets:
+            low, high = min(b[0] for b in brackets), max(b[1] for b in brackets)
+            scan[j] = np.geomspace(rates[low], rates[high], count + 2)[1:-1]
+    return scan
+
+
+def _phases(rates: FloatArray, grid: dict[str, Any], edge: FloatArray) -> np.ndarray:
+    mean, typical = grid["mean_growth"] > 0, grid["typical_growth"] > 0
+    beyond = rates[:, None] >= edge
+    stable, intermittent, stochastic, deterministic = PHASES
+    return np.select(
+        [~mean & ~typical, beyond, mean & ~typical],
+        [stable, deterministic, intermittent],
+        stochastic,
+    )
+
+
+def _dataset(
+    rates: FloatArray,
+    sizes: IntArray,
+    grid: dict[str, Any],
+    scan: dict[str, Any],
+    boundaries: xr.Dataset,
+    attrs: dict[str, Any],
+) -> xr.Dataset:
+    def labelled(name: str, value: Any, dims: tuple[str, ...]) -> Any:
+        long_name, units = _LABELS[name]
+        lead = ("norm",) if value.ndim > len(dims) else ()
+        return (*lead, *dims), value, {"long_name": long_name, "units": units}
+
+    phases = _phases(rates, grid, boundaries.edge_of_stability.values)
+    return xr.Dataset(
+        {name: labelled(name, v, ("learning_rate", "batch_size")) for name, v in grid.items()}
+        | {"phase": (("learning_rate", "batch_size"), phases, {"long_name": "phase, simulated"})}
+        | {f"scan_{name}": labelled(name, v, ("batch_size", "scan")) for name, v in scan.items()}
+        | {str(name): variable for name, variable in boundaries.data_vars.items()},
+        coords={
+            "learning_rate": labelled("learning_rate", rates, ("learning_rate",)),
+            "batch_size": boundaries.batch_size,
+            "norm": boundaries.norm,
+        },
+        attrs=attrs,
+    )

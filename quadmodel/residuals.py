@@ -1,0 +1,196 @@
+"""Laws of the initial residual: random, along chosen NTK modes, partly out of reach."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from quadmodel._validation import FloatArray, InputError, as_array, as_integer, as_number
+
+
+class ResidualLaw(ABC):
+    """Law of the initial residual, given the eigensystem of the NTK."""
+
+    @property
+    def needs_modes(self) -> bool:
+        """Whether `sample` looks at the eigensystem; if not, only at the number of data points."""
+        return True
+
+    @abstractmethod
+    def sample(
+        self, rng: np.random.Generator, eigenvalues: FloatArray, eigenvectors: FloatArray
+    ) -> FloatArray:
+        """Draw the residual.
+
+        Parameters
+        ----------
+        rng : numpy.random.Generator
+            Source of randomness.
+        eigenvalues : ndarray, shape (n_data,)
+            Of the NTK, descending; those of the null space are exactly zero.
+        eigenvectors : ndarray, shape (n_data, n_data)
+            Of the NTK, in columns.
+
+        Returns
+        -------
+        ndarray, shape (n_data,)
+            Residual.
+
+        Raises
+        ------
+        InputError
+            If the law doesn't fit this NTK.
+        """
+
+
+@dataclass(frozen=True)
+class GaussianResidual(ResidualLaw):
+    r"""Residual with independent Gaussian entries.
+
+    Parameters
+    ----------
+    scale : float, optional
+        Standard deviation :math:`s \ge 0` of an entry, in units of the residual.
+    null_fraction : float, optional
+        Part of :math:`|z|^2`, inside [0, 1), in the null space of the NTK, which no parameter
+        reaches. Left out, it is what chance gives, on average the share of zero eigenvalues.
+
+    Raises
+    ------
+    InputError
+        If a value lies outside its range; from `sample`, if `null_fraction` is positive and the
+        NTK has no null space, as is usual with no fewer parameters than data points.
+
+    Notes
+    -----
+    With `null_fraction`, the two parts of a Gaussian draw keep their directions and are
+    rescaled; :math:`|z|^2` stays as drawn, :math:`Ds^2` on average.
+    """
+
+    scale: float = 1.0
+    null_fraction: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check every field once."""
+        object.__setattr__(self, "scale", as_number("scale", self.scale, least=0.0))
+        if self.null_fraction is not None:
+            object.__setattr__(self, "null_fraction", _as_fraction(self.null_fraction))
+
+    @property
+    def needs_modes(self) -> bool:
+        """Whether a `null_fraction` is asked for."""
+        return self.null_fraction is not None
+
+    def sample(
+        self, rng: np.random.Generator, eigenvalues: FloatArray, eigenvectors: FloatArray
+    ) -> FloatArray:
+        """Draw the residual; see `ResidualLaw.sample`."""
+        residual = self.scale * rng.standard_normal(len(eigenvalues))
+        if self.null_fraction is None:
+            return residual
+        out_of_reach = _null_part(residual, eigenvalues, eigenvectors, self.null_fraction)
+        norm = float(np.linalg.norm(residual))
+        return _mix(residual - out_of_reach, out_of_reach, self.null_fraction, norm)
+
+
+@dataclass(frozen=True)
+class AlignedResidual(ResidualLaw):
+    r"""Residual along chosen modes of the NTK.
+
+    Parameters
+    ----------
+    modes : sequence of int
+        Which, all different; 0 is the mode with the largest eigenvalue. Their eigenvalues must
+        not be zero.
+    coefficients : array_like, shape (n_modes,), optional
+        Components along these modes, in units of `scale`; Gaussian if left out. The sign of
+        an eigenvector, and so of what a coefficient means, is a convention.
+    scale : float, optional
+        :math:`s > 0`, in units of the residual.
+    null_fraction : float, optional
+        Part of :math:`|z|^2`, inside [0, 1), in the null space of the NTK.
+
+    Raises
+    ------
+    InputError
+        If a value lies outside its range; from `sample`, if a mode has eigenvalue zero, or
+        `null_fraction` is positive and the NTK has no null space.
+
+    Notes
+    -----
+    Without `coefficients` the whole residual has norm :math:`|z|^2 = Ds^2` exactly. With
+    them, :math:`v_k^\top z = s\,c_k` exactly, and a null part comes on top of
+    :math:`|z|^2 = s^2|c|^2`, making it :math:`s^2|c|^2/(1-f)` at `null_fraction` :math:`f`.
+    """
+
+    modes: Sequence[int]
+    coefficients: Sequence[float] | FloatArray | None = None
+    scale: float = 1.0
+    null_fraction: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check every field once."""
+        put = object.__setattr__  # the dataclass is frozen
+        modes = tuple(as_integer("a mode", mode, low=0) for mode in self.modes)
+        if not modes or len(set(modes)) < len(modes):
+            raise InputError(f"modes must be one or more different numbers, got {modes}")
+        put(self, "modes", modes)
+        if self.coefficients is not None:
+            coefficients = as_array("coefficients", self.coefficients, (len(modes),))
+            if not coefficients.any():
+                raise InputError("coefficients must not all be zero, got zeros")
+            put(self, "coefficients", tuple(coefficients.tolist()))
+        put(self, "scale", as_number("scale", self.scale, above=0.0))
+        put(self, "null_fraction", _as_fraction(self.null_fraction))
+
+    def sample(
+        self, rng: np.random.Generator, eigenvalues: FloatArray, eigenvectors: FloatArray
+    ) -> FloatArray:
+        """Draw the residual; see `ResidualLaw.sample`."""
+        rank = int(np.count_nonzero(eigenvalues))
+        if max(self.modes) >= rank:
+            raise InputError(
+                f"modes must be among the {rank} with non-zero eigenvalue, got {max(self.modes)}"
+            )
+        gaussian = rng.standard_normal(len(self.modes))
+        background = rng.standard_normal(len(eigenvalues))
+        if self.coefficients is None:
+            coefficients, norm = gaussian, self.scale * len(eigenvalues) ** 0.5
+        else:
+            coefficients = self.scale * np.array(self.coefficients)
+            norm = float(np.linalg.norm(coefficients)) / (1.0 - self.null_fraction) ** 0.5
+        reached = eigenvectors[:, list(self.modes)] @ coefficients
+        out_of_reach = _null_part(background, eigenvalues, eigenvectors, self.null_fraction)
+        return _mix(reached, out_of_reach, self.null_fraction, norm)
+
+
+def _as_fraction(value: float) -> float:
+    return as_number("null_fraction", value, least=0.0, below=1.0)
+
+
+def _null_part(
+    vector: FloatArray, eigenvalues: FloatArray, eigenvectors: FloatArray, fraction: float
+) -> FloatArray:
+    """Project on the null space, which must be there if `fraction` is positive."""
+    null = eigenvectors[:, eigenvalues == 0.0]
+    if fraction > 0.0 and null.shape[1] == 0:
+        raise InputError(
+            f"null_fraction must be 0 where the NTK has no null space, got {fraction:g}: "
+            "take fewer parameters than data points"
+        )
+    if null.shape[1] == len(vector):
+        raise InputError("the NTK must not be zero where null_fraction is given, got rank 0")
+    return np.asarray(null @ (null.T @ vector))
+
+
+def _mix(reached: FloatArray, null: FloatArray, fraction: float, norm: float) -> FloatArray:
+    """Add the two parts so that the sum has `norm` and the second `fraction` of its square."""
+    mixed = np.zeros_like(reached)
+    for part, share in ((reached, 1.0 - fraction), (null, fraction)):
+        size = float(np.linalg.norm(part))
+        if share > 0.0 and size > 0.0:
+            mixed += part * (norm * share**0.5 / size)
+    return mixed

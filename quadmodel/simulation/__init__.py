@@ -1,0 +1,1 @@
+"""Monte Carlo of SGD in Numba; no formula shared with the theory."""

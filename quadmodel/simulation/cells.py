@@ -1,0 +1,205 @@
+"""Measurement of many (learning rate, batch size) cells that share one model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import logsumexp
+
+from quadmodel._progress import progress_bar
+from quadmodel._validation import FloatArray, check_memory
+from quadmodel.model import QuadraticModel
+from quadmodel.optimizer import SGD
+from quadmodel.simulation import observables
+from quadmodel.simulation._lanes import IntArray, Lanes, Stepper, Workers, groups, start_lanes
+from quadmodel.simulation.populations import Growth, population_growth
+
+MIN_STEPS = 32
+# Losses of a quadratic model are looked at this often.
+_WINDOWS = 8
+# A run is called diverged if its loss overflowed or ended above this multiple of where it began.
+_DIVERGED = 10.0
+# Below this multiple of the initial loss a run has converged: the rest is rounding.
+_CONVERGED = 1e-24
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Cells to measure: learning rates and batch sizes, shape (cells,), and what they share.
+
+    `sgd` gives momentum, weight decay and sampling. Batches are a function of (seed, replica,
+    step); every cell has replica numbers of its own, counted from `first_replica`.
+    """
+
+    learning_rate: FloatArray
+    batch_size: IntArray
+    sgd: SGD
+    steps: int
+    replicas: int
+    seed: int
+    first_replica: int = 0
+
+    def __len__(self) -> int:
+        """Return the number of cells."""
+        return len(self.learning_rate)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Growth rates per step of the mean and of the typical log loss, and how runs end."""
+
+    mean: Growth
+    typical: Growth
+    fraction_diverged: FloatArray
+    final_loss: FloatArray
+    replica_steps: int
+
+    def variables(self) -> dict[str, FloatArray]:
+        """Return the arrays, shape (cells,), by the names that results use."""
+        return {
+            "mean_growth": self.mean.rate,
+            "mean_growth_standard_error": self.mean.standard_error,
+            "typical_growth": self.typical.rate,
+            "typical_growth_standard_error": self.typical.standard_error,
+            "fraction_diverged": self.fraction_diverged,
+            "final_loss": self.final_loss,
+        }
+
+
+def measure_cells(
+    model: QuadraticModel, cells: Cells, pool: Workers, *, what: str = "cells", show: bool = False
+) -> Measurement:
+    r"""Simulate every cell and measure how its loss grows.
+
+    Parameters
+    ----------
+    model : QuadraticModel
+        The model that all cells share.
+    cells : Cells
+        Learning rates, batch sizes, number of steps and replicas.
+    pool : Workers
+        Threads.
+    what : str, optional
+        Label of the progress bar.
+    show : bool, optional
+        Show the progress bar.
+
+    Returns
+    -------
+    Measurement
+        Arrays of shape (cells,).
+
+    Raises
+    ------
+    MemoryError
+        If the runs don't fit in memory.
+
+    Notes
+    -----
+    *Runs.* Plain runs from the model's initial parameters give the fraction diverged (overflow, or
+    a final loss above ten times the initial one) and the median final loss. Cells with full batches
+    are deterministic: one run stands for all.
+
+    *Growth, linear model.* See :func:`quadmodel.simulation.populations.population_growth`.
+
+    *Growth, quadratic model.* The recursion depends on size, so the plain runs are used: a run's
+    growth is that of its log loss over the second half of the steps, or up to its divergence or
+    convergence. Typical growth is the median over replicas; growth of the mean is the log of the
+    mean of exp(growth x window), per step, with a window of steps/32: a single diverging run
+    among many makes it positive.
+
+    References
+    ----------
+    .. [1] A. Agarwala, J. Pennington, arXiv:2404.19261, section 2, for the dynamics.
+    """
+    lanes, cell, row = _start_runs(model, cells)
+    linear = model.curvature is None
+    populations = 2 * len(cells) * cells.replicas if linear else 0
+    total = (cell.size + populations) * cells.steps
+    with progress_bar(total, what=what, show=show) as bar:
+        recorded = np.linspace(0, cells.steps, 2 if linear else _WINDOWS + 1).astype(np.int64)
+        stepper = Stepper(model, cells.sgd, seed=cells.seed)
+        losses = np.full((cell.size, recorded.size), model.loss())
+        for k in range(1, recorded.size):
+            n_steps = int(recorded[k] - recorded[k - 1])
+            stepper.advance(lanes, int(recorded[k - 1]), n_steps, pool)
+            losses[:, k] = np.concatenate(
+                pool.map(lambda rows: _losses(model, lanes, rows), groups(cell.size))
+            )
+            bar.update(cell.size * n_steps)
+        # Back to cells x replicas; the one run of a deterministic cell stands for all of it.
+        loss = np.repeat(losses[: len(cells), None], cells.replicas, axis=1)
+        diverged_at = np.repeat(lanes.diverged_at[: len(cells), None], cells.replicas, axis=1)
+        loss[cell, row], diverged_at[cell, row] = losses, lanes.diverged_at
+        if linear:
+            mean, typical = population_growth(
+                model,
+                cells.learning_rate,
+                cells.batch_size,
+                cells.sgd,
+                steps=cells.steps,
+                replicas=cells.replicas,
+                seed=cells.seed,
+                first_replica=cells.first_replica + len(cells) * cells.replicas,
+                pool=pool,
+                advance=bar.update,
+            )
+        else:
+            mean, typical = _growth_of_runs(loss, diverged_at, recorded)
+    ended = loss[:, :, -1]
+    diverged = ~(ended <= _DIVERGED * model.loss())
+    return Measurement(mean, typical, diverged.mean(axis=1), np.median(ended, axis=1), total)
+
+
+def _start_runs(model: QuadraticModel, cells: Cells) -> tuple[Lanes, IntArray, IntArray]:
+    """Return lanes with the cell and the replica of each, one replica for deterministic cells.
+
+    They go replica by replica, so that every group of lanes holds all kinds of cells.
+    """
+    cell = np.tile(np.arange(len(cells)), cells.replicas)
+    row = np.repeat(np.arange(cells.replicas), len(cells))
+    full = (cells.batch_size == model.n_data) & (cells.sgd.sampling == "without_replacement")
+    kept = (row == 0) | ~full[cell]
+    cell, row = cell[kept], row[kept]
+    width = model.n_data if model.curvature is None else 4 * model.n_params + 2 * model.n_data
+    check_memory("the runs", 8.0 * cell.size * (2 * width + _WINDOWS))
+    number = cells.first_replica + cell * cells.replicas + row
+    lanes = start_lanes(model, cells.learning_rate[cell], cells.batch_size[cell], number)
+    return lanes, cell, row
+
+
+def _losses(model: QuadraticModel, lanes: Lanes, rows: slice) -> FloatArray:
+    loss = np.full(len(lanes.replica[rows]), np.inf)
+    alive = lanes.alive[rows]
+    with np.errstate(over="ignore", invalid="ignore"):
+        z = observables.residuals(model, lanes.state[rows][alive])
+        loss[alive] = np.einsum("na,na->n", z, z) / (2 * model.n_data)
+    return np.where(np.isfinite(loss), loss, np.inf)
+
+
+def _growth_of_runs(
+    loss: FloatArray, diverged_at: IntArray, recorded: IntArray
+) -> tuple[Growth, Growth]:
+    """Return growth of the mean and of the typical loss from losses (cells, replicas, records)."""
+    steps, replicas = int(recorded[-1]), loss.shape[1]
+    middle = (recorded.size - 1) // 2
+    floor = _CONVERGED * loss[:, :, :1]
+    explosion = np.log(1e100) - np.log(loss[:, :, 0])
+    with np.errstate(invalid="ignore"):
+        log_loss = np.log(np.maximum(loss, floor))
+        growth = (log_loss[:, :, -1] - log_loss[:, :, middle]) / (steps - recorded[middle])
+    # Converged before the second half, or diverged: the average up to that moment.
+    converged_at = recorded[np.argmax(loss <= floor, axis=2)]
+    early = loss[:, :, middle] <= floor[:, :, 0]
+    growth[early] = np.log(_CONVERGED) / converged_at[early]
+    blown = (diverged_at >= 0) | ~np.isfinite(loss[:, :, -1])
+    growth[blown] = explosion[blown] / np.where(diverged_at >= 0, diverged_at, steps)[blown]
+    window = steps / 32
+    mean = (logsumexp(growth * window, axis=1) - np.log(replicas)) / window
+    weight = np.exp((growth - mean[:, None]) * window)
+    # 1.2533 = sqrt(pi/2): standard error of a median over that of a mean, for a normal law.
+    return (
+        Growth(mean, weight.std(axis=1, ddof=1) / window / replicas**0.5),
+        Growth(np.median(growth, axis=1), 1.2533 * growth.std(axis=1, ddof=1) / replicas**0.5),
+    )

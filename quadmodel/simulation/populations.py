@@ -1,0 +1,159 @@
+"""Growth rates of the mean and of the typical loss of the linear model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from quadmodel._validation import FloatArray, check_memory
+from quadmodel.model import QuadraticModel
+from quadmodel.optimizer import SAMPLING_SCHEMES, SGD
+from quadmodel.simulation import _kernels
+from quadmodel.simulation._lanes import IntArray, Workers
+
+# The steps are cut into blocks; during the first half directions relax.
+_BLOCKS = 32
+_MEASURED = _BLOCKS // 2
+# Cells handed to a thread at a time.
+_CHUNK = 12
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Growth rates of the log loss per step, shape (cells,), with standard errors."""
+
+    rate: FloatArray
+    standard_error: FloatArray
+
+
+def population_growth(
+    model: QuadraticModel,
+    learning_rate: FloatArray,
+    batch_size: IntArray,
+    sgd: SGD,
+    *,
+    steps: int,
+    replicas: int,
+    seed: int,
+    first_replica: int,
+    pool: Workers,
+    advance: Callable[[int], object] = lambda replica_steps: None,
+) -> tuple[Growth, Growth]:
+    r"""Return the growth rates of the mean loss and of the typical loss.
+
+    Parameters
+    ----------
+    model : QuadraticModel
+        A linear model.
+    learning_rate, batch_size : ndarray, shape (cells,)
+        The cells.
+    sgd : SGD
+        Momentum, weight decay and sampling scheme.
+    steps : int
+        Steps per replica, at least 32.
+    replicas : int
+        Replicas per cell, at least 2, for each of the two rates.
+    seed : int
+        Batches are a function of (seed, replica, step).
+    first_replica : int
+        Where the numbering of replicas starts.
+    pool : Workers
+        Threads.
+    advance : callable, optional
+        Told how many replica-steps were done.
+
+    Returns
+    -------
+    mean, typical : Growth
+        Per step, of the log loss.
+
+    Raises
+    ------
+    MemoryError
+        If the populations don't fit in memory.
+
+    Notes
+    -----
+    Stability is that of the homogeneous recursion (no pull towards the start) on the range of the
+    NTK, from random directions. Sizes are set back to 1 after every step. The first half of the
+    steps is discarded; the second is cut into 16 blocks.
+
+    *Typical growth* is the mean over replicas of the growth of their log loss, with the standard
+    error over replicas, which are independent.
+
+    *Growth of the mean* follows a population. A plain mean over replicas soon hangs on one rare
+    run; so whenever fewer than half of the replicas carry it (:math:`(\sum L)^2 < N\sum L^2/2`),
+    they are redrawn in proportion to their losses and all set to the mean loss. That leaves the
+    mean as it is, and its expectation unbiased (sequential Monte Carlo). The logarithm of an
+    unbiased mean is biased by minus half its variance; the variance between blocks corrects that
+    bias and gives the standard error.
+
+    References
+    ----------
+    .. [1] A. Doucet, A. Johansen, "A tutorial on particle filtering and smoothing: fifteen years
+       later" (2009), for the redrawing and its unbiasedness.
+    """
+    n_cells, n_data = len(learning_rate), model.n_data
+    check_memory("the populations", 8.0 * 4 * n_cells * replicas * n_data)
+    generator = np.random.default_rng([seed, first_replica])
+    eigenvalues, vectors = model.eigensystem
+    reached = vectors[:, eigenvalues > 0]
+    edges = np.linspace(0, steps, _BLOCKS + 1).astype(np.int64)
+    lengths = np.diff(edges)[_MEASURED:]
+    options = (
+        sgd.momentum,
+        sgd.nesterov,
+        sgd.weight_decay,
+        SAMPLING_SCHEMES.index(sgd.sampling),
+        np.uint64(seed),
+        0,
+    )
+    ntk = model.ntk()
+
+    def follow(select: bool, first: int) -> FloatArray:
+        """Return the growth of the log loss per measured block, cell and member."""
+        number = first + np.arange(n_cells * replicas).reshape(n_cells, replicas)
+        state = generator.standard_normal((n_cells, replicas, n_data)) @ reached @ reached.T
+        old = state.copy()
+        growth = np.zeros((_BLOCKS, n_cells, 1 if select else replicas))
+
+        def work(some: slice, block: int) -> None:
+            _kernels.advance_populations(
+                ntk,
+                state[some],
+                old[some],
+                learning_rate[some],
+                batch_size[some],
+                number[some],
+                select,
+                *options,
+                int(edges[block]),
+                int(edges[block + 1] - edges[block]),
+                growth[block, some],
+            )
+
+        chunks = [slice(i, i + _CHUNK) for i in range(0, n_cells, _CHUNK)]
+        for block in range(_BLOCKS):
+            pool.map(partial(work, block=block), chunks)
+            advance(n_cells * replicas * int(edges[block + 1] - edges[block]))
+        return growth[_MEASURED:]
+
+    blocks = follow(True, first_replica)[:, :, 0]
+    members = follow(False, first_replica + n_cells * replicas).sum(axis=0) / lengths.sum()
+    typical = Growth(members.mean(axis=1), members.std(axis=1, ddof=1) / replicas**0.5)
+    return _of_mean(blocks, lengths), typical
+
+
+def _of_mean(blocks: FloatArray, lengths: IntArray) -> Growth:
+    """Return the growth of the mean, corrected for the bias of its logarithm."""
+    n_blocks, length = len(blocks), lengths.mean()
+    plain = blocks.sum(axis=0) / lengths.sum()
+    excess = blocks - plain * lengths[:, None]
+    variance = (excess**2).sum(axis=0) / (n_blocks - 1)
+    correction = 0.5 * variance / length
+    of_plain = np.sqrt(variance / n_blocks) / length
+    of_correction = correction * np.sqrt(2 / (n_blocks - 1))
+    return Growth(plain + correction, np.hypot(of_plain, of_correction))

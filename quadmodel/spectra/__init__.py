@@ -1,0 +1,16 @@
+"""Laws of the NTK spectrum: eigenvalues of one matrix, averages over the limit of many."""
+
+from quadmodel.spectra._base import GivenEigenvalues, SpectralLaw
+from quadmodel.spectra._finite import IndependentGaussian, Outliers, PowerLaw
+from quadmodel.spectra._limits import FromDensity, FromStieltjes, MarchenkoPastur
+
+__all__ = [
+    "FromDensity",
+    "FromStieltjes",
+    "GivenEigenvalues",
+    "IndependentGaussian",
+    "MarchenkoPastur",
+    "Outliers",
+    "PowerLaw",
+    "SpectralLaw",
+]

@@ -1,0 +1,1 @@
+"""Closed-form predictions; NumPy and SciPy only, no formula shared with the simulation."""

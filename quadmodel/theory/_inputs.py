@@ -1,0 +1,84 @@
+"""What a prediction may be made from: an NTK matrix, its eigenvalues, or a spectral law."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from quadmodel._validation import FloatArray, InputError, as_array, as_integer
+from quadmodel.model import clean_eigenvalues, ntk_eigensystem
+from quadmodel.optimizer import SGD
+from quadmodel.spectra import SpectralLaw
+
+METHODS = ("paper", "finite", "exact")
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Eigenvalues (descending) and, if a matrix was given, eigenvectors of an NTK."""
+
+    eigenvalues: FloatArray
+    vectors: FloatArray | None = None
+
+    @property
+    def n_data(self) -> int:
+        """Number of data points D."""
+        return len(self.eigenvalues)
+
+    @property
+    def edge(self) -> float:
+        """Largest eigenvalue."""
+        return float(self.eigenvalues[0])
+
+
+@dataclass(frozen=True)
+class LimitSpectrum:
+    """A spectral law, standing for the eigenvalues of `n_data` points."""
+
+    law: SpectralLaw
+    n_data: int
+
+    @property
+    def edge(self) -> float:
+        """Upper end of the support."""
+        return self.law.edge
+
+
+def as_spectrum(ntk: Any, *, n_data: int | None = None) -> Spectrum | LimitSpectrum:
+    """Check and unify the `ntk` argument of the public functions."""
+    if isinstance(ntk, Spectrum | LimitSpectrum):
+        return ntk
+    if isinstance(ntk, SpectralLaw):
+        if n_data is None:
+            raise InputError("n_data must be given with a spectral law, got None")
+        return LimitSpectrum(ntk, as_integer("n_data", n_data))
+    return as_finite_spectrum(ntk)
+
+
+def as_finite_spectrum(ntk: ArrayLike | Spectrum) -> Spectrum:
+    """Check an NTK matrix or a list of eigenvalues and diagonalise the former."""
+    if isinstance(ntk, Spectrum):
+        return ntk
+    if np.ndim(ntk) == 1:
+        values = as_array("ntk", ntk, (None,))
+        return Spectrum(clean_eigenvalues(np.sort(values)[::-1]))
+    return Spectrum(*ntk_eigensystem(as_array("ntk", ntk, (None, None))))
+
+
+def need_vectors(spectrum: Spectrum | LimitSpectrum) -> tuple[FloatArray, FloatArray]:
+    """Return eigenvalues and eigenvectors, or say that the matrix is needed."""
+    if isinstance(spectrum, LimitSpectrum):
+        raise InputError("ntk must be the full matrix for method='exact', got a spectral law")
+    if spectrum.vectors is None:
+        raise InputError("ntk must be the full matrix for method='exact', got eigenvalues only")
+    return spectrum.eigenvalues, spectrum.vectors
+
+
+def check_sgd(sgd: SGD, n_data: int) -> None:
+    """Check that `sgd` is one and fits the number of data points."""
+    if not isinstance(sgd, SGD):
+        raise InputError(f"sgd must be an SGD, got {type(sgd).__name__}")
+    sgd.check_batch_size(n_data)

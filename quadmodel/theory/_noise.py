@@ -1,0 +1,137 @@
+"""Evaluation of the noise kernel norm on checked input; public functions stand beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.sparse.linalg import LinearOperator, eigsh
+
+from quadmodel._validation import FloatArray
+from quadmodel.optimizer import SGD
+from quadmodel.theory import _formulas as formulas
+from quadmodel.theory._inputs import LimitSpectrum, Spectrum, need_vectors
+
+# Below this size the noise kernel matrix is built whole; Lanczos needs room to iterate.
+_SMALL = 24
+
+
+def norm(
+    spectrum: Spectrum | LimitSpectrum, sgd: SGD, method: str, *, growth: float = 1.0
+) -> float:
+    """Return K, its kernel discounted by `growth` per step; the caller has checked stability."""
+    n_data = spectrum.n_data
+    covariance = (
+        formulas.paper_weight_covariance if method == "paper" else formulas.batch_weight_covariance
+    )
+    gamma, kappa = covariance(sgd, n_data)
+    if gamma == 0.0:
+        return 0.0
+    if method == "exact":
+        lam, vectors = need_vectors(spectrum)
+        response = _dressed(lam[:, None], lam[None, :], sgd, gamma, kappa, growth)
+        return gamma * perron_root(vectors, response)
+    if isinstance(spectrum, LimitSpectrum):
+        return gamma * _law_average(spectrum, sgd, gamma, kappa)
+    lam = spectrum.eigenvalues
+    return gamma * float(_dressed(lam, lam, sgd, gamma, kappa, growth).mean())
+
+
+def _dressed(
+    lam: FloatArray, other: FloatArray, sgd: SGD, gamma: float, kappa: float, growth: float
+) -> FloatArray:
+    bare = formulas.pair_response(lam, other, sgd, growth=growth)
+    return formulas.dressed_response(bare, gamma, kappa, lam.size)
+
+
+def _law_average(spectrum: LimitSpectrum, sgd: SGD, gamma: float, kappa: float) -> float:
+    r"""Return the mean over the law of the dressed diagonal response.
+
+    Heavy ball without weight decay has one simple pole,
+    :math:`\lambda/(p - q\lambda)`, whose mean is :math:`(p/q^2)\,m(p/q) - 1/q` with m the Stieltjes
+    transform; everything else needs the density.
+    """
+    eta, mu, law = sgd.learning_rate, sgd.momentum, spectrum.law
+    p, q = 2 * (1 - mu), eta * ((1 - mu) / (1 + mu) - kappa * gamma / spectrum.n_data)
+    if sgd.nesterov or sgd.weight_decay > 0 or q < 0:
+        return law.average(
+            lambda lam: formulas.dressed_response(
+                formulas.pair_response(lam, lam, sgd), gamma, kappa, spectrum.n_data
+            )
+        )
+    if q * spectrum.edge <= 1e-8 * p:  # far from the pole the difference below cancels
+        return eta * law.mean / p
+    return eta * (p / q**2 * law.stieltjes(p / q) - 1 / q)
+
+
+def perron_root(vectors: FloatArray, response: FloatArray) -> float:
+    r"""Return the largest eigenvalue of the noise kernel matrix, without its factor gamma.
+
+    .. math:: \textstyle\sum_{\alpha\beta} V_{i\alpha}V_{j\alpha}S_{\alpha\beta}V_{i\beta}V_{j\beta}
+
+    Lanczos from the uniform vector, whose Rayleigh quotient is the finite-size K. One product
+    costs two matrix products; no :math:`D^2\times D^2` matrix is formed.
+    """
+    n_data = len(vectors)
+    product = partial(noise_kernel_product, vectors, response)
+    if n_data <= _SMALL:
+        matrix = np.column_stack([product(unit) for unit in np.eye(n_data)])
+        return float(np.linalg.eigvalsh(0.5 * (matrix + matrix.T))[-1])
+    operator = LinearOperator((n_data, n_data), matvec=product, dtype=np.float64)
+    start = np.full(n_data, n_data**-0.5)
+    # The eigenvalue's relative error is the square of the tolerance, which bounds the vector's.
+    top = eigsh(operator, k=1, which="LA", v0=start, ncv=8, return_eigenvectors=False, tol=1e-7)
+    return float(top[0])
+
+
+def noise_kernel_product(
+    vectors: FloatArray, response: FloatArray, energies: FloatArray
+) -> FloatArray:
+    """Return the noise kernel matrix, without its factor gamma, times a vector of energies."""
+    per_mode = vectors.T @ (np.ravel(energies)[:, None] * vectors)
+    result: FloatArray = np.einsum("ia,ia->i", vectors @ (response * per_mode), vectors)
+    return result
+
+
+def root_in_learning_rate(
+    norm_at: Callable[[SGD], float], sgd: SGD, edge: float, level: float
+) -> float:
+    """Return the learning rate below `edge` where K reaches `level`, or `edge` if it never does."""
+    if not np.isfinite(edge):
+        return edge
+
+    def excess(learning_rate: float) -> float:
+        # K/(1+K) is bounded, so that the pole at the edge can end the bracket.
+        value = norm_at(replace(sgd, learning_rate=learning_rate))
+        return (1.0 if np.isinf(value) else value / (1 + value)) - level / (1 + level)
+
+    return _root(excess, 1e-14 * edge, edge * (1 - 1e-14), otherwise=edge)
+
+
+def root_in_growth(norm_at: Callable[[float], float], slowest: float) -> float:
+    """Return the growth factor above `slowest` at which the discounted K is 1."""
+
+    def shortfall(growth: float) -> float:
+        value = norm_at(growth)
+        return 0.5 - (1.0 if not np.isfinite(value) else value / (1 + value))
+
+    high = 2 * max(slowest, 1.0)
+    while shortfall(high) < 0:
+        high *= 2
+    # Close in from above: next to `slowest` the discounted responses are mere rounding.
+    gap = high - slowest
+    while gap > 1e-14 * high:
+        low = slowest + gap / 2
+        if shortfall(low) < 0:
+            return _root(shortfall, low, slowest + gap, otherwise=low)
+        gap /= 2
+    return slowest
+
+
+def _root(function: Callable[[float], float], low: float, high: float, otherwise: float) -> float:
+    if function(low) * function(high) > 0:
+        return otherwise
+    return float(brentq(function, low, high, xtol=1e-15 * high, rtol=1e-14, maxiter=500))

@@ -1,0 +1,178 @@
+"""Late-time rate and floor of the mean loss of the linear model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.sparse.linalg import LinearOperator, cg
+
+from quadmodel._validation import FloatArray, as_array, as_choice
+from quadmodel.optimizer import SGD
+from quadmodel.theory import _formulas as formulas
+from quadmodel.theory import _noise
+from quadmodel.theory._inputs import Spectrum, as_finite_spectrum, check_sgd, need_vectors
+from quadmodel.theory.noise_kernel import norm_or_infinity
+
+_CLOSURES = ("finite", "exact")
+
+
+def late_time_rate(ntk: Any, sgd: SGD, *, method: str = "finite") -> float:
+    r"""Return the factor per step by which the mean loss grows at late times.
+
+    Parameters
+    ----------
+    ntk : array_like, shape (n_data, n_data) or (n_data,)
+        Neural tangent kernel or its eigenvalues, in units of 1 / learning rate.
+    sgd : SGD
+        Learning rate, batch size, momentum, weight decay and sampling scheme.
+    method : {"finite", "exact"}, optional
+        "finite": the delocalised closure, from eigenvalues alone. "exact": the spectral radius of
+        the second-moment map; needs the matrix.
+
+    Returns
+    -------
+    float
+        Growth factor r of the mean loss on the range of the NTK, without unit; below 1 exactly
+        where the noise kernel norm of the same method is below 1 and the learning rate is below
+        the deterministic edge.
+
+    Raises
+    ------
+    InputError
+        If `ntk` is not symmetric positive semidefinite, or "exact" comes without the matrix.
+
+    Notes
+    -----
+    r is the root of K(r) = 1, K(r) being the noise kernel norm with the response n steps later
+    weighted by :math:`r^{-n-1}`. For plain SGD in the closure:
+    :math:`(\eta^2\gamma/D)\sum_\alpha\lambda_\alpha^2/(r-a_\alpha) = 1` with
+    :math:`a_\alpha = (1-\eta\lambda_\alpha)^2 - \kappa\eta^2\gamma\lambda_\alpha^2/D`.
+
+    References
+    ----------
+    .. [1] Solution of the Volterra equation of arXiv:2404.19261, section 3, for exponential growth.
+
+    Examples
+    --------
+    >>> import numpy as np, quadmodel as qm
+    >>> lam = np.linspace(0.5, 1.5, 100)
+    >>> sgd = qm.SGD(learning_rate=0.1, batch_size=10)
+    >>> bool(qm.late_time_rate(lam, sgd) < 1) == bool(qm.noise_kernel_norm(lam, sgd) < 1)
+    True
+    """
+    as_choice("method", method, _CLOSURES)
+    spectrum = as_finite_spectrum(ntk)
+    check_sgd(sgd, spectrum.n_data)
+    if method == "exact":
+        need_vectors(spectrum)
+    return rate_on_spectrum(spectrum, sgd, method)
+
+
+def rate_on_spectrum(spectrum: Spectrum, sgd: SGD, method: str) -> float:
+    """Return the late-time growth factor on checked input."""
+    lam = spectrum.eigenvalues
+    if lam[0] == 0:
+        return 1.0
+    slowest = formulas.noiseless_decay(lam[lam > 0], sgd)
+    if formulas.batch_weight_covariance(sgd, spectrum.n_data)[0] == 0:
+        return slowest
+    return _noise.root_in_growth(
+        lambda growth: _noise.norm(spectrum, sgd, method, growth=growth), slowest
+    )
+
+
+def loss_floor(ntk: Any, residual: ArrayLike, sgd: SGD, *, method: str = "finite") -> float:
+    r"""Return the mean loss that remains after infinitely many steps.
+
+    Parameters
+    ----------
+    ntk : array_like, shape (n_data, n_data)
+        Neural tangent kernel, in units of 1 / learning rate.
+    residual : array_like, shape (n_data,)
+        Initial residual :math:`z_0`.
+    sgd : SGD
+        Learning rate, batch size, momentum, weight decay and sampling scheme.
+    method : {"finite", "exact"}, optional
+        The delocalised closure, or the exact recursion.
+
+    Returns
+    -------
+    float
+        :math:`\lim E L_t`, in the loss's unit; 0 where the parameters reach every residual and
+        nothing pulls them back, +inf where training is unstable.
+
+    Raises
+    ------
+    InputError
+        If `ntk` is not symmetric positive semidefinite or `residual` does not fit it.
+
+    Notes
+    -----
+    Noise is driven for ever by what the mean keeps,
+    :math:`m_\alpha = \rho z_{0\alpha}/(\lambda_\alpha + \rho)`, which without weight decay is the
+    part of :math:`z_0` in the null space, of energy :math:`N = |z_\perp|^2`. The mean squares x of
+    the points' residuals solve :math:`(I - G)x = d` with d the drive; in the closure, without
+    weight decay, :math:`L_\infty = N/(2D)\cdot 1/(1-K_\mathrm{finite})`.
+
+    References
+    ----------
+    .. [1] Fixed point of the second-moment recursion of the linear model, arXiv:2404.19261,
+       section 3.
+
+    Examples
+    --------
+    >>> import numpy as np, quadmodel as qm
+    >>> ntk = np.diag([1.0, 1.0, 0.0])
+    >>> round(qm.loss_floor(ntk, [1.0, 1.0, 3.0], qm.SGD(learning_rate=0.1, batch_size=3)), 6)
+    1.5
+    """
+    as_choice("method", method, _CLOSURES)
+    spectrum = as_finite_spectrum(ntk)
+    check_sgd(sgd, spectrum.n_data)
+    need_vectors(spectrum)
+    residual = as_array("residual", residual, (spectrum.n_data,))
+    return floor_on_spectrum(spectrum, residual, sgd, method)
+
+
+def floor_on_spectrum(spectrum: Spectrum, residual: FloatArray, sgd: SGD, method: str) -> float:
+    """Return the floor on checked input."""
+    if norm_or_infinity(spectrum, sgd, method) >= 1:
+        return float("inf")
+    lam, vectors = need_vectors(spectrum)
+    n_data = spectrum.n_data
+    gamma, kappa = formulas.batch_weight_covariance(sgd, n_data)
+    start = vectors.T @ residual
+    kept = (
+        np.where(lam == 0, 1.0, 0.0)
+        if sgd.weight_decay == 0
+        else (sgd.weight_decay / (lam + sgd.weight_decay))
+    )
+    mean = kept * start
+    if gamma == 0 or not np.any(mean):
+        return float(mean @ mean) / (2 * n_data)
+    g = gamma / n_data
+    if method == "finite":
+        diagonal = formulas.pair_response(lam, lam, sgd)
+        dressed = formulas.dressed_response(diagonal, gamma, kappa, n_data)
+        total = (mean @ mean - kappa * g * dressed @ mean**2) / (1 - g * dressed.sum())
+        at_gradient = mean**2 + g * dressed * (total - kappa * mean**2)
+        source = g * (total - kappa * at_gradient)
+    else:
+        bare = formulas.pair_response(lam[:, None], lam[None, :], sgd)
+        dressed = formulas.dressed_response(bare, gamma, kappa, n_data)
+        known = np.outer(mean, mean)
+        drive = known - kappa * g * dressed * known
+        drive_points = np.einsum("ia,ia->i", vectors @ drive, vectors)
+        operator = LinearOperator(
+            (n_data, n_data),
+            matvec=lambda d: np.ravel(d) - gamma * _noise.noise_kernel_product(vectors, dressed, d),
+            dtype=np.float64,
+        )
+        points, _ = cg(operator, drive_points, rtol=1e-13, maxiter=20 * n_data)
+        per_mode = vectors.T @ (points[:, None] * vectors)
+        at_gradient_pair = known + gamma * dressed * (per_mode - kappa / n_data * known)
+        source = np.diagonal(gamma * (per_mode - kappa / n_data * at_gradient_pair))
+    of_residual = formulas.pair_response(lam, lam, sgd, at_gradient=False)
+    return float(mean @ mean + of_residual @ source) / (2 * n_data)

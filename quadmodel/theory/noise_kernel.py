@@ -1,0 +1,300 @@
+"""The noise kernel norm K and the learning rates where training turns unstable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike
+
+from quadmodel._validation import as_choice, as_integer, as_number
+from quadmodel.optimizer import SGD
+from quadmodel.theory import _formulas as formulas
+from quadmodel.theory import _noise
+from quadmodel.theory._inputs import (
+    METHODS,
+    LimitSpectrum,
+    Spectrum,
+    as_finite_spectrum,
+    as_spectrum,
+    check_sgd,
+    need_vectors,
+)
+
+
+def noise_kernel_norm(
+    ntk: Any, sgd: SGD, *, method: str = "paper", n_data: int | None = None
+) -> float:
+    r"""Return the noise kernel norm K: below 1, noise dies out in mean square.
+
+    Parameters
+    ----------
+    ntk : array_like of shape (n_data, n_data) or (n_data,), or SpectralLaw
+        Neural tangent kernel :math:`\Theta = JJ^\top/D`, or all its eigenvalues
+        :math:`\lambda_\alpha`, or their law in infinite dimension. Units of 1 / learning rate.
+    sgd : SGD
+        Learning rate, batch size, momentum, weight decay and sampling scheme.
+    method : {"paper", "finite", "exact"}, optional
+        "paper": the high-dimensional limit of [1]_. "finite": the same closure without
+        approximating the sampling. "exact": the Perron root of the noise kernel matrix; with
+        :math:`\eta\lambda_{\max}` below its edge, SGD on the linear model is stable in mean square
+        exactly where it is below 1. "exact" needs the matrix.
+    n_data : int, optional
+        Number of data points D, to be given with a spectral law.
+
+    Returns
+    -------
+    float
+        K, without unit; +inf at and above the deterministic edge of stability, 0 for full batches
+        below it.
+
+    Raises
+    ------
+    InputError
+        If `ntk` is not symmetric positive semidefinite and finite, the batch is larger than the
+        data, or "exact" comes without the matrix.
+
+    Notes
+    -----
+    With :math:`\beta = B/D`, batch weight covariance :math:`\gamma(I - \kappa 11^\top/D)` and no
+    momentum,
+
+    .. math::
+        K_\mathrm{paper} = \frac{\eta(1/\beta-1)}{D}\sum_\alpha
+            \frac{\lambda_\alpha}{2-\eta\lambda_\alpha},
+        \qquad
+        K_\mathrm{finite} = \frac{\eta\gamma}{D}\sum_\alpha
+            \frac{\lambda_\alpha}{2-\eta\lambda_\alpha(1-\kappa\gamma/D)}
+
+    and :math:`K_\mathrm{exact} = \lambda_{\max}(G)`,
+    :math:`G_{ij} = \gamma\sum_{\alpha\beta}
+    V_{i\alpha}V_{j\alpha}S_{\alpha\beta}V_{i\beta}V_{j\beta}`, with
+    :math:`S_{\alpha\beta} = 1/(1/S^0_{\alpha\beta} + \kappa\gamma/D)`,
+    :math:`S^0_{\alpha\beta} = \eta/(1/\lambda_\alpha+1/\lambda_\beta-\eta)`. Momentum, Nesterov and
+    weight decay change :math:`S^0` only. The uniform vector gives
+    :math:`K_\mathrm{finite}\le K_\mathrm{exact}`. For a law with Stieltjes transform
+    :math:`m(x) = \int d\rho/(x-\lambda)`, the mean is
+    :math:`\int\lambda/(2-\eta\lambda)\,d\rho = (2/\eta^2)m(2/\eta) - 1/\eta`.
+
+    References
+    ----------
+    .. [1] A. Agarwala, J. Pennington, arXiv:2404.19261, section 3.
+    .. [2] The exact norm goes beyond [1]_: solving the second-moment recursion for the diagonal
+       of the noise; compare R. Mulayoff, T. Michaeli, arXiv:2306.07850, Theorem 3.
+
+    Examples
+    --------
+    >>> import numpy as np, quadmodel as qm
+    >>> round(qm.noise_kernel_norm(np.full(100, 1.0), qm.SGD(learning_rate=0.2, batch_size=10)), 6)
+    1.0
+    """
+    as_choice("method", method, METHODS)
+    spectrum = as_spectrum(ntk, n_data=n_data)
+    check_sgd(sgd, spectrum.n_data)
+    return norm_or_infinity(spectrum, sgd, method)
+
+
+def norm_or_infinity(spectrum: Spectrum | LimitSpectrum, sgd: SGD, method: str) -> float:
+    """Return K on checked input; +inf at and above the deterministic edge."""
+    if method == "exact":
+        need_vectors(spectrum)
+    if sgd.learning_rate >= formulas.noiseless_edge(spectrum.edge, sgd):
+        return float("inf")
+    return _noise.norm(spectrum, sgd, method)
+
+
+def edge_of_stability(ntk: Any, sgd: SGD, *, n_data: int | None = None) -> float:
+    r"""Return the learning rate at which training without batch noise turns unstable.
+
+    Parameters
+    ----------
+    ntk : array_like of shape (n_data, n_data) or (n_data,), or SpectralLaw
+        Neural tangent kernel, its eigenvalues, or their law. Units of 1 / learning rate.
+    sgd : SGD
+        Momentum and weight decay; its learning rate and batch size don't matter.
+    n_data : int, optional
+        Number of data points, for a spectral law; doesn't matter here.
+
+    Returns
+    -------
+    float
+        Learning rate; +inf for a vanishing NTK.
+
+    Raises
+    ------
+    InputError
+        If `ntk` is not symmetric positive semidefinite and finite.
+
+    Notes
+    -----
+    :math:`\eta(\lambda_{\max}+\rho) = 2` for plain SGD, :math:`2(1+\mu)` for the heavy ball,
+    :math:`2(1+\mu)/(1+2\mu)` for Nesterov (:math:`1-1/\mu` where :math:`\mu<-1/3`).
+
+    References
+    ----------
+    .. [1] Schur-Cohn conditions of :math:`z_{t+1} = Az_t - Bz_{t-1}`; J. Cohen et al.,
+       arXiv:2103.00065, for the name.
+
+    Examples
+    --------
+    >>> import quadmodel as qm
+    >>> qm.edge_of_stability([4.0, 1.0], qm.SGD(learning_rate=1.0, batch_size=1))
+    0.5
+    """
+    spectrum = as_spectrum(ntk, n_data=n_data or 1)
+    if not isinstance(spectrum, LimitSpectrum):
+        check_sgd(sgd, spectrum.n_data)
+    return formulas.noiseless_edge(spectrum.edge, sgd)
+
+
+def critical_learning_rate(
+    ntk: Any, sgd: SGD, *, method: str = "paper", level: float = 1.0, n_data: int | None = None
+) -> float:
+    r"""Return the learning rate at which the noise kernel norm reaches `level`.
+
+    Parameters
+    ----------
+    ntk : array_like of shape (n_data, n_data) or (n_data,), or SpectralLaw
+        Neural tangent kernel, its eigenvalues, or their law. Units of 1 / learning rate.
+    sgd : SGD
+        Batch size, momentum, weight decay and sampling scheme; its learning rate is ignored.
+    method : {"paper", "finite", "exact"}, optional
+        Which noise kernel norm; "exact" needs the matrix.
+    level : float, optional
+        Value of K to reach, positive; 1 is the stochastic edge of stability.
+    n_data : int, optional
+        Number of data points D, to be given with a spectral law.
+
+    Returns
+    -------
+    float
+        Learning rate, at most the deterministic edge; the edge itself where K jumps over `level`
+        there, as for full batches.
+
+    Raises
+    ------
+    InputError
+        If `ntk` is not symmetric positive semidefinite and finite, `level` is not positive, or
+        "exact" comes without the matrix.
+
+    Notes
+    -----
+    K grows with the learning rate from 0 to its value at the edge, so the root is bracketed by 0
+    and :func:`edge_of_stability` (Brent's method on :math:`K/(1+K)`).
+
+    References
+    ----------
+    .. [1] A. Agarwala, J. Pennington, arXiv:2404.19261, section 3.
+    .. [2] R. Mulayoff, T. Michaeli, arXiv:2306.07850, Theorem 3: the same exact threshold.
+
+    Examples
+    --------
+    >>> import numpy as np, quadmodel as qm
+    >>> sgd = qm.SGD(learning_rate=1.0, batch_size=10)
+    >>> round(qm.critical_learning_rate(np.full(100, 1.0), sgd), 4)
+    0.2
+    """
+    as_choice("method", method, METHODS)
+    level = as_number("level", level, above=0.0)
+    spectrum = as_spectrum(ntk, n_data=n_data)
+    check_sgd(sgd, spectrum.n_data)
+    return critical_on_spectrum(spectrum, sgd, method, level)
+
+
+def critical_on_spectrum(
+    spectrum: Spectrum | LimitSpectrum, sgd: SGD, method: str, level: float = 1.0
+) -> float:
+    """Return the critical learning rate on checked input."""
+    if method == "exact":
+        need_vectors(spectrum)
+    edge = formulas.noiseless_edge(spectrum.edge, sgd)
+    return _noise.root_in_learning_rate(
+        lambda trial: _noise.norm(spectrum, trial, method), sgd, edge, level
+    )
+
+
+def phase_boundaries(
+    ntk: ArrayLike | Spectrum, batch_sizes: Sequence[int] | ArrayLike, sgd: SGD | None = None
+) -> xr.Dataset:
+    r"""Return the stochastic and the deterministic edge, and where they cross, per batch size.
+
+    Parameters
+    ----------
+    ntk : array_like, shape (n_data, n_data) or (n_data,)
+        Neural tangent kernel or its eigenvalues; the exact edge needs the matrix.
+    batch_sizes : sequence of int
+        Batch sizes, between 1 and n_data.
+    sgd : SGD, optional
+        Momentum, weight decay and sampling scheme; plain SGD if left out.
+
+    Returns
+    -------
+    xarray.Dataset
+        `critical_learning_rate` (norm, batch_size), with norm "paper", "finite" and, from a matrix,
+        "exact"; `edge_of_stability` (batch_size); and the number `crossing_batch_size`:
+        where the small-learning-rate form of K = 1 meets the edge,
+        :math:`\mathrm{tr}(\Theta)/\lambda_{\max}` for plain SGD. Below it noise limits the learning
+        rate, above it the largest eigenvalue does.
+
+    Raises
+    ------
+    InputError
+        If `ntk` is not symmetric positive semidefinite, or a batch size does not fit.
+
+    Notes
+    -----
+    Small learning rates: :math:`K \to \eta\sum_\alpha\lambda_\alpha^2/(\lambda_\alpha+\rho)
+    /(2B(1-\mu))`.
+
+    References
+    ----------
+    .. [1] A. Agarwala, J. Pennington, arXiv:2404.19261, section 3.
+
+    Examples
+    --------
+    >>> import numpy as np, quadmodel as qm
+    >>> edges = qm.phase_boundaries(np.linspace(0.1, 1.0, 50), [1, 5, 25])
+    >>> bool((edges.critical_learning_rate < edges.edge_of_stability).all())
+    True
+    """
+    spectrum = as_finite_spectrum(ntk)
+    template = SGD(learning_rate=1.0, batch_size=1) if sgd is None else sgd
+    sizes = [as_integer("batch_sizes", b, high=spectrum.n_data) for b in np.atleast_1d(batch_sizes)]
+    check_sgd(replace(template, batch_size=1), spectrum.n_data)
+    methods = METHODS if spectrum.vectors is not None else METHODS[:2]
+    critical = [
+        [critical_on_spectrum(spectrum, replace(template, batch_size=b), m) for b in sizes]
+        for m in methods
+    ]
+    lam, edge = spectrum.eigenvalues, formulas.noiseless_edge(spectrum.edge, template)
+    positive = lam[lam > 0]
+    slope = float(np.sum(positive**2 / (positive + template.weight_decay)))
+    crossing = edge * slope / (2 * (1 - template.momentum)) if positive.size else float("nan")
+    learning_rate = {"units": "1 / NTK eigenvalue"}
+    return xr.Dataset(
+        {
+            "critical_learning_rate": (
+                ("norm", "batch_size"),
+                critical,
+                {"long_name": "learning rate where the noise kernel norm is 1", **learning_rate},
+            ),
+            "edge_of_stability": (
+                "batch_size",
+                np.full(len(sizes), edge),
+                {"long_name": "deterministic edge of stability", **learning_rate},
+            ),
+            "crossing_batch_size": (
+                (),
+                crossing,
+                {"long_name": "batch size where both edges meet", "units": "data points"},
+            ),
+        },
+        coords={
+            "norm": list(methods),
+            "batch_size": ("batch_size", sizes, {"units": "data points"}),
+        },
+        attrs={"n_data": spectrum.n_data, **template.spec()},
+    )

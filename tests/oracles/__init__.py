@@ -1,0 +1,1 @@
+"""Brute force: slow, obvious computations that the package must agree with."""

@@ -1,0 +1,595 @@
+"""Noise kernel norm and critical learning rates, against enumeration of every batch."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import quadmodel as qm
+from tests.oracles import dense_noise_kernel, enumeration
+
+SCHEMES = ("without_replacement", "with_replacement", "bernoulli")
+# (momentum, nesterov); Nesterov below -1/3 has its own edge
+MOMENTA = [(0.0, False), *itertools.product((0.5, 0.9, -0.3, -0.6), (False, True))]
+RECORDS = json.loads((Path(__file__).parents[1] / "data" / "linear.json").read_text("utf-8"))
+
+
+def random_ntk(seed: int, n_data: int, n_params: int) -> np.ndarray:
+    jacobian = np.random.default_rng(seed).normal(size=(n_data, n_params))
+    return jacobian @ jacobian.T / n_data
+
+
+def well_conditioned_ntk(seed: int, n_data: int, n_params: int) -> np.ndarray:
+    """Return the first draw whose slowest mode is fast enough to sum its response term by term."""
+    while True:
+        ntk = random_ntk(seed, n_data, n_params)
+        eigenvalues = np.linalg.eigvalsh(ntk)[-min(n_data, n_params) :]
+        if eigenvalues[0] > 0.02 * eigenvalues[-1]:
+            return ntk
+        seed += 1000
+
+
+def circulant_ntk(n_data: int) -> np.ndarray:
+    distance = np.minimum(np.arange(n_data), n_data - np.arange(n_data))
+    row = np.exp(-0.7 * distance**2)
+    return np.array([np.roll(row, shift) for shift in range(n_data)])
+
+
+def settings_of(sgd: qm.SGD) -> tuple:
+    """Return what the oracles take behind the learning rate."""
+    return sgd.batch_size, sgd.sampling, sgd.momentum, sgd.nesterov, sgd.weight_decay
+
+
+def configurations() -> list:
+    """Return (name, ntk, sgd): every scheme with every momentum, then larger data sets."""
+    found = []
+    for number, (sampling, (momentum, nesterov), decay) in enumerate(
+        itertools.product(SCHEMES, MOMENTA, (0.0, 0.4))
+    ):
+        n_params = (6, 2, 3)[number % 3]  # 2 and 3 leave a null space
+        n_data, batch_size = 4, 1 + number % 3
+        sgd = qm.SGD(1.0, batch_size, momentum, nesterov, decay, sampling)
+        found.append((n_data, n_params, sgd))
+    for n_data, n_params, batch_size, sampling, momentum, nesterov in (
+        (7, 9, 2, "without_replacement", 0.0, False),
+        (7, 4, 6, "without_replacement", 0.0, False),
+        (6, 12, 3, "with_replacement", 0.0, False),
+        (6, 3, 1, "bernoulli", 0.0, False),
+        (7, 3, 3, "without_replacement", 0.9, False),
+        (6, 4, 2, "bernoulli", 0.5, True),
+        (5, 5, 5, "with_replacement", 0.5, False),
+        (5, 7, 5, "without_replacement", 0.5, False),
+        (5, 7, 4, "without_replacement", -0.6, True),
+        (1, 3, 1, "with_replacement", 0.0, False),
+        (2, 1, 1, "without_replacement", 0.0, False),
+    ):
+        sgd = qm.SGD(1.0, batch_size, momentum, nesterov, 0.0, sampling)
+        found.append((n_data, n_params, sgd))
+    return [
+        pytest.param(
+            well_conditioned_ntk(100 + number, n_data, n_params),
+            sgd,
+            id=f"D{n_data}-P{n_params}-B{sgd.batch_size}-{sgd.sampling}"
+            f"-mu{sgd.momentum}{'-nesterov' * sgd.nesterov}-rho{sgd.weight_decay}",
+        )
+        for number, (n_data, n_params, sgd) in enumerate(found)
+    ]
+
+
+CONFIGURATIONS = configurations()
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_recorded_values(record):
+    ntk = random_ntk(record["seed"], record["n_data"], record["n_params"])
+    names = ("learning_rate", "batch_size", "momentum", "nesterov", "weight_decay", "sampling")
+    sgd = qm.SGD(**{name: record[name] for name in names})
+    close = {"rel": 1e-10, "abs": 0.0}
+    assert qm.edge_of_stability(ntk, sgd) == pytest.approx(record["edge_of_stability"], **close)
+    assert qm.critical_learning_rate(ntk, sgd, method="exact") == pytest.approx(
+        record["critical_learning_rate_exact"], **close
+    )
+    for method in ("paper", "finite"):
+        if f"K_{method}" in record:
+            value = qm.noise_kernel_norm(ntk, sgd, method=method)
+            assert value == pytest.approx(record[f"K_{method}"], **close)
+            by_eigenvalues = qm.noise_kernel_norm(np.linalg.eigvalsh(ntk), sgd, method=method)
+            assert by_eigenvalues == pytest.approx(value, rel=1e-12)
+
+
+@pytest.mark.parametrize(("ntk", "sgd"), CONFIGURATIONS)
+def test_exact_threshold_is_the_enumerated_one(ntk, sgd):
+    found = qm.critical_learning_rate(ntk, sgd, method="exact")
+    expected = enumeration.critical_learning_rate(ntk, *settings_of(sgd))
+    assert found == pytest.approx(expected, rel=1e-9)
+    assert found <= qm.edge_of_stability(ntk, sgd)
+    for factor, stable in ((0.97, True), (1.03, False)):
+        norm = qm.noise_kernel_norm(
+            ntk, replace(sgd, learning_rate=factor * expected), method="exact"
+        )
+        assert (norm < 1) is stable
+
+
+@pytest.mark.parametrize(("momentum", "nesterov"), [*MOMENTA, (-0.4, True), (-0.9, True)])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.4])
+def test_edge_is_where_gradient_descent_turns_unstable(momentum, nesterov, weight_decay):
+    ntk = random_ntk(3, 5, 4)
+    sgd = qm.SGD(1.0, 2, momentum, nesterov, weight_decay)
+    expected = enumeration.edge_of_stability(ntk, momentum, nesterov, weight_decay)
+    assert qm.edge_of_stability(ntk, sgd) == pytest.approx(expected, rel=1e-9)
+    assert qm.edge_of_stability(np.diag(ntk), sgd) == pytest.approx(
+        expected
+        * (np.linalg.eigvalsh(ntk)[-1] + weight_decay)
+        / (np.diag(ntk).max() + weight_decay),
+        rel=1e-9,
+    )
+
+
+@pytest.mark.parametrize(("ntk", "sgd"), [c for c in CONFIGURATIONS if len(c.values[0]) > 1])
+def test_norms_against_the_kernel_by_its_definition(ntk, sgd):
+    edge = qm.edge_of_stability(ntk, sgd)
+    n_data = len(ntk)
+    for fraction in (0.15, 0.6, 0.9):
+        sgd = replace(sgd, learning_rate=fraction * edge)
+        kernel = dense_noise_kernel.noise_kernel(ntk, sgd.learning_rate, *settings_of(sgd))
+        assert kernel.min() >= -1e-12 * max(1.0, kernel.max())
+        exact = qm.noise_kernel_norm(ntk, sgd, method="exact")
+        assert exact == pytest.approx(np.linalg.eigvalsh(kernel)[-1], rel=1e-10, abs=1e-13)
+        finite = qm.noise_kernel_norm(ntk, sgd, method="finite")
+        assert finite == pytest.approx(kernel.sum() / n_data, rel=1e-10, abs=1e-13)
+        eigenvalues = np.maximum(np.linalg.eigvalsh(ntk), 0.0)
+        sums = dense_noise_kernel.response_sums(
+            eigenvalues, sgd.learning_rate, *settings_of(sgd)[2:]
+        )
+        paper = (n_data / sgd.batch_size - 1) * np.trace(sums) / n_data
+        assert qm.noise_kernel_norm(ntk, sgd) == pytest.approx(paper, rel=1e-10, abs=1e-13)
+
+
+@pytest.mark.parametrize("n_data", [30, 80])
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.8, True)])
+def test_exact_norm_of_larger_data(n_data, momentum, nesterov):
+    # above a few dozen points the root comes from an iterative eigensolver
+    ntk = random_ntk(8, n_data, 2 * n_data)
+    sgd = qm.SGD(1.0, 3, momentum, nesterov)
+    sgd = replace(sgd, learning_rate=qm.critical_learning_rate(ntk, sgd, method="finite"))
+    lam, vectors = np.linalg.eigh(ntk)
+    bare = dense_noise_kernel.response_sums(lam, sgd.learning_rate, momentum, nesterov)
+    gamma = n_data * (n_data - 3) / (3 * (n_data - 1))
+    dressed = bare / (1 + gamma / n_data * bare)
+    pairs = np.einsum("ia,ja->ija", vectors, vectors).reshape(n_data**2, n_data)
+    kernel = gamma * np.einsum("xa,xa->x", pairs @ dressed, pairs).reshape(n_data, n_data)
+    expected = np.linalg.eigvalsh(kernel)[-1]
+    assert expected > 1
+    assert qm.noise_kernel_norm(ntk, sgd, method="exact") == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    "diagonal",
+    [np.ones(60), np.linspace(0.9, 1.0, 60), np.repeat([1.0, 2.0], 30), np.arange(60) % 2.0],
+    ids=["equal", "clustered", "two values", "half in the null space"],
+)
+def test_exact_norm_of_orthogonal_data(diagonal):
+    # no two points share a mode: each is a one-point problem, and the stiffest decides
+    sgd = qm.SGD(0.3, 4, sampling="bernoulli")
+    expected = 14 * (0.3 * diagonal / (2 - 0.3 * diagonal)).max()
+    found = qm.noise_kernel_norm(np.diag(diagonal), sgd, method="exact")
+    assert found == pytest.approx(expected, rel=1e-10)
+
+
+def test_wrong_kernels_fail_against_enumeration():
+    """Negative control: the tolerance of the tests above tells a wrong formula apart."""
+    ntk, batch_size = random_ntk(1, 5, 8), 2
+    critical = enumeration.critical_learning_rate(ntk, batch_size)
+    kernel = dense_noise_kernel.noise_kernel(ntk, critical, batch_size)
+    assert np.linalg.eigvalsh(kernel)[-1] == pytest.approx(1, rel=1e-9)
+    gamma = 5 * 3 / (2 * 4)
+    assert abs(np.linalg.eigvalsh(kernel * (5 / 2) / gamma)[-1] - 1) > 0.1  # gamma = D/B
+    sgd = qm.SGD(critical, batch_size)
+    for other in SCHEMES[1:]:
+        norm = qm.noise_kernel_norm(ntk, replace(sgd, sampling=other), method="exact")
+        assert abs(norm - 1) > 1e-2
+    for method in ("paper", "finite"):
+        assert abs(qm.noise_kernel_norm(ntk, sgd, method=method) - 1) > 1e-2
+    for wrong in (replace(sgd, momentum=0.01), replace(sgd, weight_decay=0.01)):
+        assert abs(qm.noise_kernel_norm(ntk, wrong, method="exact") - 1) > 1e-4
+
+
+@st.composite
+def problems(draw):
+    """Draw an NTK and an SGD below the deterministic edge."""
+    n_data = draw(st.integers(2, 12))
+    ntk = random_ntk(draw(st.integers(0, 10**6)), n_data, draw(st.integers(1, 20)))
+    momentum, nesterov = draw(st.sampled_from(MOMENTA))
+    batch_size = draw(st.integers(1, n_data))
+    decay = draw(st.sampled_from((0.0, 0.3)))
+    sgd = qm.SGD(1.0, batch_size, momentum, nesterov, decay, draw(st.sampled_from(SCHEMES)))
+    fraction = draw(st.floats(0.01, 0.99))
+    return ntk, replace(sgd, learning_rate=fraction * qm.edge_of_stability(ntk, sgd))
+
+
+@settings(deadline=None, max_examples=80, derandomize=True)
+@given(problems())
+def test_finite_size_norm_is_a_lower_bound(problem):
+    ntk, sgd = problem
+    finite = qm.noise_kernel_norm(ntk, sgd, method="finite")
+    exact = qm.noise_kernel_norm(ntk, sgd, method="exact")
+    assert 0 <= finite <= exact * (1 + 1e-12)
+    assert np.isfinite(exact)
+
+
+def test_the_bound_is_not_an_equality():
+    ntk, sgd = random_ntk(2, 6, 4), qm.SGD(0.2, 1)
+    finite, exact = (qm.noise_kernel_norm(ntk, sgd, method=m) for m in ("finite", "exact"))
+    assert finite < 0.99 * exact
+
+
+@pytest.mark.parametrize("n_data", [6, 7, 40])
+@pytest.mark.parametrize("sampling", SCHEMES)
+@pytest.mark.parametrize(("momentum", "nesterov"), MOMENTA)
+def test_bound_is_reached_by_circulant_ntk(n_data, sampling, momentum, nesterov):
+    ntk = circulant_ntk(n_data)
+    sgd = qm.SGD(1.0, 2, momentum, nesterov, 0.0, sampling)
+    sgd = replace(sgd, learning_rate=0.5 * qm.edge_of_stability(ntk, sgd))
+    finite, exact = (qm.noise_kernel_norm(ntk, sgd, method=m) for m in ("finite", "exact"))
+    assert exact == pytest.approx(finite, rel=1e-10)
+
+
+@settings(deadline=None, max_examples=40, derandomize=True)
+@given(problems(), st.floats(1e-3, 1e3), st.integers(0, 1000))
+def test_norms_do_not_depend_on_units_or_order(problem, scale, seed):
+    ntk, sgd = problem
+    scaled = replace(
+        sgd, learning_rate=sgd.learning_rate / scale, weight_decay=sgd.weight_decay * scale
+    )
+    order = np.random.default_rng(seed).permutation(len(ntk))
+    signs = np.random.default_rng(seed + 1).choice([-1.0, 1.0], size=len(ntk))
+    for method in ("paper", "finite", "exact"):
+        norm = qm.noise_kernel_norm(ntk, sgd, method=method)
+        close = pytest.approx(norm, rel=1e-8, abs=1e-12)
+        assert qm.noise_kernel_norm(scale * ntk, scaled, method=method) == close
+        assert qm.noise_kernel_norm(ntk[np.ix_(order, order)], sgd, method=method) == close
+        assert qm.noise_kernel_norm(signs[:, None] * ntk * signs, sgd, method=method) == close
+
+
+def test_only_the_exact_norm_sees_the_eigenvectors():
+    ntk, sgd = random_ntk(4, 8, 12), qm.SGD(0.1, 2, momentum=0.3)
+    rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(8, 8)))[0]
+    turned = rotation @ ntk @ rotation.T
+    turned = 0.5 * (turned + turned.T)
+    for method in ("paper", "finite"):
+        norm = qm.noise_kernel_norm(ntk, sgd, method=method)
+        assert qm.noise_kernel_norm(turned, sgd, method=method) == pytest.approx(norm, rel=1e-10)
+    exact = qm.noise_kernel_norm(ntk, sgd, method="exact")
+    assert abs(qm.noise_kernel_norm(turned, sgd, method="exact") / exact - 1) > 1e-4
+
+
+@pytest.mark.parametrize("method", ["paper", "finite", "exact"])
+@pytest.mark.parametrize(("momentum", "nesterov"), MOMENTA)
+def test_full_batch_has_no_noise_and_the_edge_is_infinite(method, momentum, nesterov):
+    ntk = random_ntk(6, 6, 9)
+    sgd = qm.SGD(1.0, 6, momentum, nesterov)
+    edge = qm.edge_of_stability(ntk, sgd)
+    below, at, above = (replace(sgd, learning_rate=f * edge) for f in (1 - 1e-9, 1.0, 1.5))
+    assert qm.noise_kernel_norm(ntk, below, method=method) == 0.0
+    assert qm.noise_kernel_norm(ntk, at, method=method) == math.inf
+    assert qm.noise_kernel_norm(ntk, above, method=method) == math.inf
+    assert qm.critical_learning_rate(ntk, sgd, method=method) == edge
+    noisy = replace(sgd, batch_size=5)
+    critical = qm.critical_learning_rate(ntk, noisy, method=method)
+    assert 0 < critical < edge
+    close_to_edge = replace(noisy, learning_rate=(1 - 1e-9) * edge)
+    assert 1 < qm.noise_kernel_norm(ntk, close_to_edge, method=method) < math.inf
+    assert qm.noise_kernel_norm(ntk, replace(at, batch_size=5), method=method) == math.inf
+
+
+@pytest.mark.parametrize("method", ["paper", "finite", "exact"])
+@pytest.mark.parametrize(("momentum", "nesterov"), MOMENTA)
+@pytest.mark.parametrize("sampling", SCHEMES)
+def test_norm_grows_with_learning_rate_and_falls_with_batch_size(
+    method, momentum, nesterov, sampling
+):
+    ntk = random_ntk(7, 6, 5)
+    sgd = qm.SGD(1.0, 2, momentum, nesterov, 0.1, sampling)
+    edge = qm.edge_of_stability(ntk, sgd)
+    rates = edge * np.array([1e-6, 1e-3, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 0.9999])
+    norms = [
+        qm.noise_kernel_norm(ntk, replace(sgd, learning_rate=eta), method=method) for eta in rates
+    ]
+    assert np.all(np.diff(norms) > 0)
+    by_batch = [
+        qm.noise_kernel_norm(ntk, replace(sgd, learning_rate=rates[4], batch_size=b), method=method)
+        for b in (1, 2, 3, 4, 5)
+    ]
+    assert np.all(np.diff(by_batch) < 0)
+
+
+@pytest.mark.parametrize(("momentum", "nesterov"), MOMENTA)
+def test_small_learning_rates(momentum, nesterov):
+    ntk = random_ntk(9, 40, 70)
+    trace = np.trace(ntk)
+    eta = 1e-7 / trace
+    sgd = qm.SGD(eta, 3, momentum, nesterov)
+    limit = eta * trace / (2 * (1 - momentum))
+    beta = 3 / 40
+    assert qm.noise_kernel_norm(ntk, sgd) == pytest.approx(
+        limit * (1 / 3 - 1 / 40), rel=1e-5, abs=0
+    )
+    gamma = 40 * 37 / (3 * 39)
+    finite = qm.noise_kernel_norm(ntk, sgd, method="finite")
+    assert finite == pytest.approx(limit * gamma / 40, rel=1e-5, abs=0)
+    assert finite == pytest.approx(limit / 3, rel=2 * beta)
+    exact = qm.noise_kernel_norm(ntk, sgd, method="exact")
+    assert finite <= exact < 2 * finite
+
+
+@pytest.mark.parametrize("method", ["paper", "finite", "exact"])
+@pytest.mark.parametrize("level", [1e-6, 0.3, 1.0, 2.5, 1e3])
+def test_level(method, level):
+    ntk = random_ntk(5, 9, 14)
+    for sgd in (qm.SGD(1.0, 2), qm.SGD(7.0, 3, momentum=0.8, weight_decay=0.2)):
+        critical = qm.critical_learning_rate(ntk, sgd, method=method, level=level)
+        edge = qm.edge_of_stability(ntk, sgd)
+        at, below = (replace(sgd, learning_rate=eta) for eta in (critical, (1 - 1e-9) * edge))
+        if critical == edge:  # a batch of fixed size bounds K below the edge: it jumps over level
+            assert method != "paper"
+            assert 1 < qm.noise_kernel_norm(ntk, below, method=method) < level
+        else:
+            assert qm.noise_kernel_norm(ntk, at, method=method) == pytest.approx(
+                level, rel=1e-7, abs=0
+            )
+        default = qm.critical_learning_rate(ntk, sgd, method=method)
+        assert (critical < default) == (level < 1)
+        assert (critical == default) == (level == 1)
+
+
+def test_critical_learning_rate_ignores_the_given_one():
+    ntk = random_ntk(5, 9, 14)
+    found = {qm.critical_learning_rate(ntk, qm.SGD(eta, 2)) for eta in (1e-9, 0.1, 1e9)}
+    assert len(found) == 1
+
+
+def test_vanishing_ntk_is_always_stable():
+    sgd = qm.SGD(1.0, 1)
+    assert qm.edge_of_stability(np.zeros((3, 3)), sgd) == math.inf
+    for method in ("paper", "finite", "exact"):
+        assert qm.noise_kernel_norm(np.zeros((3, 3)), sgd, method=method) == 0.0
+        assert qm.critical_learning_rate(np.zeros((3, 3)), sgd, method=method) == math.inf
+
+
+@pytest.mark.parametrize("template", [None, qm.SGD(0.1, 1, 0.6, True, 0.1, "bernoulli")])
+def test_phase_boundaries(template):
+    ntk, sizes = random_ntk(11, 7, 9), [1, 3, 6, 7]
+    edges = qm.phase_boundaries(ntk, sizes, template)
+    plain = qm.SGD(1.0, 1) if template is None else template
+    assert edges.batch_size.values.tolist() == sizes
+    assert edges.norm.values.tolist() == ["paper", "finite", "exact"]
+    assert edges.edge_of_stability.sel(batch_size=3) == qm.edge_of_stability(ntk, plain)
+    for method, size in itertools.product(("paper", "finite", "exact"), sizes):
+        expected = qm.critical_learning_rate(ntk, replace(plain, batch_size=size), method=method)
+        found = edges.critical_learning_rate.sel(norm=method, batch_size=size)
+        assert float(found) == pytest.approx(expected, rel=1e-12)
+    assert edges.crossing_batch_size.ndim == 0
+    if template is None:
+        top = np.linalg.eigvalsh(ntk)[-1]
+        assert float(edges.crossing_batch_size) == pytest.approx(np.trace(ntk) / top)
+    # where the tangent of K at 0 reaches 1 at the edge; K at B = 1 holds 1 - 1/D of it
+    tiny = 1e-9 * qm.edge_of_stability(ntk, plain)
+    tangent = qm.noise_kernel_norm(ntk, replace(plain, learning_rate=tiny)) * 1e9 / (1 - 1 / 7)
+    assert float(edges.crossing_batch_size) == pytest.approx(tangent, rel=1e-6)
+    assert (edges.critical_learning_rate <= edges.edge_of_stability).all()
+    by_eigenvalues = qm.phase_boundaries(np.linalg.eigvalsh(ntk), np.array(sizes), template)
+    assert by_eigenvalues.norm.values.tolist() == ["paper", "finite"]
+    np.testing.assert_allclose(
+        by_eigenvalues.critical_learning_rate, edges.critical_learning_rate[:2], rtol=1e-10
+    )
+
+
+def test_noise_limits_small_batches_and_curvature_large_ones():
+    # a few stiff modes above a bulk: both edges meet at tr(Theta)/lambda_max = 40
+    eigenvalues = np.concatenate([[1.0], np.full(3900, 0.01)])
+    edges = qm.phase_boundaries(eigenvalues, [2, 4000 // 5])
+    assert float(edges.crossing_batch_size) == pytest.approx(40)
+    ratio = edges.critical_learning_rate.sel(norm="paper") / edges.edge_of_stability
+    assert float(ratio[0]) < 0.06
+    assert float(ratio[1]) > 0.99
+
+
+def marchenko_pastur_nodes(ratio: float) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights for its averages: lambda = 1 + q + 2 sqrt(q) cos(t), trapezoids in t."""
+    angle = (np.arange(160) + 0.5) * np.pi / 160
+    nodes = 1 + ratio + 2 * np.sqrt(ratio) * np.cos(angle)
+    return nodes, 2 * ratio * np.sin(angle) ** 2 / nodes / 160
+
+
+@pytest.mark.parametrize("ratio", [0.3, 4.0])
+@pytest.mark.parametrize(("momentum", "nesterov"), MOMENTA)
+@pytest.mark.parametrize("weight_decay", [0.0, 0.5])
+def test_norm_of_a_law_is_an_average_over_it(ratio, momentum, nesterov, weight_decay):
+    law = qm.spectra.MarchenkoPastur(ratio)
+    nodes, weights = marchenko_pastur_nodes(ratio)
+    assert weights.sum() == pytest.approx(min(ratio, 1), rel=1e-12)  # the rest sits at zero
+    sgd = qm.SGD(1.0, 12, momentum, nesterov, weight_decay)
+    edge = qm.edge_of_stability(law, sgd)
+    assert edge == pytest.approx(
+        enumeration.edge_of_stability(
+            np.eye(1) * (1 + np.sqrt(ratio)) ** 2, momentum, nesterov, weight_decay
+        )
+    )
+    for fraction in (0.2, 0.95):
+        sgd = replace(sgd, learning_rate=fraction * edge)
+        sums = np.diag(
+            dense_noise_kernel.response_sums(
+                nodes, sgd.learning_rate, momentum, nesterov, weight_decay
+            )
+        )
+        paper = qm.noise_kernel_norm(law, sgd, n_data=90)
+        assert paper == pytest.approx((90 / 12 - 1) * weights @ sums, rel=1e-9)
+        gamma = 90 * 78 / (12 * 89)
+        finite = qm.noise_kernel_norm(law, sgd, method="finite", n_data=90)
+        expected = gamma * weights @ (sums / (1 + gamma / 90 * sums))
+        assert finite == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("eta", [3.7e-12, 1e-4, 0.1, 0.2])
+def test_norm_of_a_law_by_its_self_consistent_resolvent(ratio, eta):
+    # the resolvent 1/(x - lambda) of J J^T/D averages to m with m = 1/(x - q/(1 - m)), and
+    # lambda/(2 - eta lambda) = (q m/(1 - m))/eta at x = 2/eta
+    law, x = qm.spectra.MarchenkoPastur(ratio), 2 / eta
+    m = 1 / x
+    for _ in range(2000):
+        m = 1 / (x - ratio / (1 - m))
+    expected = 19 * ratio * m / (1 - m)
+    norm = qm.noise_kernel_norm(law, qm.SGD(eta, 5), n_data=100)
+    assert norm == pytest.approx(expected, rel=1e-7, abs=0)
+    assert law.stieltjes(x) == pytest.approx(m, rel=1e-10)
+
+
+@pytest.mark.parametrize("method", ["paper", "finite"])
+def test_large_random_matrices_approach_the_law(method):
+    law = qm.spectra.MarchenkoPastur(2.0)
+    errors = []
+    for n_data, draws in ((40, 16), (320, 4)):
+        sgd = qm.SGD(0.2, n_data // 10, momentum=0.2)
+        limit = qm.noise_kernel_norm(law, sgd, method=method, n_data=n_data)
+        norms = [
+            qm.noise_kernel_norm(
+                np.linalg.eigvalsh(random_ntk(seed, n_data, 2 * n_data)), sgd, method=method
+            )
+            for seed in range(draws)
+        ]
+        errors.append(np.sqrt(np.mean((np.array(norms) / limit - 1) ** 2)))
+        at_one = qm.critical_learning_rate(law, sgd, method=method, n_data=n_data)
+        norm = qm.noise_kernel_norm(
+            law, replace(sgd, learning_rate=at_one), method=method, n_data=n_data
+        )
+        assert norm == pytest.approx(1, rel=1e-8)
+    assert errors[1] < errors[0] / 3  # fluctuations and bias fall as 1/D: expect a factor of 8
+    assert errors[1] < 0.01
+    wrong = qm.noise_kernel_norm(qm.spectra.MarchenkoPastur(2.1), sgd, method=method, n_data=n_data)
+    assert abs(wrong / limit - 1) > 3 * errors[1]
+
+
+def test_sampling_corrections_vanish_in_high_dimension():
+    law = qm.spectra.MarchenkoPastur(2.0)
+    gaps = []
+    for n_data in (100, 1000, 10_000):
+        sgd = qm.SGD(0.2, n_data // 10)
+        paper, finite = (
+            qm.noise_kernel_norm(law, sgd, method=m, n_data=n_data) for m in ("paper", "finite")
+        )
+        gaps.append(finite / paper - 1)
+        assert qm.noise_kernel_norm(
+            law, replace(sgd, sampling="bernoulli"), method="finite", n_data=n_data
+        ) == pytest.approx(paper, rel=1e-12)
+    assert abs(gaps[0]) < 0.05
+    np.testing.assert_allclose(np.array(gaps[:-1]) / gaps[1:], 10, rtol=0.2)
+
+
+def test_bad_laws():
+    law, sgd = qm.spectra.MarchenkoPastur(2.0), qm.SGD(0.1, 3)
+    for function in (qm.noise_kernel_norm, qm.critical_learning_rate):
+        with pytest.raises(ValueError, match="n_data"):
+            function(law, sgd)
+        for n_data in (0, -1, 2.5, True, "10"):
+            with pytest.raises(ValueError, match="n_data"):
+                function(law, sgd, n_data=n_data)
+        with pytest.raises(ValueError, match="batch_size"):
+            function(law, sgd, n_data=2)
+        with pytest.raises(ValueError, match=r"ntk.*matrix"):
+            function(law, sgd, n_data=10, method="exact")
+    with pytest.raises(ValueError, match="sgd"):
+        qm.edge_of_stability(law, 0.1)
+
+
+BAD_NTK = {
+    "not symmetric": np.array([[1.0, 0.5], [0.0, 1.0]]),
+    "indefinite": np.array([[1.0, 2.0], [2.0, 1.0]]),
+    "negative eigenvalue": np.array([1.0, -0.5]),
+    "NaN": np.array([[1.0, np.nan], [np.nan, 1.0]]),
+    "infinite": np.array([np.inf, 1.0]),
+    "NaN eigenvalue": np.array([np.nan, 1.0]),
+    "not square": np.ones((2, 3)),
+    "three axes": np.ones((2, 2, 2)),
+    "scalar": 1.0,
+    "empty": np.array([]),
+    "text": np.array(["a", "b"]),
+    "complex": np.array([1.0 + 1.0j, 1.0]),
+}
+
+
+@pytest.mark.parametrize("ntk", BAD_NTK.values(), ids=BAD_NTK.keys())
+def test_bad_ntk(ntk):
+    sgd = qm.SGD(0.1, 1)
+    with pytest.raises(ValueError, match="ntk"):
+        qm.noise_kernel_norm(ntk, sgd)
+    with pytest.raises(ValueError, match="ntk"):
+        qm.critical_learning_rate(ntk, sgd)
+    with pytest.raises(ValueError, match="ntk"):
+        qm.edge_of_stability(ntk, sgd)
+    with pytest.raises(ValueError, match="ntk"):
+        qm.phase_boundaries(ntk, [1])
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, True, "3", None, math.nan])
+def test_bad_batch_size(size):
+    with pytest.raises(ValueError, match="batch_size"):
+        qm.SGD(0.1, size)
+
+
+@pytest.mark.parametrize("sizes", [[0], [-1], [6], [2.5], ["3"], [2, 6]])
+def test_bad_batch_sizes(sizes):
+    with pytest.raises(ValueError, match="batch_size"):
+        qm.phase_boundaries(np.ones(5), sizes)
+
+
+def test_batch_larger_than_the_data():
+    sgd = qm.SGD(0.1, 6)
+    for function in (qm.noise_kernel_norm, qm.critical_learning_rate):
+        with pytest.raises(ValueError, match=r"batch_size.*n_data=5.*got 6"):
+            function(np.ones(5), sgd)
+
+
+@pytest.mark.parametrize("eta", [0, -0.1, math.nan, math.inf, "0.1", True, None, 1j])
+def test_bad_learning_rate(eta):
+    with pytest.raises(ValueError, match="learning_rate"):
+        qm.SGD(eta, 1)
+
+
+@pytest.mark.parametrize("momentum", [1, -1, 1.5, -2.0, math.nan, math.inf, "0.9"])
+def test_bad_momentum(momentum):
+    with pytest.raises(ValueError, match="momentum"):
+        qm.SGD(0.1, 1, momentum=momentum)
+
+
+@pytest.mark.parametrize("decay", [-1e-9, math.nan, math.inf, "0"])
+def test_bad_weight_decay(decay):
+    with pytest.raises(ValueError, match="weight_decay"):
+        qm.SGD(0.1, 1, weight_decay=decay)
+
+
+def test_bad_choices():
+    sgd = qm.SGD(0.1, 1)
+    with pytest.raises(ValueError, match="sampling"):
+        qm.SGD(0.1, 1, sampling="shuffled")
+    for function in (qm.noise_kernel_norm, qm.critical_learning_rate):
+        for method in ("infinite", None, ["paper"]):
+            with pytest.raises(ValueError, match="method"):
+                function(np.ones(3), sgd, method=method)
+        with pytest.raises(ValueError, match=r"ntk.*matrix"):
+            function(np.ones(3), sgd, method="exact")
+        with pytest.raises(ValueError, match="sgd"):
+            function(np.ones(3), 0.1)
+    with pytest.raises(ValueError, match="sgd"):
+        qm.edge_of_stability(np.ones(3), 0.1)
+    for level in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="level"):
+            qm.critical_learning_rate(np.ones(3), sgd, level=level)
