@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from quadmodel._validation import InputError, as_choice, as_integer, as_number
 
 SAMPLING_SCHEMES = ("without_replacement", "with_replacement", "bernoulli")
@@ -71,6 +73,8 @@ class SGD:
         put(self, "learning_rate", as_number("learning_rate", self.learning_rate, above=0.0))
         put(self, "batch_size", as_integer("batch_size", self.batch_size))
         put(self, "momentum", as_number("momentum", self.momentum, above=-1.0, below=1.0))
+        if not isinstance(self.nesterov, bool | np.bool_):
+            raise InputError(f"nesterov must be True or False, got {self.nesterov!r}")
         put(self, "nesterov", bool(self.nesterov))
         put(self, "weight_decay", as_number("weight_decay", self.weight_decay, least=0.0))
         put(self, "sampling", as_choice("sampling", self.sampling, SAMPLING_SCHEMES))

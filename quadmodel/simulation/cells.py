@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 from quadmodel._progress import progress_bar
@@ -43,6 +45,11 @@ class Cells:
     def __len__(self) -> int:
         """Return the number of cells."""
         return len(self.learning_rate)
+
+    def deterministic(self, n_data: int) -> NDArray[np.bool_]:
+        """Return which cells have full batches, so that all their runs are alike."""
+        whole = self.sgd.sampling == "without_replacement"
+        return np.asarray((self.batch_size == n_data) & whole)
 
 
 @dataclass(frozen=True)
@@ -115,8 +122,7 @@ def measure_cells(
     """
     lanes, cell, row = _start_runs(model, cells)
     linear = model.curvature is None
-    populations = 2 * len(cells) * cells.replicas if linear else 0
-    total = (cell.size + populations) * cells.steps
+    total = cell.size * cells.steps * (3 if linear else 1)
     with progress_bar(total, what=what, show=show) as bar:
         recorded = np.linspace(0, cells.steps, 2 if linear else _WINDOWS + 1).astype(np.int64)
         stepper = Stepper(model, cells.sgd, seed=cells.seed)
@@ -133,18 +139,7 @@ def measure_cells(
         diverged_at = np.repeat(lanes.diverged_at[: len(cells), None], cells.replicas, axis=1)
         loss[cell, row], diverged_at[cell, row] = losses, lanes.diverged_at
         if linear:
-            mean, typical = population_growth(
-                model,
-                cells.learning_rate,
-                cells.batch_size,
-                cells.sgd,
-                steps=cells.steps,
-                replicas=cells.replicas,
-                seed=cells.seed,
-                first_replica=cells.first_replica + len(cells) * cells.replicas,
-                pool=pool,
-                advance=bar.update,
-            )
+            mean, typical = _growth_of_populations(model, cells, pool, bar.update)
         else:
             mean, typical = _growth_of_runs(loss, diverged_at, recorded)
     ended = loss[:, :, -1]
@@ -159,8 +154,7 @@ def _start_runs(model: QuadraticModel, cells: Cells) -> tuple[Lanes, IntArray, I
     """
     cell = np.tile(np.arange(len(cells)), cells.replicas)
     row = np.repeat(np.arange(cells.replicas), len(cells))
-    full = (cells.batch_size == model.n_data) & (cells.sgd.sampling == "without_replacement")
-    kept = (row == 0) | ~full[cell]
+    kept = (row == 0) | ~cells.deterministic(model.n_data)[cell]
     cell, row = cell[kept], row[kept]
     width = model.n_data if model.curvature is None else 4 * model.n_params + 2 * model.n_data
     check_memory("the runs", 8.0 * cell.size * (2 * width + _WINDOWS))
@@ -176,6 +170,31 @@ def _losses(model: QuadraticModel, lanes: Lanes, rows: slice) -> FloatArray:
         z = observables.residuals(model, lanes.state[rows][alive])
         loss[alive] = np.einsum("na,na->n", z, z) / (2 * model.n_data)
     return np.where(np.isfinite(loss), loss, np.inf)
+
+
+def _growth_of_populations(
+    model: QuadraticModel, cells: Cells, pool: Workers, advance: Callable[[int], object]
+) -> tuple[Growth, Growth]:
+    """Return the growth of a linear model; two replicas, without noise, for deterministic cells."""
+    rates = np.empty((2, 2, len(cells)))
+    deterministic = cells.deterministic(model.n_data)
+    first = cells.first_replica + len(cells) * cells.replicas
+    for chosen, replicas in ((~deterministic, cells.replicas), (deterministic, 2)):
+        if chosen.any():
+            growth = population_growth(
+                model,
+                cells.learning_rate[chosen],
+                cells.batch_size[chosen],
+                cells.sgd,
+                steps=cells.steps,
+                replicas=replicas,
+                seed=cells.seed,
+                first_replica=first,
+                pool=pool,
+                advance=advance,
+            )
+            rates[:, :, chosen] = [[g.rate, g.standard_error] for g in growth]
+    return Growth(*rates[0]), Growth(*rates[1])
 
 
 def _growth_of_runs(

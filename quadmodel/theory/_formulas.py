@@ -113,6 +113,15 @@ def pair_response(
         numerator = ((1 + mu) ** 2 * r + mu**2) * (r * r - bb) - mu * (1 + mu) * r * (
             r * (a + a_other) - b * a_other - b_other * a
         )
+        if growth == 1.0:
+            # On the diagonal 1 - b^2 divides both, and vanishes at the edge where mu < -1/3.
+            same = x == y
+            numerator = np.where(
+                same, ((1 + mu) ** 2 + mu**2) * (1 + b) - 2 * mu * (1 + mu) * a, numerator
+            )
+            denominator = np.where(
+                same, (1 - mu + mu * x) * x * (2 * (1 + mu) - x * (1 + 2 * mu)), denominator
+            )
     drive = eta * eta * lam * lam_other
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(drive > 0, drive * numerator / denominator, 0.0)

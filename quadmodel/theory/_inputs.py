@@ -55,7 +55,10 @@ def as_spectrum(ntk: Any, *, n_data: int | None = None) -> Spectrum | LimitSpect
         if n_data is None:
             raise InputError("n_data must be given with a spectral law, got None")
         return LimitSpectrum(ntk, as_integer("n_data", n_data))
-    return as_finite_spectrum(ntk)
+    spectrum = as_finite_spectrum(ntk)
+    if n_data not in (None, spectrum.n_data):
+        raise InputError(f"n_data must be that of ntk, {spectrum.n_data}, got {n_data!r}")
+    return spectrum
 
 
 def as_finite_spectrum(ntk: ArrayLike | Spectrum) -> Spectrum:

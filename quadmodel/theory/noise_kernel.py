@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from quadmodel._validation import as_choice, as_integer, as_number
+from quadmodel._validation import InputError, as_choice, as_integer, as_number
 from quadmodel.optimizer import SGD
+from quadmodel.spectra import SpectralLaw
 from quadmodel.theory import _formulas as formulas
 from quadmodel.theory import _noise
 from quadmodel.theory._inputs import (
@@ -106,7 +107,7 @@ def norm_or_infinity(spectrum: Spectrum | LimitSpectrum, sgd: SGD, method: str) 
     return _noise.norm(spectrum, sgd, method)
 
 
-def edge_of_stability(ntk: Any, sgd: SGD, *, n_data: int | None = None) -> float:
+def edge_of_stability(ntk: Any, sgd: SGD) -> float:
     r"""Return the learning rate at which training without batch noise turns unstable.
 
     Parameters
@@ -115,8 +116,6 @@ def edge_of_stability(ntk: Any, sgd: SGD, *, n_data: int | None = None) -> float
         Neural tangent kernel, its eigenvalues, or their law. Units of 1 / learning rate.
     sgd : SGD
         Momentum and weight decay; its learning rate and batch size don't matter.
-    n_data : int, optional
-        Number of data points, for a spectral law; doesn't matter here.
 
     Returns
     -------
@@ -144,10 +143,10 @@ def edge_of_stability(ntk: Any, sgd: SGD, *, n_data: int | None = None) -> float
     >>> qm.edge_of_stability([4.0, 1.0], qm.SGD(learning_rate=1.0, batch_size=1))
     0.5
     """
-    spectrum = as_spectrum(ntk, n_data=n_data or 1)
-    if not isinstance(spectrum, LimitSpectrum):
-        check_sgd(sgd, spectrum.n_data)
-    return formulas.noiseless_edge(spectrum.edge, sgd)
+    if not isinstance(sgd, SGD):
+        raise InputError(f"sgd must be an SGD, got {type(sgd).__name__}")
+    largest = ntk.edge if isinstance(ntk, SpectralLaw) else as_finite_spectrum(ntk).edge
+    return formulas.noiseless_edge(largest, sgd)
 
 
 def critical_learning_rate(
@@ -217,7 +216,9 @@ def critical_on_spectrum(
 
 
 def phase_boundaries(
-    ntk: ArrayLike | Spectrum, batch_sizes: Sequence[int] | ArrayLike, sgd: SGD | None = None
+    ntk: ArrayLike | Spectrum,
+    batch_sizes: Sequence[int] | NDArray[np.integer],
+    sgd: SGD | None = None,
 ) -> xr.Dataset:
     r"""Return the stochastic and the deterministic edge, and where they cross, per batch size.
 
@@ -262,7 +263,10 @@ def phase_boundaries(
     """
     spectrum = as_finite_spectrum(ntk)
     template = SGD(learning_rate=1.0, batch_size=1) if sgd is None else sgd
-    sizes = [as_integer("batch_sizes", b, high=spectrum.n_data) for b in np.atleast_1d(batch_sizes)]
+    given = batch_sizes.tolist() if isinstance(batch_sizes, np.ndarray) else batch_sizes
+    sizes = [as_integer("batch_sizes", b, high=spectrum.n_data) for b in given]
+    if not sizes:
+        raise InputError("batch_sizes must hold at least one, got none")
     check_sgd(replace(template, batch_size=1), spectrum.n_data)
     methods = METHODS if spectrum.vectors is not None else METHODS[:2]
     critical = [

@@ -89,7 +89,8 @@ def predict(
     with np.errstate(over="ignore", invalid="ignore"):
         every = islice(recursion(lam, vectors, model.residual, sgd), 0, steps + 1, record_every)
         energies = np.stack(list(every))
-    energies[~np.isfinite(energies).all(axis=1)] = np.inf  # overflow: NaN came from inf - inf
+        energies[~np.isfinite(energies).all(axis=1)] = np.inf  # overflow: NaN came from inf - inf
+        mean_loss = energies.sum(axis=1) / (2 * model.n_data)
     spectrum = Spectrum(lam, vectors)
     along = np.ones(recorded.size)
     closure = "exact" if method == "exact" else "finite"
@@ -101,7 +102,7 @@ def predict(
         {
             "loss": (
                 "step",
-                energies.sum(axis=1) / (2 * model.n_data),
+                mean_loss,
                 {"long_name": "mean loss", "units": "loss"},
             ),
             "mode_energy": (
