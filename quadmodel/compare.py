@@ -112,8 +112,10 @@ def _rows(name: str, sim: xr.Dataset, pred: xr.Dataset) -> dict[str, np.ndarray]
     m, p, s = (np.asarray(a.values, dtype=np.float64) for a in (measured, predicted, error))
     with np.errstate(divide="ignore", invalid="ignore"):
         gap = m - p
-        rounding = _ROUNDING * np.maximum(np.abs(m), np.abs(p))
-        z = np.where(np.abs(gap) <= rounding, 0.0, gap / s)
+        # Relative to the value, and to the variable's largest one: a mode may pass through zero.
+        largest = np.abs(m[np.isfinite(m)]).max(initial=0.0)
+        rounding = np.maximum(_ROUNDING * np.maximum(np.abs(m), np.abs(p)), 1e-12 * largest)
+        z = np.where(np.isfinite(gap) & (np.abs(gap) <= rounding), 0.0, gap / s)
     z = np.where(m == p, 0.0, np.where(np.isnan(z), np.inf, z))
     at = {dim: measured.coords[dim].values for dim in measured.dims}
     mesh = np.meshgrid(*at.values(), indexing="ij")
@@ -271,7 +273,7 @@ def _pool(
         return math.nan, math.nan, math.nan
     centre = np.log(value[good])
     error = (np.log(high[good]) - np.log(low[good])) / (2 * width)
-    weight = 1 / error**2
+    weight = 1 / np.maximum(error, 1e-12) ** 2
     mean = float(np.sum(weight * centre) / weight.sum())
     half = width / math.sqrt(float(weight.sum()))
     return math.exp(mean), math.exp(mean - half), math.exp(mean + half)

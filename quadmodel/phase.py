@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from quadmodel._validation import FloatArray, InputError, as_array, as_integer
+from quadmodel._validation import FloatArray, InputError, as_array, as_integer, as_number
 from quadmodel._version import __version__
 from quadmodel.ensemble import Ensemble
 from quadmodel.model import QuadraticModel
@@ -149,12 +149,12 @@ def phase_diagram(
     }
     with workers(threads) as pool:
         spectrum = Spectrum(*model.eigensystem)
+        if spectrum.edge == 0:
+            raise InputError("source must have an NTK that does not vanish, got zero eigenvalues")
         boundaries = phase_boundaries(spectrum, sizes, template)
         rates = given_rates
         if rates is None:
             rates = _spread_learning_rates(boundaries, int(learning_rates))  # type: ignore[arg-type]
-        if not np.isfinite(rates).all():
-            raise InputError("the NTK must not vanish, got eigenvalues that are all zero")
 
         def evaluate(at: FloatArray, b: IntArray, first: int, what: str) -> tuple[Any, int]:
             cells = Cells(at, b, template, steps, replicas, seed, first)
@@ -200,8 +200,8 @@ def _as_model(source: Any) -> QuadraticModel:
 
 def _as_learning_rates(values: Any) -> FloatArray:
     rates = np.sort(as_array("learning_rates", values, (None,)))
-    if rates[0] <= 0:
-        raise InputError(f"learning_rates must be > 0, got {rates[0]:g}")
+    for rate in rates[[0, -1]]:
+        as_number("learning_rates", rate, least=1e-100, most=1e100)
     if np.unique(rates).size < rates.size or rates.size < 2:
         raise InputError(f"learning_rates must be at least 2 different ones, got {rates.tolist()}")
     return rates

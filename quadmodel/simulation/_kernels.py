@@ -83,6 +83,9 @@ def _linear_step(
             moved = z[j] - z_old[j]
             z_old[j] = z[j]
             z[j] += momentum * moved - eta * weight_decay * (z[j] + ahead * moved - start[j])
+    else:
+        for j in range(n_data):
+            z_old[j] = z[j]
     # Columns of the NTK (rows: it is symmetric), four at a time while z stays in cache.
     k = 0
     while k + 4 <= length:
@@ -122,8 +125,9 @@ def advance_populations(
     """Step whole populations of residuals, one per cell, and log the growth of their mean loss.
 
     `state` has shape (cells, members, n_data); `growth`, of shape (cells, 1) if `select`, else
-    (cells, members), takes the growth of the log loss over all steps: of the population's mean, or
-    of each member. Sizes are set back to 1 after every step, so that nothing overflows. With
+    (cells, members), is increased by the growth of the log loss: of the population's mean, or of
+    each member. Sizes are set back to 1 after every step, so that nothing overflows; what vanishes
+    or explodes within one step has grown by -inf or +inf and is stepped no more. With
     `select`, members are redrawn in proportion to their loss, and set to the mean loss, whenever
     fewer than half of them carry it: the mean stays what it is, but no single run dominates it.
     """
@@ -135,12 +139,15 @@ def advance_populations(
     ahead = momentum if nesterov else 0.0
     for cell in range(cells):
         eta, b = learning_rate[cell], batch_size[cell]
-        growth[cell] = 0.0
         for a in range(members):
             energy[a] = _energy(state[cell, a])
         for t in range(n_steps):
+            if select and not np.isfinite(growth[cell, 0]):
+                break
             total = energy.sum()
             for a in range(members):
+                if not select and not np.isfinite(growth[cell, a]):
+                    continue
                 length = draw_batch(
                     seed,
                     model,
@@ -168,16 +175,15 @@ def advance_populations(
                     weight_decay,
                 )
                 if not select:
-                    growth[cell, a] += np.log(energy[a] / before)
+                    growth[cell, a] += _log_ratio(energy[a], before)
                     energy[a] = _rescale(state[cell, a], old[cell, a], energy[a])
             if select:
                 mean = energy.sum() / members
-                growth[cell, 0] += np.log(mean * members / total)
+                growth[cell, 0] += _log_ratio(mean * members, total)
+                if not np.isfinite(growth[cell, 0]):
+                    break
                 for a in range(members):
-                    scale = 1.0 / np.sqrt(mean)
-                    for j in range(n_data):
-                        state[cell, a, j] *= scale
-                        old[cell, a, j] *= scale
+                    _rescale(state[cell, a], old[cell, a], mean)
                     energy[a] /= mean
                 if (energy * energy).sum() * members > 2.0 * energy.sum() ** 2:
                     words = philox(
@@ -192,7 +198,18 @@ def advance_populations(
 
 
 @njit(cache=True, nogil=True)
+def _log_ratio(after, before):
+    """Return log(after / before); infinite where a size can't be set back to 1."""
+    if not after < 1e290:
+        return np.inf
+    return np.log(after / before) if after > 1e-290 else -np.inf
+
+
+@njit(cache=True, nogil=True)
 def _rescale(z, z_old, energy):
+    """Divide a state by the root of an energy, where that can be done."""
+    if not 1e-290 < energy < 1e290:
+        return energy
     scale = 1.0 / np.sqrt(energy)
     for j in range(len(z)):
         z[j] *= scale
@@ -212,7 +229,8 @@ def _redraw(state, old, energy, uniform):
         while reached < target and ancestor < members - 1:
             ancestor += 1
             reached += share[ancestor]
-        scale = np.sqrt(total / members / share[ancestor])
+        # Rounding may lead to a last member that carries nothing.
+        scale = np.sqrt(total / members / share[ancestor]) if share[ancestor] > 0 else 0.0
         state[a] = source[ancestor] * scale
         old[a] = source_old[ancestor] * scale
         energy[a] = total / members

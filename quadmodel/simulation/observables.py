@@ -67,7 +67,8 @@ def ntk_eigenvalues(model: QuadraticModel, state: FloatArray) -> FloatArray:
                 jacobians[:, i] += theta @ matrix
         ntk = jacobians @ jacobians.transpose(0, 2, 1) / model.n_data
         spectra[first : first + _BLOCK] = np.linalg.eigvalsh(ntk)[:, ::-1]
-    return np.maximum(spectra, 0.0)
+    rounding = 4 * model.n_data * np.finfo(np.float64).eps * spectra[:, :1]
+    return np.where(spectra > rounding, spectra, 0.0)
 
 
 def noise_kernel_norms(

@@ -163,7 +163,8 @@ class _Record:
         mean = sum(m[0] for m in moments) / count
         self.energy[k] = mean
         if count > 1:
-            spread = sum(m[1] + m[2] * (m[0] / m[2] - mean) ** 2 for m in moments)
+            with np.errstate(over="ignore"):
+                spread = sum(m[1] + m[2] * (m[0] / m[2] - mean) ** 2 for m in moments)
             self.energy_error[k] = np.sqrt(spread / (count - 1) / count)
 
     def _measure(self, k: int, lanes: Lanes, rows: slice) -> tuple[FloatArray, FloatArray, int]:
@@ -185,7 +186,8 @@ class _Record:
         self.paper[alive, k], self.finite[alive, k] = paper, finite
         energy = (z @ self._vectors) ** 2
         total = energy.sum(axis=0)
-        scatter = ((energy - total / max(len(alive), 1)) ** 2).sum(axis=0)
+        with np.errstate(over="ignore"):  # a run on its way to divergence
+            scatter = ((energy - total / max(len(alive), 1)) ** 2).sum(axis=0)
         return total, scatter, max(len(alive), 1)
 
     def dataset(self, recorded: Any, lanes: Lanes, attrs: dict[str, Any]) -> xr.Dataset:
