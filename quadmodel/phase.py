@@ -150,7 +150,7 @@ def phase_diagram(
     with workers(threads) as pool:
         spectrum = Spectrum(*model.eigensystem)
         if spectrum.edge == 0:
-            raise InputError("source must have an NTK that does not vanish, got zero eigenvalues")
+            raise InputError("source: the NTK must not vanish, got eigenvalues that are all zero")
         boundaries = phase_boundaries(spectrum, sizes, template)
         rates = given_rates
         if rates is None:
@@ -200,6 +200,8 @@ def _as_model(source: Any) -> QuadraticModel:
 
 def _as_learning_rates(values: Any) -> FloatArray:
     rates = np.sort(as_array("learning_rates", values, (None,)))
+    if rates[0] <= 0:
+        raise InputError(f"learning_rates must be > 0, got {rates[0]:g}")
     for rate in rates[[0, -1]]:
         as_number("learning_rates", rate, least=1e-100, most=1e100)
     if np.unique(rates).size < rates.size or rates.size < 2:
