@@ -28,10 +28,7 @@ def open_npz(path: str | PathLike[str], required: tuple[str, ...] = ()) -> dict[
 
 def load_array(spec: str) -> Any:
     """Read one array from ``FILE.npy``, ``FILE.npz`` (if it holds one) or ``FILE.npz:name``."""
-    path, name = Path(spec), ""
-    if ".npz:" in spec:
-        stem, _, name = spec.rpartition(".npz:")
-        path = Path(stem + ".npz")
+    path, name = array_path(spec), spec.rpartition(".npz:")[2] if ".npz:" in spec else ""
     content = _load(path)
     if not isinstance(content, dict):
         return content
@@ -41,6 +38,11 @@ def load_array(spec: str) -> Any:
         asked = f"an array {name!r}" if name else "one array, or a name as in FILE.npz:name"
         raise InputError(f"{path} must hold {asked}, got {sorted(content)}")
     return content[name]
+
+
+def array_path(spec: str) -> Path:
+    """Return the file that ``FILE.npz:name`` or ``FILE`` names."""
+    return Path(spec.rpartition(".npz:")[0] + ".npz" if ".npz:" in spec else spec)
 
 
 def _load(path: Path) -> Any:

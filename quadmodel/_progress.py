@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import Any
 
 
 def progress_bar(total: int, *, what: str, show: bool) -> Any:
     """Return a tqdm bar (a context manager with `update`)."""
-    if _in_notebook():
-        from tqdm.auto import tqdm
+    if show and _in_notebook():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # without ipywidgets the bar is text: good enough
+            from tqdm.auto import tqdm
 
-        return tqdm(total=total, desc=what, disable=not show, leave=False)
+        return tqdm(total=total, desc=what, disable=False, leave=False)
     from tqdm import tqdm as plain
 
     # disable=None: silent unless standard error is a terminal.

@@ -12,8 +12,8 @@ import click
 import numpy as np
 
 from quadmodel import spectra
-from quadmodel._files import check_writable, load_array, write_atomically
-from quadmodel._validation import InputError, as_array
+from quadmodel._files import array_path, check_writable, load_array, write_atomically
+from quadmodel._validation import InputError, as_array, as_number
 from quadmodel._version import __version__
 from quadmodel.optimizer import SAMPLING_SCHEMES, SGD
 
@@ -23,13 +23,20 @@ if TYPE_CHECKING:
     from quadmodel.ensemble import Ensemble
     from quadmodel.model import QuadraticModel
 
+_INPUTS = ("jacobian", "ntk", "eigenvalues")
 _FORMATS = (".png", ".pdf", ".svg")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+    invoke_without_command=True,
+)
 @click.version_option(__version__, prog_name="quadmodel")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Stability and curvature of SGD in the quadratic regression model."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 class _Values(click.ParamType[Any]):
@@ -47,10 +54,13 @@ class _Values(click.ParamType[Any]):
             if ":" in value:
                 low, high, count = value.split(":")
                 ends = float(low), float(high)
-                if not 0 < ends[0] < ends[1] < float("inf"):
+                if not 0 < ends[0] < ends[1] < 1e100 or not 1 <= int(count) <= 10**6:
                     raise ValueError
                 spread = np.geomspace(*ends, int(count))
-                return np.unique(spread.round().astype(int)) if self._whole else spread
+                if not self._whole:
+                    return spread
+                # Beyond any number of data points all sizes are equally wrong.
+                return np.unique(np.minimum(spread, 2.0**62).round().astype(np.int64))
             if "," in value:
                 return [self._convert(part) for part in value.split(",")]
             return int(value)
@@ -134,8 +144,12 @@ def phase_diagram_command(**options: Any) -> None:
     picture, data = Path(options["picture"]), Path(options["data"])
     if picture.suffix not in _FORMATS:
         raise InputError(f"--picture must end in {', '.join(_FORMATS)}, got {picture}")
+    inputs = [options[name] for name in _INPUTS if options[name] is not None]
     for path in (picture, data):
         check_writable(path)
+        for file in inputs:
+            if path.resolve() == array_path(file).resolve():
+                raise InputError(f"outputs must not replace an input, got {path} for both")
     if picture.resolve() == data.resolve():
         raise InputError(f"--picture and --data must be different files, got {picture} twice")
     sgd = SGD(
@@ -163,9 +177,10 @@ def phase_diagram_command(**options: Any) -> None:
         progress=True,
     )
     elapsed = time.perf_counter() - began
-    with write_atomically(data) as partial:
-        grid.to_netcdf(partial, engine="h5netcdf")
-    _draw(grid, picture)
+    # Both or none: each is moved into place only after both are written.
+    with write_atomically(data) as partial_data, write_atomically(picture) as partial_picture:
+        grid.to_netcdf(partial_data, engine="h5netcdf")
+        _draw(grid, partial_picture)
     click.echo(_table(grid))
     done = grid.attrs["replica_steps"]
     click.echo(
@@ -179,10 +194,12 @@ def _source(options: dict[str, Any]) -> Ensemble | QuadraticModel:
     from quadmodel.ensemble import Ensemble
     from quadmodel.model import QuadraticModel
 
-    given = [name for name in ("jacobian", "ntk", "eigenvalues") if options[name] is not None]
+    given = [name for name in _INPUTS if options[name] is not None]
     if len(given) > 1:
         raise InputError(f"one of --jacobian, --ntk, --eigenvalues must be given, got {given}")
-    curvature, scale, seed = options["curvature"], options["residual"], options["seed"]
+    curvature = as_number("--curvature", options["curvature"], least=0.0, most=1e100)
+    scale = as_number("--residual", options["residual"], least=0.0, most=1e100)
+    seed = options["seed"]
     if not given:
         law = _law(options["spectrum"])
         n_data, n_params = options["n_data"], options["n_params"]
@@ -215,9 +232,10 @@ def _law(text: str) -> Any:
             return spectra.PowerLaw(float(detail or 1.0))
         if name == "outliers":
             return spectra.Outliers([float(v) for v in detail.split(",")])
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError as error:
+        raise InputError(f"--spectrum: {error}") from None
+    except ValueError:
+        pass
     raise InputError(
         "--spectrum must be gaussian, marchenko-pastur, power-law[:EXPONENT] or "
         f"outliers:V1,V2,..., got {text!r}"
@@ -234,8 +252,7 @@ def _draw(grid: xr.Dataset, picture: Path) -> None:
 
     figure, ax = plt.subplots(figsize=(8, 6), layout="constrained")
     plot.phase_diagram(grid, ax)
-    with write_atomically(picture) as partial:
-        figure.savefig(partial, dpi=150)
+    figure.savefig(picture, dpi=150)
     plt.close(figure)
 
 
@@ -283,10 +300,10 @@ def _table(grid: xr.Dataset) -> str:
 def main() -> None:
     """Run the command line; bad input ends in one line and exit code 2."""
     try:
-        sys.exit(cli(standalone_mode=False))
+        sys.exit(cli(prog_name="quadmodel", standalone_mode=False))
     except click.ClickException as error:
         _complain(error.format_message())
-    except (InputError, MemoryError) as error:
+    except (InputError, MemoryError, OSError) as error:
         _complain(str(error))
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted; nothing was written", err=True)

@@ -114,6 +114,7 @@ def phase_diagram(grid: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
         ylim=_cell_edges(rates)[[0, -1]],
         title=f"{grid.attrs['n_data']} data points, {grid.attrs['n_params']} parameters",
     )
+    ax.xaxis.set_major_formatter("{x:g}")
     ax.legend(loc="lower right", fontsize="small")
     return artists
 
