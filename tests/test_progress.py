@@ -107,8 +107,7 @@ def test_silent_without_standard_error(monkeypatch):
         bar.update()
 
 
-@pytest.mark.parametrize("show", [True, False])
-def test_notebook(monkeypatch, show):
+def test_notebook(monkeypatch):
     asked = {}
 
     def widget(**options):
@@ -117,9 +116,14 @@ def test_notebook(monkeypatch, show):
 
     fake_ipython(monkeypatch, {"IPKernelApp": {}})
     monkeypatch.setattr(tqdm.auto, "tqdm", widget)
-    assert progress_bar(7, what="cells", show=show) == "widget"
+    assert progress_bar(7, what="cells", show=True) == "widget"
     assert (asked["total"], asked["desc"]) == (7, "cells")
-    assert asked["disable"] is (not show)  # never None: a notebook's stderr is no terminal
+    assert asked["disable"] is False  # never None: a notebook's stderr is no terminal
+
+
+def test_not_asked_for_in_a_notebook(monkeypatch):
+    fake_ipython(monkeypatch, {"IPKernelApp": {}})
+    assert progress_bar(7, what="cells", show=False).disable
 
 
 @pytest.mark.parametrize("config", [None, {}, {"TerminalInteractiveShell": {}}])
