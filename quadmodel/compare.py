@@ -170,8 +170,10 @@ def critical_noise_kernel_norm(
     (weighted isotonic regression); the crossing is interpolated linearly in log learning
     rate. Its standard error adds in quadrature the spread over 400 redraws of the growth rates from
     their standard errors, and the spacing of the points around the crossing over
-    :math:`\sqrt{12}`. K is interpolated in the same points; the pooled value weighs log K by
-    1/variance.
+    :math:`\sqrt{12}`. Near the deterministic edge growth has a kink at the threshold: where the
+    line through the two points above crosses later, by more than two spreads, the middle of both
+    is taken and half their distance added to the error. K is interpolated in the same points; the
+    pooled value weighs log K by 1/variance.
 
     References
     ----------
@@ -233,25 +235,33 @@ def _crossing(x: FloatArray, growth: FloatArray, error: FloatArray) -> tuple[flo
     if x.size < 2:
         return math.nan, math.nan
     weight = 1 / np.maximum(error, 1e-12) ** 2
-    root = _monotone_root(x, growth, weight)
+    root, from_above = _monotone_root(x, growth, weight)
     if math.isnan(root):
         return math.nan, math.nan
     rng = np.random.default_rng(0)
     noise = error * rng.standard_normal((_RESAMPLES, x.size))
-    redrawn = np.array([_monotone_root(x, growth + n, weight) for n in noise])
+    redrawn = np.array([_monotone_root(x, growth + n, weight)[0] for n in noise])
     above = min(int(np.searchsorted(x, root)), x.size - 1)
     spacing = x[above] - x[max(above - 1, 0)]
     spread = float(np.nanstd(redrawn)) if np.isfinite(redrawn).any() else math.nan
-    return root, math.hypot(spread, spacing / math.sqrt(12))
+    # A kink: the points above lead to a later crossing than the chord, by more than noise would.
+    kink = from_above - root if from_above - root > 2 * spread else 0.0
+    return root + kink / 2, math.hypot(spread, spacing / math.sqrt(12), kink / 2)
 
 
-def _monotone_root(x: FloatArray, growth: FloatArray, weight: FloatArray) -> float:
+def _monotone_root(x: FloatArray, growth: FloatArray, weight: FloatArray) -> tuple[float, float]:
+    """Return the crossing by the chord, and by the line through the two points above it."""
     level = isotonic_regression(growth, weights=weight).x
     above = int(np.searchsorted(level, 0.0))
     if above == 0 or above == level.size:
-        return math.nan
+        return math.nan, math.nan
     below = above - 1
-    return float(x[below] - level[below] * (x[above] - x[below]) / (level[above] - level[below]))
+    chord = x[below] - level[below] * (x[above] - x[below]) / (level[above] - level[below])
+    line = chord
+    if above + 1 < level.size and level[above + 1] > level[above]:
+        slope = (level[above + 1] - level[above]) / (x[above + 1] - x[above])
+        line = min(max(x[above] - level[above] / slope, x[below]), x[above])
+    return float(chord), float(line)
 
 
 def _norm_at(at: FloatArray, x: FloatArray, norm: FloatArray) -> FloatArray:

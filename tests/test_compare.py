@@ -187,6 +187,23 @@ def test_crossing_without_noise():
     np.testing.assert_allclose(width, 2 * 1.959964 * spacing / math.sqrt(12), rtol=1e-4)
 
 
+@pytest.mark.parametrize("offset", [0.1, 0.3, 0.5, 0.7, 0.9])
+def test_crossing_at_a_kink(offset):
+    """Growth that turns steep at its zero, as at the deterministic edge: the chord alone misses."""
+    grid = synthetic_grid(1, noise=0.0)
+    points = np.log(grid.scan_learning_rate.values[0])
+    middle = np.argmin(np.abs(points - math.log(TRUE_RATE)))
+    true = points[middle] + offset * (points[middle + 1] - points[middle])
+    for prefix in ("", "scan_"):
+        past = np.log(grid[f"{prefix}learning_rate"]) - true
+        shape = grid[f"{prefix}mean_growth"].transpose(*grid[f"{prefix}mean_growth"].dims)
+        grid[f"{prefix}mean_growth"] = (0 * shape + xr.where(past > 0, 20 * past, past)).transpose(
+            *shape.dims
+        )
+    found = qm.critical_noise_kernel_norm(grid)
+    assert float(found.learning_rate_low[0]) < math.exp(true) < float(found.learning_rate_high[0])
+
+
 def test_crossing_without_a_scan():
     found = qm.critical_noise_kernel_norm(synthetic_grid(1, noise=0.0, n_scan=0))
     assert float(found.learning_rate[0]) == pytest.approx(TRUE_RATE, rel=1e-9)

@@ -18,6 +18,8 @@ from quadmodel.simulation._lanes import IntArray, Lanes, Stepper, Workers, group
 from quadmodel.simulation.populations import Growth, population_growth
 
 MIN_STEPS = 32
+# Members of the populations of deterministic cells.
+_QUIET = 2
 # Losses of a quadratic model are looked at this often.
 _WINDOWS = 8
 # A run is called diverged if its loss overflowed or ended above this multiple of where it began.
@@ -122,7 +124,8 @@ def measure_cells(
     """
     lanes, cell, row = _start_runs(model, cells)
     linear = model.curvature is None
-    total = cell.size * cells.steps * (3 if linear else 1)
+    members = np.where(cells.deterministic(model.n_data), _QUIET, cells.replicas)
+    total = (cell.size + (2 * int(members.sum()) if linear else 0)) * cells.steps
     with progress_bar(total, what=what, show=show) as bar:
         recorded = np.linspace(0, cells.steps, 2 if linear else _WINDOWS + 1).astype(np.int64)
         stepper = Stepper(model, cells.sgd, seed=cells.seed)
@@ -179,7 +182,7 @@ def _growth_of_populations(
     rates = np.empty((2, 2, len(cells)))
     deterministic = cells.deterministic(model.n_data)
     first = cells.first_replica + len(cells) * cells.replicas
-    for chosen, replicas in ((~deterministic, cells.replicas), (deterministic, 2)):
+    for chosen, replicas in ((~deterministic, cells.replicas), (deterministic, _QUIET)):
         if chosen.any():
             growth = population_growth(
                 model,

@@ -1,0 +1,231 @@
+"""What a run of the command line writes and prints."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.image
+import numpy as np
+import pytest
+import xarray as xr
+
+import quadmodel
+from quadmodel import cli
+from quadmodel.cli import phase_diagram_command
+from tests.cli.command import COMMAND, ENVIRONMENT, OUTPUTS, SMALL, TINY, written
+
+
+def check_report(out, grid):
+    lines = out.splitlines()
+    assert lines[0] == "critical learning rate (1 / NTK eigenvalue)"
+    for column in ("batch size", "predicted (K = 1, exact)", "edge", "critical K"):
+        assert column in lines[1]
+    assert "simulated, mean square" in lines[1]
+    assert "simulated, typical" in lines[1]
+    rows = lines[2 : 2 + grid.sizes["batch_size"]]
+    assert [int(row.split()[0]) for row in rows] == grid.batch_size.values.tolist()
+    for row, b in zip(rows, grid.batch_size, strict=True):
+        predicted, edge = (float(number) for number in row.split()[1:3])
+        exact = grid.critical_learning_rate.sel(norm="exact", batch_size=b)
+        assert predicted == pytest.approx(float(exact), rel=1e-3)
+        assert edge == pytest.approx(float(grid.edge_of_stability.sel(batch_size=b)), rel=1e-3)
+    pooled, speed, wrote = lines[2 + len(rows) :]
+    number = r"\d+\.\d{4}"
+    assert re.fullmatch(
+        r"simulated critical K, all batch sizes: "
+        rf"(not found inside the grid|{number} \[{number}, {number}\] \(95%\), predicted: 1)",
+        pooled,
+    )
+    found = re.fullmatch(
+        r"([\d.]+) s, ([\d,]+) replica-steps, [\d,]+ replica-steps per second", speed
+    )
+    assert found
+    assert int(found[2].replace(",", "")) == grid.attrs["replica_steps"]
+    return wrote
+
+
+def test_end_to_end(tmp_path):
+    done = subprocess.run(
+        [*COMMAND, *SMALL], capture_output=True, text=True, env=ENVIRONMENT, check=True
+    )
+    assert done.stderr == ""  # no progress bar in a pipe, no warnings
+    assert written() == OUTPUTS
+    picture = mpl.image.imread("phase-diagram.png")
+    assert picture.shape[:2] == (900, 1200)
+    assert picture.std() > 0
+    with xr.open_dataset("phase-diagram.nc", engine="h5netcdf") as grid:
+        assert dict(grid.mean_growth.sizes) == {"learning_rate": 6, "batch_size": 3}
+        assert grid.sizes["scan"] == 2
+        assert grid.attrs["kind"] == "phase diagram"
+        wrote = check_report(done.stdout, grid)
+        pooled = float(quadmodel.critical_noise_kernel_norm(grid).pooled_noise_kernel_norm)
+        assert f"all batch sizes: {pooled:.4f} [" in done.stdout
+    assert wrote == "wrote phase-diagram.png and phase-diagram.nc"
+    for name in OUTPUTS:
+        assert Path(name).stat().st_mode & 0o777 == 0o666 & ~umask()
+
+
+def umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_end_to_end_again_with_another_thread_count(run):
+    run("phase-diagram", *SMALL, "--threads", "1", "--data", "here.nc")
+    subprocess.run(
+        [*COMMAND, *SMALL, "--threads", "2", "--data", "there.nc"], env=ENVIRONMENT, check=True,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    with xr.open_dataset("here.nc") as here, xr.open_dataset("there.nc") as there:
+        xr.testing.assert_identical(here, there)
+
+
+def test_same_as_the_function(run):
+    assert run("phase-diagram", *SMALL, "--seed", "3")[0] == 0
+    grid = quadmodel.phase_diagram(
+        quadmodel.Ensemble(20, 40), 6, 3, steps=64, replicas=4, refine=2, seed=3
+    )
+    with xr.open_dataset("phase-diagram.nc") as saved:
+        xr.testing.assert_equal(saved, grid)
+
+
+@pytest.fixture
+def succeed(run, monkeypatch):
+    """Run without drawing, which takes longest; check the report and return the grid."""
+
+    def succeed(*arguments, base=TINY):
+        monkeypatch.setattr(cli, "_draw", lambda _, picture: picture.write_text("picture"))
+        code, out, err = run("phase-diagram", *base, *arguments)
+        assert (code, err) == (0, "")
+        assert written() >= OUTPUTS
+        assert not [name for name in written() if name.startswith(".")]
+        with xr.open_dataset("phase-diagram.nc") as grid:
+            check_report(out, grid)
+            return grid.load()
+
+    return succeed
+
+
+def test_report_of_a_run_in_this_process(succeed):
+    succeed(base=SMALL)
+
+
+@pytest.mark.parametrize(
+    ("option", "file", "n_params"),
+    [
+        ("--jacobian", "jacobian.npy", 30),
+        ("--jacobian", "single.npz", 30),
+        ("--jacobian", "single.npz:only", 30),
+        ("--jacobian", "several.npz:jacobian", 30),
+        ("--ntk", "ntk.npy", 12),
+        ("--ntk", "several.npz:ntk", 12),
+        ("--eigenvalues", "eigenvalues.npy", 12),
+        ("--eigenvalues", "several.npz:eigenvalues", 12),
+    ],
+)
+def test_arrays_from_files(succeed, arrays, option, file, n_params):
+    grid = succeed(option, file)
+    assert (grid.attrs["n_data"], grid.attrs["n_params"]) == (12, n_params)
+    assert grid.batch_size.values.tolist() == [1, 12]
+    largest = 3.0
+    if option != "--eigenvalues":
+        largest = np.linalg.eigvalsh(np.load("ntk.npy"))[-1]
+    assert float(grid.edge_of_stability[-1]) == pytest.approx(2 / largest)
+
+
+def test_curvature(succeed):
+    grid = succeed("--curvature", "0.01")
+    assert "curvature" in " ".join(map(str, [*grid.attrs, *grid.attrs.values()])).lower()
+    linear = quadmodel.phase_diagram(
+        quadmodel.Ensemble(20, 40), 3, 2, replicas=2, refine=0, steps=32
+    )
+    np.testing.assert_array_equal(grid.edge_of_stability, linear.edge_of_stability)
+    assert not np.array_equal(grid.final_loss, linear.final_loss)
+
+
+def test_curvature_on_a_given_jacobian(succeed, arrays):
+    succeed("--jacobian", "jacobian.npy", "--curvature", "0.01", "--residual", "0.5")
+
+
+@pytest.mark.parametrize(
+    "law", ["gaussian", "marchenko-pastur", "power-law", "power-law:0.5", "outliers:20,10"]
+)
+def test_spectra(succeed, law):
+    succeed("--spectrum", law)
+
+
+def test_edge_of_outliers(succeed):
+    grid = succeed("--spectrum", "outliers:20,10")
+    assert float(grid.edge_of_stability[-1]) == pytest.approx(2 / 20)
+
+
+@pytest.mark.parametrize(
+    ("options", "attribute", "value"),
+    [
+        (["--momentum", "0.5"], "momentum", 0.5),
+        (["--momentum", "-0.3"], "momentum", -0.3),
+        (["--momentum", "0.5", "--nesterov"], "nesterov", 1),
+        (["--weight-decay", "0.1"], "weight_decay", 0.1),
+        (["--sampling", "with_replacement"], "sampling", "with_replacement"),
+        (["--sampling", "bernoulli"], "sampling", "bernoulli"),
+        (["--seed", str(2**64 - 1)], "seed", str(2**64 - 1)),
+    ],
+)
+def test_options_reach_the_simulation(succeed, options, attribute, value):
+    assert succeed(*options).attrs[attribute] == value
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "coordinate", "expected"),
+    [
+        ("--learning-rates", "0.2,0.1", "learning_rate", [0.1, 0.2]),
+        ("--learning-rates", "0.01:1:3", "learning_rate", [0.01, 0.1, 1.0]),
+        ("--batch-sizes", "8,1", "batch_size", [1, 8]),
+        ("--batch-sizes", "1:16:3", "batch_size", [1, 4, 16]),
+        ("--batch-sizes", "1:3:9", "batch_size", [1, 2, 3]),
+        ("--batch-sizes", "1", "batch_size", [1]),
+    ],
+)
+def test_values(succeed, option, value, coordinate, expected):
+    np.testing.assert_allclose(succeed(option, value)[coordinate], expected)
+
+
+@pytest.mark.parametrize(("suffix", "start"), [("pdf", b"%PDF"), ("svg", b"<?xml")])
+def test_other_pictures(run, suffix, start):
+    code, out, err = run("phase-diagram", *TINY, "--picture", f"p.{suffix}", "--data", "d.nc")
+    assert (code, err) == (0, "")
+    assert out.endswith(f"wrote p.{suffix} and d.nc\n")
+    assert Path(f"p.{suffix}").read_bytes().startswith(start)
+    assert written() == {f"p.{suffix}", "d.nc"}
+
+
+def test_existing_outputs_are_replaced(run):
+    for name in OUTPUTS:
+        Path(name).write_text("old")
+    assert run("phase-diagram", *TINY)[0] == 0
+    assert Path("phase-diagram.png").read_bytes().startswith(b"\x89PNG")
+    with xr.open_dataset("phase-diagram.nc") as grid:
+        assert grid.attrs["kind"] == "phase diagram"
+
+
+def test_help(run):
+    code, out, err = run("phase-diagram", "--help")
+    assert (code, err) == (0, "")
+    assert re.match(r"Usage: .*\bquadmodel phase-diagram \[OPTIONS\]\n", out)
+    named = phase_diagram_command.params
+    assert len(named) >= 19
+    for option in named:
+        assert option.help, option.name
+        assert all(name in out for name in option.opts)
+        assert option.help.split()[0] in out
+    assert "--help" in out
+    assert "[default: 1000]" in out
+    assert run("phase-diagram", "-h")[1] == out
+
+
+def test_help_of_the_group_and_version(run):
+    assert "phase-diagram" in run("--help")[1]
+    assert run("--version")[:2] == (0, f"quadmodel, version {quadmodel.__version__}\n")
