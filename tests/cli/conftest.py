@@ -7,6 +7,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
+from quadmodel import phase
 from quadmodel.cli import main
 from tests.cli.command import TINY, contents
 
@@ -61,8 +62,13 @@ def run(monkeypatch, capsys):
 
 
 @pytest.fixture
-def refuse(run):
+def refuse(run, monkeypatch):
     """Run with bad input: exit code 2, one line that names the argument, nothing written."""
+
+    def work(*_, **__):
+        raise AssertionError("work started before the input was checked")
+
+    monkeypatch.setattr(phase, "measure_cells", work)
 
     def refuse(*arguments, names, base=TINY):
         before = contents()

@@ -157,6 +157,17 @@ def test_outputs(refuse, arrays, options, words):
     refuse(*options, names=words)
 
 
+@pytest.mark.parametrize(
+    ("source", "output"),
+    [
+        (("--jacobian", "jacobian.npy"), ("--data", "jacobian.npy")),
+        (("--ntk", "several.npz:ntk"), ("--data", "folder/../several.npz")),
+    ],
+)
+def test_output_that_would_replace_an_input(refuse, arrays, source, output):
+    refuse(*source, *output, names="outputs must not replace an input")
+
+
 def test_picture_that_is_a_folder(refuse):
     Path("folder.png").mkdir()
     refuse("--picture", "folder.png", names=["folder.png", "a folder"])
