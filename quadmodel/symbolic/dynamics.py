@@ -1,0 +1,283 @@
+r"""SGD steps of the quadratic model as index polynomials, and their averages.
+
+With :math:`h = \eta/D` and :math:`g_i = \sum_c J_{ci}w_cz_c` one step is, exactly,
+
+.. math:: z_a' = z_a - h J_{ai}g_i + \tfrac{h^2}{2}Q_{aij}g_ig_j, \qquad
+          J_{ai}' = J_{ai} - h Q_{aij}g_j
+
+Averages run over the batches of every step, over the curvature to second order in it, and, if
+wanted, over residual and Jacobian at the start.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import sympy as sp
+
+from quadmodel._validation import InputError, as_choice, as_integer
+from quadmodel.symbolic import names
+from quadmodel.symbolic.gaussian import (
+    CURVATURE,
+    JACOBIAN,
+    RESIDUAL,
+    GaussianField,
+    average,
+    independent,
+    independent_curvature,
+    kronecker_curvature,
+)
+from quadmodel.symbolic.indices import (
+    DATA,
+    PARAMETERS,
+    Polynomial,
+    Tensor,
+    Term,
+    constant,
+    data_indices,
+    parameter_indices,
+)
+from quadmodel.symbolic.linear import NTK
+from quadmodel.symbolic.sampling import SamplingScheme, average_batches
+
+# Terms grow about twentyfold per step.
+MOST_STEPS = 4
+
+_QUANTITIES = ("residual", "jacobian", "second_moment", "ntk")
+_h = names.eta / names.D
+
+
+class State(NamedTuple):
+    """Residual (free index a) and Jacobian (a, i), a polynomial per power of the curvature."""
+
+    residual: list[Polynomial]
+    jacobian: list[Polynomial]
+
+
+def batch_weights(step: int) -> Tensor:
+    """Return the weights of the batch of one step.
+
+    Parameters
+    ----------
+    step : int
+        Number of the step, from 0.
+
+    Returns
+    -------
+    Tensor
+    """
+    return Tensor(f"w{step}", (DATA,))
+
+
+def start(order: int = 2) -> State:
+    """Return the state before the first step.
+
+    Parameters
+    ----------
+    order : int, optional
+        Highest power of the curvature.
+
+    Returns
+    -------
+    State
+    """
+    (a,), (i,) = data_indices("a"), parameter_indices("i")
+    none = [constant(0)] * order
+    return State([RESIDUAL(a), *none], [JACOBIAN(a, i), *none])
+
+
+def step(state: State, weights: Tensor) -> State:
+    """Return the state after one more step of SGD.
+
+    Parameters
+    ----------
+    state : State
+        Before the step.
+    weights : Tensor
+        Batch weights of the step.
+
+    Returns
+    -------
+    State
+        To the same power of the curvature.
+    """
+    (a, c), (i, j) = data_indices("ac"), parameter_indices("ij")
+    z, jacobian = state
+    here = [p.rename({a: c}) for p in jacobian]
+    pull = _times(here, [weights(c) * p.rename({a: c}) for p in z])
+    gradient = [p.sum(c) for p in pull]  # free index i
+    bent = [(CURVATURE(a, i, j) * p.rename({i: j})).sum(j) for p in gradient[:-1]]
+    bent = [constant(0), *bent]
+    linear, curved = _times(jacobian, gradient), _times(bent, gradient)
+    moved = [_h**2 / 2 * q.sum(i) - _h * p.sum(i) for p, q in zip(linear, curved, strict=True)]
+    return State(
+        [p + q for p, q in zip(z, moved, strict=True)],
+        [p - _h * q for p, q in zip(jacobian, bent, strict=True)],
+    )
+
+
+def expected(
+    quantity: str,
+    steps: int = 1,
+    *,
+    curvature: str | GaussianField = "kronecker",
+    residual: str | GaussianField = "fixed",
+    jacobian: str | GaussianField = "fixed",
+    sampling: str | SamplingScheme | None = None,
+) -> Polynomial:
+    r"""Return the mean of a quantity after some steps, to second order in the curvature.
+
+    Parameters
+    ----------
+    quantity : {"residual", "jacobian", "second_moment", "ntk"}
+        :math:`z_a`, :math:`J_{ai}`, :math:`z_az_b`, or :math:`\Theta_{ab} = J_{ai}J_{bi}/D`.
+    steps : int, optional
+        Number of steps, at most 4.
+    curvature : {"kronecker", "independent"} or GaussianField, optional
+        Law of Q; "kronecker" for :func:`~quadmodel.symbolic.gaussian.kronecker_curvature`.
+    residual, jacobian : {"fixed", "independent"} or GaussianField, optional
+        Whether to average over their values at the start too; "independent" entries have scale s.
+    sampling : str, SamplingScheme or None, optional
+        As for :func:`~quadmodel.symbolic.weight_moment`; None leaves :math:`\gamma, \kappa`.
+
+    Returns
+    -------
+    Polynomial
+        In index form; :func:`~quadmodel.symbolic.as_matrix` writes it with matrices.
+
+    Raises
+    ------
+    InputError
+        If a name is unknown, there are too many steps, or the sampling scheme gives no moments of
+        the order that is needed.
+
+    Notes
+    -----
+    Exact for every D, P, B and learning rate; what is left out is of fourth order in Q.
+
+    References
+    ----------
+    .. [1] derivations/04-gradient-statistics.md and derivations/05-sharpening.md.
+
+    Examples
+    --------
+    >>> from quadmodel import symbolic
+    >>> symbolic.expected("residual", curvature="independent")
+    (1)*z_a + (-eta)*Theta_ab*z_b
+    """
+    as_choice("quantity", quantity, _QUANTITIES)
+    steps = as_integer("steps", steps, low=0, high=MOST_STEPS)
+    law = _curvature(curvature)
+    fields = [*_field("residual", residual, RESIDUAL), *_field("jacobian", jacobian, JACOBIAN)]
+    state = start()
+    for t in range(steps):
+        state = step(state, batch_weights(t))
+    result = constant(0)
+    for part in _product(quantity, state):
+        for t in range(steps):
+            part = average_batches(part, batch_weights(t), sampling)
+        result = result + average(part, law)
+    if not any(f.tensor == JACOBIAN for f in fields):
+        result = with_ntk(result)
+    return average(result, *fields)
+
+
+def difference(quantity: str, order: int, **options: Any) -> Polynomial:
+    r"""Return the mean of a forward difference in time, from the start.
+
+    Parameters
+    ----------
+    quantity : str
+        As for :func:`expected`.
+    order : int
+        1 for :math:`X_1-X_0`, 2 for :math:`X_2-2X_1+X_0`, and so on; at most 4.
+    **options
+        As for :func:`expected`.
+
+    Returns
+    -------
+    Polynomial
+
+    Raises
+    ------
+    InputError
+        As for :func:`expected`.
+    """
+    order = as_integer("order", order, high=MOST_STEPS)
+    result = constant(0)
+    for t in range(order + 1):
+        weight = (-1) ** (order - t) * sp.binomial(order, t)
+        result = result + weight * expected(quantity, t, **options)
+    return result
+
+
+def with_ntk(polynomial: Polynomial) -> Polynomial:
+    r"""Write :math:`J_{ai}J_{bi} = D\,\Theta_{ab}` wherever i occurs in these two only.
+
+    Parameters
+    ----------
+    polynomial : Polynomial
+        With Jacobians.
+
+    Returns
+    -------
+    Polynomial
+    """
+
+    def terms() -> Iterator[Term]:
+        for scale, factors, summed in polynomial.opened():
+            left = list(factors)
+            for index in summed:
+                holders = [f for f in left if index in f[1]]
+                if [t for t, _ in holders] != [JACOBIAN] * 2 or index.space != PARAMETERS:
+                    continue
+                (_, (a, _)), (_, (b, _)) = holders
+                for holder in holders:
+                    left.remove(holder)
+                left.append((NTK, (a, b)))
+                scale = scale * names.D
+            used = {i for _, ii in left for i in ii}
+            yield scale, left, [i for i in summed if i in used]
+
+    return Polynomial.collect(terms())
+
+
+def _times(first: Sequence[Polynomial], second: Sequence[Polynomial]) -> list[Polynomial]:
+    """Multiply two series in powers of the curvature, to their common order."""
+    products = [constant(0) for _ in first]
+    for n, m in itertools.product(range(len(first)), repeat=2):
+        if n + m < len(first):
+            products[n + m] = products[n + m] + first[n] * second[m]
+    return products
+
+
+def _product(quantity: str, state: State) -> list[Polynomial]:
+    """Return the even powers of the curvature in a quantity; odd ones average to zero."""
+    (a, b), (i,) = data_indices("ab"), parameter_indices("i")
+    if quantity == "residual":
+        return state.residual[::2]
+    if quantity == "jacobian":
+        return state.jacobian[::2]
+    series = state.residual if quantity == "second_moment" else state.jacobian
+    product = _times(series, [p.rename({a: b}) for p in series])[::2]
+    return product if quantity == "second_moment" else [p.sum(i) * (1 / names.D) for p in product]
+
+
+def _curvature(law: str | GaussianField) -> GaussianField:
+    if isinstance(law, GaussianField):
+        if law.tensor != CURVATURE:
+            raise InputError(f"curvature must be a field for Q, got one for {law.tensor.name}")
+        return law
+    as_choice("curvature", law, ("kronecker", "independent"))
+    return kronecker_curvature() if law == "kronecker" else independent_curvature()
+
+
+def _field(name: str, law: str | GaussianField, tensor: Tensor) -> list[GaussianField]:
+    if isinstance(law, GaussianField):
+        if law.tensor != tensor:
+            raise InputError(f"{name} must be a field for {tensor.name}, got {law.tensor.name}")
+        return [law]
+    as_choice(name, law, ("fixed", "independent"))
+    return [independent(tensor)] if law == "independent" else []

@@ -1,0 +1,519 @@
+r"""Polynomials in tensors with indices: the form in which every average is taken.
+
+A term is a coefficient times a product of tensors, e.g.
+:math:`\eta\,J_{ai}J_{ci}w_cz_c`, with some indices free and the others summed over their whole
+range, however often they occur: SymPy's `sympy.tensor` contracts indices in pairs, and batch
+weights make triples. Equal terms merge whatever their summed indices are called.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import numpy as np
+import sympy as sp
+
+from quadmodel._validation import InputError
+from quadmodel.symbolic._canonical import canonical_order
+from quadmodel.symbolic.names import D, P
+
+
+class Space(NamedTuple):
+    """A range of indices."""
+
+    name: str
+    dimension: sp.Expr
+    letters: str
+
+
+DATA = Space("data", D, "abcdefgh")
+PARAMETERS = Space("parameters", P, "ijklmnopq")
+
+
+class Index(NamedTuple):
+    """An index. In a polynomial, free ones carry a letter and summed ones a number."""
+
+    space: Space
+    label: str | int
+
+
+def data_indices(letters: str) -> list[Index]:
+    """Return a data index per letter.
+
+    Parameters
+    ----------
+    letters : str
+        Names, one letter each.
+
+    Returns
+    -------
+    list of Index
+    """
+    return [Index(DATA, letter) for letter in letters]
+
+
+def parameter_indices(letters: str) -> list[Index]:
+    """Return a parameter index per letter.
+
+    Parameters
+    ----------
+    letters : str
+        Names, one letter each.
+
+    Returns
+    -------
+    list of Index
+    """
+    return [Index(PARAMETERS, letter) for letter in letters]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    r"""A tensor with named slots; calling it with indices gives its entry as a polynomial.
+
+    Parameters
+    ----------
+    name : str
+        Name, as SymPy spells names: "Theta" prints as :math:`\Theta`.
+    slots : tuple of Space
+        Range of every index.
+    classes : tuple of int, optional
+        Slots of the same class may be exchanged: (0, 1, 1) for :math:`Q_{aij} = Q_{aji}`.
+    """
+
+    name: str
+    slots: tuple[Space, ...]
+    classes: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Give every slot a class of its own where none is stated."""
+        object.__setattr__(self, "classes", self.classes or tuple(range(len(self.slots))))
+
+    def __call__(self, *indices: Index) -> Polynomial:
+        """Return the entry at these indices."""
+        if tuple(index.space for index in indices) != self.slots:
+            raise InputError(
+                f"{self.name} must have indices of {', '.join(s.name for s in self.slots)}, got "
+                f"{', '.join(i.space.name for i in indices) or 'none'}"
+            )
+        return Polynomial.collect([(sp.S.One, [(self, indices)], [])])
+
+
+Factor = tuple[Tensor, tuple[Index, ...]]
+Monomial = tuple[Factor, ...]
+# A term with its indices all named, and those of them that are summed
+Term = tuple[sp.Expr, Sequence[Factor], Sequence[Index]]
+
+_UNIT = {space: Tensor("delta", (space, space), (0, 0)) for space in (DATA, PARAMETERS)}
+_UNITS = frozenset(_UNIT.values())
+_numbers = itertools.count()
+
+
+def delta(first: Index, second: Index) -> Polynomial:
+    """Return the Kronecker delta of two indices of one space.
+
+    Parameters
+    ----------
+    first, second : Index
+        Indices of one space.
+
+    Returns
+    -------
+    Polynomial
+    """
+    return _UNIT[first.space](first, second)
+
+
+def constant(value: Any) -> Polynomial:
+    """Return a polynomial without tensors.
+
+    Parameters
+    ----------
+    value : SymPy expression or number
+        The constant.
+
+    Returns
+    -------
+    Polynomial
+    """
+    return Polynomial({(): sp.sympify(value)} if value != 0 else {})
+
+
+class Polynomial:
+    """A sum of terms; immutable, in normal form.
+
+    Parameters
+    ----------
+    terms : mapping of monomial to SymPy expression
+        As :meth:`collect` makes them; use that, and the tensors themselves, to make polynomials.
+    """
+
+    def __init__(self, terms: Mapping[Monomial, sp.Expr]) -> None:
+        self.terms = dict(terms)
+
+    @classmethod
+    def collect(cls, terms: Iterable[Term]) -> Polynomial:
+        """Bring terms into normal form and merge equal ones.
+
+        Parameters
+        ----------
+        terms : iterable of (coefficient, factors, summed indices)
+            A summed index that no factor holds gives the size of its range.
+
+        Returns
+        -------
+        Polynomial
+        """
+        gathered: dict[Monomial, list[sp.Expr]] = {}
+        for coefficient, factors, summed in terms:
+            scale, left, kept = _contract_deltas(coefficient, factors, summed)
+            gathered.setdefault(_normal_form(left, kept), []).append(scale)
+        added = {monomial: sp.expand(sp.Add(*scales)) for monomial, scales in gathered.items()}
+        ordered = sorted(added, key=lambda m: (len(m), [_factor_key(factor) for factor in m]))
+        return cls({monomial: added[monomial] for monomial in ordered if added[monomial] != 0})
+
+    @property
+    def free(self) -> list[Index]:
+        """Free indices, in alphabetical order, data before parameters."""
+        found = {i for monomial in self.terms for _, indices in monomial for i in indices}
+        return sorted(i for i in found if isinstance(i.label, str))
+
+    def opened(self) -> Iterator[Term]:
+        """Yield the terms for :meth:`collect`, every summed index under a name of its own."""
+        for monomial, scale in self.terms.items():
+            names: dict[Index, Index] = {}
+            for _, indices in monomial:
+                for index in indices:
+                    if isinstance(index.label, int) and index not in names:
+                        names[index] = Index(index.space, f"#{next(_numbers)}")
+            yield scale, _renamed(monomial, names), list(names.values())
+
+    def __add__(self, other: Any) -> Polynomial:
+        """Add a polynomial or a scalar."""
+        return Polynomial.collect([*self.opened(), *_as_polynomial(other).opened()])
+
+    def __mul__(self, other: Any) -> Polynomial:
+        """Multiply; summed indices of both stay apart, free ones of the same name coincide."""
+        right = _as_polynomial(other)
+        return Polynomial.collect(
+            (a * b, [*f, *g], [*u, *v]) for a, f, u in self.opened() for b, g, v in right.opened()
+        )
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Polynomial:
+        """Negate."""
+        return self.map(lambda scale: -scale)
+
+    def __sub__(self, other: Any) -> Polynomial:
+        """Subtract a polynomial or a scalar."""
+        return self + (-_as_polynomial(other))
+
+    def equals(self, other: Polynomial) -> bool:
+        """Whether both are the same for all values of their symbols.
+
+        Parameters
+        ----------
+        other : Polynomial
+            What to compare with.
+
+        Returns
+        -------
+        bool
+        """
+        return not (self - other).map(sp.simplify).terms
+
+    def sum(self, *over: Index) -> Polynomial:
+        """Sum over free indices.
+
+        Parameters
+        ----------
+        *over : Index
+            Free indices; one that no factor holds gives the size of its range.
+
+        Returns
+        -------
+        Polynomial
+        """
+        return Polynomial.collect((a, f, [*u, *over]) for a, f, u in self.opened())
+
+    def rename(self, names: Mapping[Index, Index]) -> Polynomial:
+        """Give free indices other names.
+
+        Parameters
+        ----------
+        names : mapping of Index to Index
+            Old and new.
+
+        Returns
+        -------
+        Polynomial
+        """
+        return Polynomial.collect((a, _renamed(f, names), u) for a, f, u in self.opened())
+
+    def map(self, function: Callable[[sp.Expr], sp.Expr]) -> Polynomial:
+        """Apply a function to every coefficient.
+
+        Parameters
+        ----------
+        function : callable
+            From SymPy expression to SymPy expression.
+
+        Returns
+        -------
+        Polynomial
+        """
+        mapped = {monomial: function(scale) for monomial, scale in self.terms.items()}
+        return Polynomial({monomial: scale for monomial, scale in mapped.items() if scale != 0})
+
+    def subs(self, *substitutions: Any) -> Polynomial:
+        """Substitute in the coefficients, as SymPy's method of that name does.
+
+        Parameters
+        ----------
+        *substitutions
+            As for :meth:`sympy.Basic.subs`.
+
+        Returns
+        -------
+        Polynomial
+        """
+        return self.map(lambda scale: sp.expand(scale.subs(*substitutions)))
+
+    def replace(self, tensor: Tensor, by: Callable[..., Any]) -> Polynomial:
+        """Put a polynomial in place of every occurrence of a tensor.
+
+        Parameters
+        ----------
+        tensor : Tensor
+            What to replace.
+        by : callable
+            Takes the indices of an occurrence and returns a polynomial or a scalar.
+
+        Returns
+        -------
+        Polynomial
+        """
+
+        def product(group: Sequence[tuple[Index, ...]]) -> Iterator[Polynomial]:
+            result = constant(1)
+            for indices in group:
+                result = result * by(*indices)
+            yield result
+
+        return self.expand(tensor, product)
+
+    def expand(
+        self, tensor: Tensor, rule: Callable[[Sequence[tuple[Index, ...]]], Iterable[Polynomial]]
+    ) -> Polynomial:
+        """Replace all occurrences of a tensor in a term at once.
+
+        Parameters
+        ----------
+        tensor : Tensor
+            What to replace.
+        rule : callable
+            Takes the indices of all its occurrences in a term and yields polynomials, whose sum
+            takes their place.
+
+        Returns
+        -------
+        Polynomial
+        """
+
+        def terms() -> Iterator[Term]:
+            for scale, factors, summed in self.opened():
+                group = [indices for t, indices in factors if t == tensor]
+                others = [factor for factor in factors if factor[0] != tensor]
+                for piece in rule(group) if group else [constant(1)]:
+                    for a, more, own in piece.opened():
+                        yield scale * a, [*others, *more], [*summed, *own]
+
+        return Polynomial.collect(terms())
+
+    def coefficient(self, monomial: Polynomial) -> sp.Expr:
+        """Return the coefficient of one term.
+
+        Parameters
+        ----------
+        monomial : Polynomial
+            The term, with coefficient 1.
+
+        Returns
+        -------
+        SymPy expression
+        """
+        (key,) = monomial.terms
+        return self.terms.get(key, sp.S.Zero)
+
+    def degree(self, tensor: Tensor) -> int:
+        """Return the highest number of times that a term holds a tensor.
+
+        Parameters
+        ----------
+        tensor : Tensor
+            Which.
+
+        Returns
+        -------
+        int
+        """
+        return max((sum(t == tensor for t, _ in monomial) for monomial in self.terms), default=0)
+
+    def evaluate(self, values: Mapping[str, Any]) -> Any:
+        """Return the value for given arrays, in the arithmetic of their entries.
+
+        Parameters
+        ----------
+        values : mapping of str to array or number
+            An array per tensor's name and a number per symbol's name. Arrays of Python fractions
+            give exact results.
+
+        Returns
+        -------
+        ndarray
+            Its axes are the free indices, in the order of :attr:`free`.
+        """
+        free = self.free
+        used = [factor for monomial in self.terms for factor in monomial]
+        sizes = {
+            index.space: n
+            for tensor, indices in used
+            if tensor not in _UNITS
+            for index, n in zip(indices, np.shape(values[tensor.name]), strict=True)
+        }
+        ones = [(_UNIT[index.space], (index, index)) for index in free]
+        units = {_UNIT[space]: np.eye(n, dtype=int).astype(object) for space, n in sizes.items()}
+        total: Any = 0
+        for monomial, scale in self.terms.items():
+            numbering: dict[Index, int] = {}
+            operands: list[Any] = []
+            for tensor, indices in (*monomial, *ones):
+                array = units[tensor] if tensor in units else np.asarray(values[tensor.name])
+                operands += [array, [numbering.setdefault(i, len(numbering)) for i in indices]]
+            number = _number(scale, values)
+            if operands:
+                number = number * np.einsum(*operands, [numbering[i] for i in free])
+            total = total + number
+        return total
+
+    def _pieces(self) -> Iterator[tuple[sp.Expr, list[tuple[str, str]]]]:
+        for monomial, scale in self.terms.items():
+            letters = _letters(monomial)
+            yield scale, [(t.name, "".join(letters[i] for i in ii)) for t, ii in monomial]
+
+    def _latex(self, printer: Any = None) -> str:
+        parts = []
+        for scale, factors in self._pieces():
+            names = [f"{sp.latex(sp.Symbol(name))}_{{{letters}}}" for name, letters in factors]
+            number = sp.latex(scale) if not scale.is_Add else rf"\left({sp.latex(scale)}\right)"
+            if names and scale in (1, -1):
+                number = number[:-1]
+            parts.append(" ".join([number, *names]).strip())
+        return " + ".join(parts).replace("+ -", "- ") or "0"
+
+    def _repr_latex_(self) -> str:
+        return f"$\\displaystyle {self._latex()}$"
+
+    def __repr__(self) -> str:
+        """Name every term, summed indices as letters."""
+        return (
+            " + ".join(
+                "*".join([f"({scale})", *(f"{name}_{letters}" for name, letters in factors)])
+                for scale, factors in self._pieces()
+            )
+            or "0"
+        )
+
+
+def _as_polynomial(value: Any) -> Polynomial:
+    return value if isinstance(value, Polynomial) else constant(value)
+
+
+def _renamed(factors: Iterable[Factor], names: Mapping[Index, Index]) -> list[Factor]:
+    return [(tensor, tuple(names.get(i, i) for i in indices)) for tensor, indices in factors]
+
+
+def _number(scale: sp.Expr, values: Mapping[str, Any]) -> Any:
+    """Put numbers in place of symbols; a rational result is a Python fraction."""
+    known = {
+        symbol: sp.Rational(v.numerator, v.denominator) if isinstance(v, Fraction) else v
+        for symbol in scale.free_symbols
+        for v in [values[symbol.name]]
+    }
+    number = sp.sympify(scale).subs(known)
+    return Fraction(number.p, number.q) if number.is_Rational else float(number)
+
+
+def _contract_deltas(
+    coefficient: sp.Expr, factors: Sequence[Factor], summed: Sequence[Index]
+) -> tuple[sp.Expr, list[Factor], list[Index]]:
+    """Carry out the sums over indices of Kronecker deltas, and those over nothing."""
+    left, kept = list(factors), list(summed)
+    pending = [factor for factor in left if factor[0] in _UNITS]
+    while pending:
+        unit = pending.pop()
+        left.remove(unit)
+        i, k = sorted(unit[1], key=lambda index: (index in kept, _index_key(index)))
+        if i == k:
+            continue
+        # Elsewhere the two are one: k goes, being summed over or the later of two free ones.
+        left = _renamed(left, {k: i})
+        pending = _renamed(pending, {k: i})
+        if k in kept:
+            kept.remove(k)
+        else:
+            left.append(unit)
+    used = {i for _, indices in left for i in indices}
+    sizes = (index.space.dimension for index in kept if index not in used)
+    return sp.Mul(coefficient, *sizes), left, [i for i in kept if i in used]
+
+
+def _normal_form(factors: Sequence[Factor], summed: Sequence[Index]) -> Monomial:
+    """Name the summed indices so that equal terms become equal, and sort the factors."""
+    described = [(t.name, t.classes, indices) for t, indices in factors]
+    order = canonical_order(described, summed)
+    counts: dict[Space, int] = {}
+    names = {}
+    for index in order:
+        counts[index.space] = counts.get(index.space, -1) + 1
+        names[index] = Index(index.space, counts[index.space])
+    return tuple(sorted((_slots_sorted(f) for f in _renamed(factors, names)), key=_factor_key))
+
+
+def _slots_sorted(factor: Factor) -> Factor:
+    """Order the indices within slots that may be exchanged."""
+    tensor, indices = factor
+    pools: dict[int, list[Index]] = {}
+    for kind, index in zip(tensor.classes, indices, strict=True):
+        pools.setdefault(kind, []).append(index)
+    for pool in pools.values():
+        pool.sort(key=_index_key, reverse=True)
+    return tensor, tuple(pools[kind].pop() for kind in tensor.classes)
+
+
+def _index_key(index: Index) -> tuple[str, bool, str]:
+    return index.space.name, isinstance(index.label, int), str(index.label)
+
+
+def _factor_key(factor: Factor) -> tuple[str, list[tuple[str, bool, str]]]:
+    return factor[0].name, [_index_key(i) for i in factor[1]]
+
+
+def _letters(monomial: Monomial) -> dict[Index, str]:
+    """Choose a letter for every index of a term."""
+    indices = dict.fromkeys(i for _, ii in monomial for i in ii)
+    taken = {i.label for i in indices}
+    spare = {
+        space: iter(
+            [c for c in space.letters if c not in taken]
+            + [f"{space.letters[0]}{n}" for n in range(20)]
+        )
+        for space in (DATA, PARAMETERS)
+    }
+    return {i: i.label if isinstance(i.label, str) else next(spare[i.space]) for i in indices}

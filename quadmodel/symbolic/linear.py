@@ -1,0 +1,347 @@
+r"""Linear methods with memory, and the second moments of the linear model under them.
+
+A method carries over earlier points and takes its gradient at a combination of them:
+
+.. math:: \theta_{t+1} = \sum_k p_k\theta_{t-k} - \eta\,[J^\top W_t z(\varphi_t)/D + \rho\varphi_t],
+          \qquad \varphi_t = \sum_k c_k\theta_{t-k}
+
+so that the linear model's residual, with u the residual at :math:`\varphi`, moves by
+:math:`z_{t+1} = \sum_k p_kz_{t-k} - \eta\Theta W_tu_t - \eta\rho(u_t - z_0)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import sympy as sp
+
+from quadmodel._validation import InputError
+from quadmodel.symbolic.indices import (
+    DATA,
+    Index,
+    Polynomial,
+    Tensor,
+    Term,
+    constant,
+    data_indices,
+    delta,
+)
+from quadmodel.symbolic.matrices import as_matrix, matrix_of
+from quadmodel.symbolic.names import eta, mu, rho
+from quadmodel.symbolic.sampling import SamplingScheme, average_batches
+
+# The responses of a memory of m points solve a linear system of m^2 equations.
+LONGEST_MEMORY = 4
+
+NTK = Tensor("Theta", (DATA, DATA), (0, 0))
+_WEIGHTS = Tensor("w", (DATA,))
+_START = Tensor("z0", (DATA,))
+
+
+@dataclass(frozen=True)
+class LinearMethod:
+    r"""A linear method with memory: what it carries over, and where it takes the gradient.
+
+    Parameters
+    ----------
+    carry : sequence of SymPy expression
+        :math:`p_0, p_1, \dots` of :math:`\theta_{t+1} = \sum_k p_k\theta_{t-k} - \eta g_t`;
+        they sum to 1. At most 4.
+    look : sequence of SymPy expression
+        :math:`c_0, c_1, \dots` of the point :math:`\sum_k c_k\theta_{t-k}` where the gradient
+        :math:`g_t` is taken; they sum to 1.
+
+    Raises
+    ------
+    InputError
+        If there are too many coefficients, none, or a sum is not 1.
+    """
+
+    carry: tuple[sp.Expr, ...]
+    look: tuple[sp.Expr, ...]
+
+    def __post_init__(self) -> None:
+        """Check the sums and give both the same length."""
+        memory = max(len(self.carry), len(self.look))
+        for name in ("carry", "look"):
+            given = tuple(sp.sympify(c) for c in getattr(self, name))
+            if not 1 <= len(given) <= LONGEST_MEMORY:
+                raise InputError(
+                    f"{name} must hold 1 to {LONGEST_MEMORY} coefficients, got {len(given)}"
+                )
+            total = sp.simplify(sp.Add(*given))
+            if total != 1:
+                raise InputError(f"{name} must sum to 1, got {total}")
+            object.__setattr__(self, name, given + (sp.S.Zero,) * (memory - len(given)))
+
+    @property
+    def memory(self) -> int:
+        """Number of earlier points that one step needs."""
+        return len(self.carry)
+
+    def recursion(self, decay: sp.Expr) -> list[sp.Expr]:
+        r"""Return :math:`a_k` of the noiseless :math:`z_{t+1} = \sum_k a_k z_{t-k}`.
+
+        Parameters
+        ----------
+        decay : SymPy expression
+            :math:`x = \eta(\lambda+\rho)` of the mode.
+
+        Returns
+        -------
+        list of SymPy expression
+        """
+        return [sp.expand(p - decay * c) for p, c in zip(self.carry, self.look, strict=True)]
+
+
+SGD_METHOD = LinearMethod((1,), (1,))
+HEAVY_BALL = LinearMethod((1 + mu, -mu), (1,))
+NESTEROV = LinearMethod((1 + mu, -mu), (1 + mu, -mu))
+
+
+def linear_method(*, momentum: bool = False, nesterov: bool = False) -> LinearMethod:
+    r"""Return the linear method of that name, with momentum :math:`\mu`.
+
+    Parameters
+    ----------
+    momentum, nesterov : bool, optional
+        Neither for SGD, `momentum` for the heavy ball, `nesterov` for Nesterov's.
+
+    Returns
+    -------
+    LinearMethod
+    """
+    return NESTEROV if nesterov else HEAVY_BALL if momentum else SGD_METHOD
+
+
+def history(age: int) -> Tensor:
+    """Return the residual of some steps ago.
+
+    Parameters
+    ----------
+    age : int
+        0 for the present.
+
+    Returns
+    -------
+    Tensor
+    """
+    return Tensor(f"z{age}" if age else "z", (DATA,))
+
+
+def moment(age: int, other: int) -> Tensor:
+    r"""Return the second moment :math:`E[z_{t-k}z_{t-l}^\top]`, :math:`k \le l`.
+
+    Parameters
+    ----------
+    age, other : int
+        k and l.
+
+    Returns
+    -------
+    Tensor
+        M for k = l = 0.
+    """
+    name = f"M{age}{other}" if other else "M"
+    return Tensor(name, (DATA, DATA), (0, 0) if age == other else ())
+
+
+def second_moments(
+    method: LinearMethod,
+    *,
+    weight_decay: bool = False,
+    sampling: str | SamplingScheme | None = None,
+) -> dict[int, Polynomial]:
+    r"""Return :math:`E[z_{t+1}z_{t+1-l}^\top]` for l = 0, 1, ... in index form.
+
+    Parameters
+    ----------
+    method : LinearMethod
+        The method.
+    weight_decay : bool, optional
+        Whether to keep :math:`\rho`.
+    sampling : str, SamplingScheme or None, optional
+        As for :func:`~quadmodel.symbolic.weight_moment`; None leaves :math:`\gamma, \kappa`.
+
+    Returns
+    -------
+    dict of int to Polynomial
+        By l, as many as the method remembers, with free indices a and b.
+    """
+    a, b = data_indices("ab")
+    moved = _moved(method, a, weight_decay)
+    products = {0: moved * _moved(method, b, weight_decay)}
+    products |= {age: moved * history(age - 1)(b) for age in range(1, method.memory)}
+    return {
+        age: _paired(average_batches(product, _WEIGHTS, sampling), method.memory)
+        for age, product in products.items()
+    }
+
+
+def second_moment_equation(
+    sampling: str | SamplingScheme | None = None,
+    *,
+    method: LinearMethod | None = None,
+    momentum: bool = False,
+    nesterov: bool = False,
+    weight_decay: bool = False,
+) -> sp.Eq | tuple[sp.Eq, ...]:
+    r"""Return the exact second moment of the linear model after one more step.
+
+    Parameters
+    ----------
+    sampling : str, SamplingScheme or None, optional
+        As for :func:`~quadmodel.symbolic.weight_moment`; None leaves :math:`\gamma, \kappa`.
+    method : LinearMethod, optional
+        A method of your own, instead of the next two.
+    momentum, nesterov : bool, optional
+        As for :func:`linear_method`.
+    weight_decay : bool, optional
+        Whether to keep :math:`\rho`.
+
+    Returns
+    -------
+    Equation, or a tuple of them
+        :math:`M = E[z_tz_t^\top]`, shape (D, D), in the loss's unit; with momentum an equation for
+        :math:`M01 = E[z_tz_{t-1}^\top]` too, and M11 the earlier M. With weight decay m, m1 are the
+        mean residuals and z0 that at the start.
+
+    Raises
+    ------
+    InputError
+        If the scheme is unknown.
+
+    Notes
+    -----
+    SGD: :math:`M' = (I-\eta\Theta)M(I-\eta\Theta)
+    + \eta^2\gamma\,\Theta[\mathrm{diag}(M) - \kappa M/D]\Theta`.
+
+    References
+    ----------
+    .. [1] derivations/02-second-moment.md.
+
+    Examples
+    --------
+    >>> from quadmodel import symbolic
+    >>> equation = symbolic.second_moment_equation()
+    >>> equation.lhs
+    M'
+    """
+    chosen = method or linear_method(momentum=momentum, nesterov=nesterov)
+    equations = []
+    for age, polynomial in second_moments(
+        chosen, weight_decay=weight_decay, sampling=sampling
+    ).items():
+        symbol = matrix_of(moment(0, age))
+        left = sp.MatrixSymbol(f"{symbol.name}'", *symbol.shape)
+        equations.append(sp.Eq(left, as_matrix(polynomial, *data_indices("ab"))))
+    return equations[0] if len(equations) == 1 else tuple(equations)
+
+
+def noise_covariance(sampling: str | SamplingScheme | None = None) -> Polynomial:
+    r"""Return the covariance of the batch's noise :math:`(w_a-1)u_a`, for given :math:`u`.
+
+    Parameters
+    ----------
+    sampling : str, SamplingScheme or None, optional
+        As for :func:`~quadmodel.symbolic.weight_moment`.
+
+    Returns
+    -------
+    Polynomial
+        In :math:`U = E[uu^\top]`: :math:`\gamma(\delta_{ab}U_{aa} - \kappa U_{ab}/D)`.
+    """
+    a, b = data_indices("ab")
+    product = (_WEIGHTS(a) - 1) * (_WEIGHTS(b) - 1) * Tensor("U", (DATA, DATA), (0, 0))(a, b)
+    return average_batches(product, _WEIGHTS, sampling)
+
+
+class ModeMoments(NamedTuple):
+    """One step of the second moment of two modes, in three parts that add up, and its company."""
+
+    carried: sp.Expr
+    pulled: sp.Expr
+    kicked: sp.Expr
+    cross: sp.Expr
+    mean: sp.Expr
+    at_gradient: sp.Expr
+    noise: sp.Expr
+
+
+def mode_moments() -> ModeMoments:
+    r"""Return one step of the second moment between two modes, for a memory of two points.
+
+    Returns
+    -------
+    ModeMoments
+        With recursion :math:`z_{t+1} = az_t - bz_{t-1} + c - f\omega_t`, second moments N
+        (now), X (now and before), X' (before and now), O (before), means m and m1, all with a
+        prime for the other mode; `noise` is the covariance :math:`\Omega` of :math:`\omega` in
+        the moment U at the gradient and :math:`E = V^\top\mathrm{diag}(U)V`.
+
+    References
+    ----------
+    .. [1] derivations/02-second-moment.md.
+    """
+    own = sp.symbols("z y a b c f omega m m1")
+    other = sp.symbols("z' y' a' b' c' f' omega' m' m1'")
+    (z, y, a, b, c, f, noise, m, m1), (z_, y_, a_, b_, c_, f_, noise_, m_, m1_) = own, other
+    N, X, X_, O, Omega = sp.symbols("N X X' O Omega")
+    pairs = {z * z_: N, z * y_: X, y * z_: X_, y * y_: O, noise * noise_: Omega}
+    means = {z: m, y: m1, noise: 0, z_: m_, y_: m1_, noise_: 0}
+
+    def mean_of(product: sp.Expr) -> sp.Expr:
+        # The batch's noise is uncorrelated with the residuals: its mean is zero for each of them.
+        moments = {p * q: 0 for p in (z, y) for q in (noise_,)} | {noise * q: 0 for q in (z_, y_)}
+        return sp.expand(product).subs(pairs | moments).subs(means)
+
+    carried = mean_of((a * z - b * y) * (a_ * z_ - b_ * y_))
+    whole = mean_of((a * z - b * y + c - f * noise) * (a_ * z_ - b_ * y_ + c_ - f_ * noise_))
+    kicked = sp.expand(whole.coeff(Omega)) * Omega
+    p, q = sp.symbols("p q")
+    U, E = sp.symbols("U E")
+    i, k = data_indices("ab")
+    covariance, moments = noise_covariance(), Tensor("U", (DATA, DATA), (0, 0))
+    return ModeMoments(
+        carried,
+        sp.collect(sp.expand(whole - carried - kicked), [c_, c]),
+        kicked,
+        mean_of((a * z - b * y + c - f * noise) * z_),
+        mean_of(a * z - b * y + c - f * noise),
+        mean_of((p * z - q * y) * (p * z_ - q * y_)),
+        covariance.coefficient(delta(i, k) * moments(i, i)) * E
+        + covariance.coefficient(moments(i, k)) * U,
+    )
+
+
+def _look(method: LinearMethod, index: Index) -> Polynomial:
+    terms = (c * history(age)(index) for age, c in enumerate(method.look))
+    return sum(terms, constant(0))
+
+
+def _moved(method: LinearMethod, a: Index, weight_decay: bool) -> Polynomial:
+    c = Index(DATA, "c")
+    carried = sum((p * history(age)(a) for age, p in enumerate(method.carry)), constant(0))
+    moved = carried - eta * (NTK(a, c) * _WEIGHTS(c) * _look(method, c)).sum(c)
+    return moved - eta * rho * (_look(method, a) - _START(a)) if weight_decay else moved
+
+
+def _paired(polynomial: Polynomial, memory: int) -> Polynomial:
+    """Put second moments in place of pairs of residuals; the start is a fixed vector."""
+    ages = {history(age): age for age in range(memory)}
+
+    def terms() -> Iterator[Term]:
+        for scale, factors, summed in polynomial.opened():
+            others = [f for f in factors if f[0] not in ages]
+            random = sorted((ages[t], i) for t, (i, *_) in factors if t in ages)
+            if len(random) == 2:
+                (age, i), (other, k) = random
+                others.append((moment(age, other), (i, k)))
+            elif len(random) == 1:
+                ((age, i),) = random
+                others.append((Tensor(f"m{age}" if age else "m", (DATA,)), (i,)))
+            yield scale, others, summed
+
+    return Polynomial.collect(terms())
