@@ -288,8 +288,8 @@ def mode_moments() -> ModeMoments:
     own = sp.symbols("z y a b c f omega m m1")
     other = sp.symbols("z' y' a' b' c' f' omega' m' m1'")
     (z, y, a, b, c, f, noise, m, m1), (z_, y_, a_, b_, c_, f_, noise_, m_, m1_) = own, other
-    N, X, X_, O, Omega = sp.symbols("N X X' O Omega")
-    pairs = {z * z_: N, z * y_: X, y * z_: X_, y * y_: O, noise * noise_: Omega}
+    N, X, X_, before, Omega = sp.symbols("N X X' O Omega")
+    pairs = {z * z_: N, z * y_: X, y * z_: X_, y * y_: before, noise * noise_: Omega}
     means = {z: m, y: m1, noise: 0, z_: m_, y_: m1_, noise_: 0}
 
     def mean_of(product: sp.Expr) -> sp.Expr:

@@ -13,6 +13,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from quadmodel._validation import FloatArray
 from quadmodel.optimizer import SGD
 from quadmodel.theory import _formulas as formulas
+from quadmodel.theory import _generated as generated
 from quadmodel.theory._inputs import LimitSpectrum, Spectrum, need_vectors
 
 # Below this size the noise kernel matrix is built whole; Lanczos needs room to iterate.
@@ -48,14 +49,13 @@ def _dressed(
 
 
 def _law_average(spectrum: LimitSpectrum, sgd: SGD, gamma: float, kappa: float) -> float:
-    r"""Return the mean over the law of the dressed diagonal response.
+    """Return the mean over the law of the dressed diagonal response.
 
-    Heavy ball without weight decay has one simple pole,
-    :math:`\lambda/(p - q\lambda)`, whose mean is :math:`(p/q^2)\,m(p/q) - 1/q` with m the Stieltjes
-    transform; everything else needs the density.
+    Heavy ball without weight decay has one simple pole, whose mean the Stieltjes transform gives;
+    everything else needs the density.
     """
-    eta, mu, law = sgd.learning_rate, sgd.momentum, spectrum.law
-    p, q = 2 * (1 - mu), eta * ((1 - mu) / (1 + mu) - kappa * gamma / spectrum.n_data)
+    eta, law = sgd.learning_rate, spectrum.law
+    p, q = generated.heavy_ball_pole(eta, sgd.momentum, gamma, kappa, spectrum.n_data)
     if sgd.nesterov or sgd.weight_decay > 0 or q < 0:
         return law.average(
             lambda lam: formulas.dressed_response(
@@ -63,8 +63,8 @@ def _law_average(spectrum: LimitSpectrum, sgd: SGD, gamma: float, kappa: float) 
             )
         )
     if q * spectrum.edge <= 1e-8 * p:  # far from the pole the difference below cancels
-        return eta * law.mean / p
-    return eta * (p / q**2 * law.stieltjes(p / q) - 1 / q)
+        return float(eta * law.mean / p)
+    return float(eta * generated.mean_over_law(p / q, q, law.stieltjes(p / q)))
 
 
 def perron_root(vectors: FloatArray, response: FloatArray) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 from quadmodel._validation import FloatArray
 from quadmodel.optimizer import SGD
 from quadmodel.theory import _formulas as formulas
+from quadmodel.theory import _generated as generated
 
 
 def exact_energies(
@@ -21,36 +22,41 @@ def exact_energies(
     n_data = len(lam)
     gamma, kappa = formulas.batch_weight_covariance(sgd, n_data)
     a, b = formulas.mode_recursion(lam, sgd)
-    ahead, behind = extrapolation(sgd)
+    look = formulas.extrapolation(sgd)
     drive = sgd.learning_rate * lam
     start = vectors.T @ residual
     pull = sgd.learning_rate * sgd.weight_decay * start
     mean = old_mean = start
-    now = np.outer(start, start)
-    cross = old = now
+    now = cross = old = np.outer(start, start)
+    here, there = (slice(None), None), (None, slice(None))  # first and second mode of a pair
     remembers = sgd.momentum != 0.0
     while True:
         yield np.diagonal(now).copy()
         at_gradient = now
         if remembers and sgd.nesterov:
-            at_gradient = ahead**2 * now - ahead * behind * (cross + cross.T) + behind**2 * old
-        following = a[:, None] * now * a
+            at_gradient = generated.at_gradient_moment(now, cross, cross.T, old, *look)
         if remembers:
-            swing = a[:, None] * cross * b
-            following += b[:, None] * old * b - swing - swing.T
+            following = generated.carried_moment(
+                a[here], a[there], b[here], b[there], now, cross, cross.T, old
+            )
+        else:
+            following = generated.carried_moment_without_memory(a[here], a[there], now)
         if pull.any():
-            push = np.outer(a * mean - b * old_mean, pull)
-            following += push + push.T + np.outer(pull, pull)
+            following += generated.pulled_moment(
+                *(v[side] for v in (a, b, pull, mean, old_mean) for side in (here, there))
+            )
         if gamma > 0:
-            # V^T diag(E u_i^2) V: the noise of each data point, seen in the modes
+            # the noise of each data point, seen in the modes
             energies = np.einsum("ia,ia->i", vectors @ at_gradient, vectors)
-            noise = vectors.T @ (energies[:, None] * vectors) - (kappa / n_data) * at_gradient
-            following += gamma * drive[:, None] * noise * drive
+            spread = vectors.T @ (energies[:, None] * vectors)
+            noise = generated.noise_moment(at_gradient, spread, gamma, kappa, n_data)
+            following += generated.kicked_moment(drive[here], drive[there], noise)
         if remembers:
-            old, cross = now, a[:, None] * now - b[:, None] * cross.T + np.outer(pull, mean)
+            cross = generated.cross_moment(a[here], b[here], pull[here], now, cross.T, mean[there])
+            old = now
         # Rounding leaves an antisymmetric part, which momentum would amplify without bound.
         following = 0.5 * (following + following.T)
-        mean, old_mean, now = a * mean - b * old_mean + pull, mean, following
+        mean, old_mean, now = generated.next_mean(a, b, pull, mean, old_mean), mean, following
 
 
 def closure_energies(
@@ -60,21 +66,20 @@ def closure_energies(
     n_data = len(lam)
     gamma, kappa = formulas.batch_weight_covariance(sgd, n_data)
     a, b = formulas.mode_recursion(lam, sgd)
-    ahead, behind = extrapolation(sgd)
+    look = formulas.extrapolation(sgd)
     drive = sgd.learning_rate * lam
     mean = old_mean = vectors.T @ residual
     pull = sgd.learning_rate * sgd.weight_decay * mean
     now = cross = old = mean**2
     while True:
         yield now
-        at_gradient = ahead**2 * now - 2 * ahead * behind * cross + behind**2 * old
-        following = a * a * now - 2 * a * b * cross + b * b * old
-        following += 2 * pull * (a * mean - b * old_mean) + pull**2
-        following += gamma / n_data * drive**2 * (at_gradient.sum() - kappa * at_gradient)
-        cross, old = a * now - b * cross + pull * mean, now
-        mean, old_mean, now = a * mean - b * old_mean + pull, mean, following
-
-
-def extrapolation(sgd: SGD) -> tuple[float, float]:
-    """Return p, q of the point p z_t - q z_{t-1} where the gradient is evaluated."""
-    return (1 + sgd.momentum, sgd.momentum) if sgd.nesterov else (1.0, 0.0)
+        at_gradient = generated.at_gradient_moment(now, cross, cross, old, *look)
+        following = generated.carried_moment(a, a, b, b, now, cross, cross, old)
+        following += generated.pulled_moment(
+            *(v for v in (a, b, pull, mean, old_mean) for _ in range(2))
+        )
+        spread = at_gradient.sum() / n_data
+        noise = generated.noise_moment(at_gradient, spread, gamma, kappa, n_data)
+        following += generated.kicked_moment(drive, drive, noise)
+        cross, old = generated.cross_moment(a, b, pull, now, cross, mean), now
+        mean, old_mean, now = generated.next_mean(a, b, pull, mean, old_mean), mean, following

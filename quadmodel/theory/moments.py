@@ -11,6 +11,7 @@ from scipy.sparse.linalg import LinearOperator, cg
 from quadmodel._validation import FloatArray, as_array, as_choice
 from quadmodel.optimizer import SGD
 from quadmodel.theory import _formulas as formulas
+from quadmodel.theory import _generated as generated
 from quadmodel.theory import _noise
 from quadmodel.theory._inputs import Spectrum, as_finite_spectrum, check_sgd, need_vectors
 from quadmodel.theory.noise_kernel import norm_or_infinity
@@ -144,35 +145,34 @@ def floor_on_spectrum(spectrum: Spectrum, residual: FloatArray, sgd: SGD, method
     n_data = spectrum.n_data
     gamma, kappa = formulas.batch_weight_covariance(sgd, n_data)
     start = vectors.T @ residual
-    kept = (
-        np.where(lam == 0, 1.0, 0.0)
-        if sgd.weight_decay == 0
-        else (sgd.weight_decay / (lam + sgd.weight_decay))
-    )
+    if sgd.weight_decay == 0:
+        kept = np.where(lam == 0, 1.0, 0.0)
+    else:
+        kept = generated.kept_fraction(lam, sgd.weight_decay)
     mean = kept * start
     if gamma == 0 or not np.any(mean):
         return float(mean @ mean) / (2 * n_data)
-    g = gamma / n_data
     if method == "finite":
-        diagonal = formulas.pair_response(lam, lam, sgd)
-        dressed = formulas.dressed_response(diagonal, gamma, kappa, n_data)
-        total = (mean @ mean - kappa * g * dressed @ mean**2) / (1 - g * dressed.sum())
-        at_gradient = mean**2 + g * dressed * (total - kappa * mean**2)
-        source = g * (total - kappa * at_gradient)
+        bare = formulas.pair_response(lam, lam, sgd)
+        dressed = formulas.dressed_response(bare, gamma, kappa, n_data)
+        own, share = generated.energy_at_gradient(mean**2, dressed, gamma, kappa, n_data)
+        spread = own.sum() / (1 - share.sum()) / n_data
+        at_gradient = own + share * n_data * spread
     else:
         bare = formulas.pair_response(lam[:, None], lam[None, :], sgd)
         dressed = formulas.dressed_response(bare, gamma, kappa, n_data)
         known = np.outer(mean, mean)
-        drive = known - kappa * g * dressed * known
-        drive_points = np.einsum("ia,ia->i", vectors @ drive, vectors)
+        own, share = generated.energy_at_gradient(known, dressed, gamma, kappa, n_data)
         operator = LinearOperator(
             (n_data, n_data),
             matvec=lambda d: np.ravel(d) - gamma * _noise.noise_kernel_product(vectors, dressed, d),
             dtype=np.float64,
         )
-        points, _ = cg(operator, drive_points, rtol=1e-13, maxiter=20 * n_data)
+        drive = np.einsum("ia,ia->i", vectors @ own, vectors)
+        points, _ = cg(operator, drive, rtol=1e-13, maxiter=20 * n_data)
         per_mode = vectors.T @ (points[:, None] * vectors)
-        at_gradient_pair = known + gamma * dressed * (per_mode - kappa / n_data * known)
-        source = np.diagonal(gamma * (per_mode - kappa / n_data * at_gradient_pair))
+        at_gradient = np.diagonal(own + share * n_data * per_mode)
+        spread = np.diagonal(per_mode)
+    source = generated.noise_moment(at_gradient, spread, gamma, kappa, n_data)
     of_residual = formulas.pair_response(lam, lam, sgd, at_gradient=False)
     return float(mean @ mean + of_residual @ source) / (2 * n_data)

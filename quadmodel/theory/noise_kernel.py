@@ -14,6 +14,7 @@ from quadmodel._validation import InputError, as_choice, as_integer, as_number
 from quadmodel.optimizer import SGD
 from quadmodel.spectra import SpectralLaw
 from quadmodel.theory import _formulas as formulas
+from quadmodel.theory import _generated as generated
 from quadmodel.theory import _noise
 from quadmodel.theory._inputs import (
     METHODS,
@@ -274,9 +275,10 @@ def phase_boundaries(
         for m in methods
     ]
     lam, edge = spectrum.eigenvalues, formulas.noiseless_edge(spectrum.edge, template)
-    positive = lam[lam > 0]
-    slope = float(np.sum(positive**2 / (positive + template.weight_decay)))
-    crossing = edge * slope / (2 * (1 - template.momentum)) if positive.size else float("nan")
+    responses = generated.small_rate_response(
+        lam[lam > 0], template.weight_decay, template.momentum
+    )
+    crossing = edge * float(np.sum(responses)) if responses.size else float("nan")
     learning_rate = {"units": "1 / NTK eigenvalue"}
     return xr.Dataset(
         {

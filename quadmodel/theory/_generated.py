@@ -1,0 +1,832 @@
+"""Closed forms of the theory. Written by `quadmodel derive`; not to be edited by hand.
+
+Arguments are numbers or arrays that broadcast against each other; so are the results.
+"""
+
+from typing import Any
+
+import numpy as np
+
+
+def without_replacement_covariance(n_data: Any, batch_size: Any) -> Any:
+    r"""Return gamma, kappa of Cov(w) = gamma (I - kappa 11^T/D).
+
+    Parameters
+    ----------
+    n_data : float or ndarray
+        :math:`D`, number of data points.
+    batch_size : float or ndarray
+        :math:`B`, number of points in a batch.
+
+    Returns
+    -------
+    tuple of 2
+
+    Notes
+    -----
+    .. math:: - \frac{D \left(B - D\right)}{B \left(D - 1\right)}
+    .. math:: 1
+
+    References
+    ----------
+    .. [1] derivations/01-batch-weights.md.
+    """
+    return -n_data*(batch_size - n_data)/(batch_size*(n_data - 1)), 1
+
+
+def with_replacement_covariance(n_data: Any, batch_size: Any) -> Any:
+    r"""Return gamma, kappa of Cov(w) = gamma (I - kappa 11^T/D).
+
+    Parameters
+    ----------
+    n_data : float or ndarray
+        :math:`D`, number of data points.
+    batch_size : float or ndarray
+        :math:`B`, number of points in a batch.
+
+    Returns
+    -------
+    tuple of 2
+
+    Notes
+    -----
+    .. math:: \frac{D}{B}
+    .. math:: 1
+
+    References
+    ----------
+    .. [1] derivations/01-batch-weights.md.
+    """
+    return n_data/batch_size, 1
+
+
+def bernoulli_covariance(n_data: Any, batch_size: Any) -> Any:
+    r"""Return gamma, kappa of Cov(w) = gamma (I - kappa 11^T/D).
+
+    Parameters
+    ----------
+    n_data : float or ndarray
+        :math:`D`, number of data points.
+    batch_size : float or ndarray
+        :math:`B`, number of points in a batch.
+
+    Returns
+    -------
+    tuple of 2
+
+    Notes
+    -----
+    .. math:: - \frac{B - D}{B}
+    .. math:: 0
+
+    References
+    ----------
+    .. [1] derivations/01-batch-weights.md.
+    """
+    return -(batch_size - n_data)/batch_size, 0
+
+
+def paper_variance(batch_fraction: Any) -> Any:
+    r"""Return gamma without replacement for many data points.
+
+    Parameters
+    ----------
+    batch_fraction : float or ndarray
+        :math:`\beta`, batch size over number of data points.
+
+    Returns
+    -------
+    float or ndarray
+
+    Notes
+    -----
+    .. math:: -1 + \frac{1}{\beta}
+
+    References
+    ----------
+    .. [1] derivations/01-batch-weights.md.
+    """
+    return -1 + 1/batch_fraction
+
+
+def heavy_ball_recursion(x: Any, momentum: Any) -> Any:
+    r"""Return a, b of a mode's noiseless z_(t+1) = a z_t - b z_(t-1).
+
+    Parameters
+    ----------
+    x : float or ndarray
+        :math:`x`, eta (lambda + rho) of a mode.
+    momentum : float or ndarray
+        :math:`\mu`, momentum.
+
+    Returns
+    -------
+    tuple of 2
+
+    Notes
+    -----
+    .. math:: \mu - x + 1
+    .. math:: \mu
+
+    References
+    ----------
+    .. [1] derivations/02-second-moment.md.
+    """
+    return momentum - x + 1, momentum
+
+
+def heavy_ball_edges(momentum: Any) -> Any:
+    r"""Return where x = eta (lambda + rho) may leave stability: the least positive does.
+
+    Parameters
+    ----------
+    momentum : float or ndarray
+        :math:`\mu`, momentum.
+
+    Returns
+    -------
+    tuple of 1
+
+    Notes
+    -----
+    .. math:: 2 \mu + 2
+
+    References
+    ----------
+    .. [1] derivations/03-noise-kernel.md.
+    """
+    return 2*momentum + 2,
+
+
+def nesterov_recursion(x: Any, momentum: Any) -> Any:
+    r"""Return a, b of a mode's noiseless z_(t+1) = a z_t - b z_(t-1).
+
+    Parameters
+    ----------
+    x : float or ndarray
+        :math:`x`, eta (lambda + rho) of a mode.
+    momentum : float or ndarray
+        :math:`\mu`, momentum.
+
+    Returns
+    -------
+    tuple of 2
+
+    Notes
+    -----
+    .. math:: - \left(\mu + 1\right) \left(x - 1\right)
+    .. math:: - \mu \left(x - 1\right)
+
+    References
+    ----------
+    .. [1] derivations/02-second-moment.md.
+    """
+    shared0 = x - 1
+    return -shared0*(momentum + 1), -momentum*shared0
+
+
+def nesterov_edges(momentum: Any) -> Any:
+    r"""Return where x = eta (lambda + rho) may leave stability: the least positive does.
+
+    Parameters
+    ----------
+    momentum : float or ndarray
+        :math:`\mu`, momentum.
+
+    Returns
+    -------
+    tuple of 3
+
+    Notes
+    -----
+    .. math:: \frac{\mu - 1}{\mu}
+    .. math:: \frac{\mu + 1}{\mu}
+    .. math:: \frac{2 \left(\mu + 1\right)}{2 \mu + 1}
+
+    References
+    ----------
+    .. [1] derivations/03-noise-kernel.md.
+    """
+    shared0 = 1/momentum
+    shared1 = momentum + 1
+    return shared0*(momentum - 1), shared0*shared1, 2*shared1/(2*momentum + 1)
+
+
+def recursion_roots(a: Any, b: Any) -> Any:
+    r"""Return the factors per step of a mode's two solutions.
+
+    Parameters
+    ----------
+    a : float or ndarray
+        :math:`a`, coefficient of z_t in a mode's recursion a z_t - b z_(t-1).
+    b : float or ndarray
+        :math:`b`, coefficient of -z_(t-1).
+
+    Returns
+    -------
+    tuple of 2
+
+    Notes
+    -----
+    .. math:: \frac{a}{2} - \frac{\sqrt{a^{2} - 4 b}}{2}
+    .. math:: \frac{a}{2} + \frac{\sqrt{a^{2} - 4 b}}{2}
+
+    References
+    ----------
+    .. [1] derivations/02-second-moment.md.
+    """
+    shared0 = (1/2)*a
+    shared1 = (1/2)*np.sqrt(a**2 - 4*b)
+    return shared0 - shared1, shared0 + shared1
+
+
+def heavy_ball_sum_at_gradient(x: Any, y: Any, momentum: Any, growth: Any) -> Any:
+    r"""Return sum_n r^(-n-1) h_n h'_n of a pair of modes, h the response of the point of the gradient.
+
+    Parameters
+    ----------
+    x : float or ndarray
+        :math:`x`, eta (lambda + rho) of a mode.
+    y : float or ndarray
+        :math:`y`, eta (lambda + rho) of the other mode.
+    momentum : float or ndarray
+        :math:`\mu`, momentum.
+    growth : float or ndarray
+        :math:`r`, factor per step by which the response is discounted.
+
+    Returns
+    -------
+    float or ndarray
+
+    Notes
+    -----
+    .. math:: \frac{r \left(- \mu^{2} + r^{2}\right)}{\mu \left(x - y\right)^{2} - x y \left(\mu - 1\right)^{2} + \left(\mu - 1\right)^{2} \left(\mu + 1\right) \left(x + y\right) + \left(r - 1\right) \left(a^{2} \mu r + a^{2} \mu - a a' \mu^{2} - a a' r^{2} - a a' r - a a' + a'^{2} \mu r + a'^{2} \mu - 2 \mu^{2} r - 2 \mu^{2} + r^{3} + r^{2} + r + 1\right)}
+
+    References
+    ----------
+    .. [1] derivations/03-noise-kernel.md.
+    """
+    a = momentum - x + 1
+    a_other = momentum - y + 1
+    at_one = momentum*(x - y)**2 - x*y*(momentum - 1)**2 + (momentum - 1)**2*(momentum + 1)*(x + y)
+    rest = a**2*growth*momentum + a**2*momentum - a*a_other*growth**2 - a*a_other*growth - a*a_other*momentum**2 - a*a_other + a_other**2*growth*momentum + a_other**2*momentum + growth**3 + growth**2 - 2*growth*momentum**2 + growth - 2*momentum**2 + 1
+    return growth*(growth**2 - momentum**2)/(at_one + rest*(growth - 1))
+
+
+def heavy_ball_diagonal_sum(x: Any, momentum: Any) -> Any:
+    r"""Return sum_n h_n^2 of a mode at the point of the gradient, free of common factors.
+
+    Parameters
+    ----------
+    x : float or ndarray
+        :math:`x`, eta (lambda + rho) of a mode.
+    momentum : float or ndarray
+        :math:`\mu`, momentum.
+
+    Returns
+    -------
+    float or ndarray
+
+    Notes
+    -----
+    .. math:: \frac{\mu + 1}{x \left(\mu - 1\right) \left(- 2 \mu + x - 2\right)}
+
+    References
+    ----------
+    .. [1] derivations/03-noise-kernel.md.
+    """
+    return (momentum + 1)/(x*(momentum - 1)*(-2*momentum + x - 2))
+
+
+def nesterov_sum_at_gradient(x: Any, y: Any, momentum: Any, growth: Any) -> Any:
+    r"""Return sum_n r^(-n-1) h_n h'_n of a pair of modes, h the response of the point of the gradient.
+
+    Parameters
+    ----------
+    x : float or ndarray
+        :math:`x`, eta (lambda + rho) of a mode.
+    y : float or ndarray
+        :math:`y`, eta (lambda + rho) of the other mode.
+    momentum : float or ndarray
+        :math:`\mu`, momentum.
+    growth : float or ndarray
+        :math:`r`, factor per step by which the response is discounted.
+
+    Returns
+    -------
+    float or ndarray
+
+    Notes
+    -----
+    .. math:: \frac{\mu^{2} \left(- b b' + r^{2}\right) - \mu r \left(\mu + 1\right) \left(- a b' + a r - a' b + a' r\right) + r \left(\mu + 1\right)^{2} \left(- b b' + r^{2}\right)}{- \mu^{2} x^{2} y^{2} \left(2 \mu + 1\right) + \mu x y \left(3 \mu^{2} - 1\right) \left(x + y\right) - \mu \left(x - y\right)^{2} \left(\mu^{2} - \mu - 1\right) - x y \left(\mu - 1\right) \left(6 \mu^{2} + 3 \mu - 1\right) + \left(\mu - 1\right)^{2} \left(\mu + 1\right) \left(x + y\right) + \left(r - 1\right) \left(a^{2} b' r + a^{2} b' - a a' b b' - a a' r^{2} - a a' r - a a' + a'^{2} b r + a'^{2} b - 2 b b' r - 2 b b' + r^{3} + r^{2} + r + 1\right)}
+
+    References
+    ----------
+    .. [1] derivations/03-noise-kernel.md.
+    """
+    a = -(momentum + 1)*(x - 1)
+    b = -momentum*(x - 1)
+    a_other = -(momentum + 1)*(y - 1)
+    b_other = -momentum*(y - 1)
+    at_one = -momentum**2*x**2*y**2*(2*momentum + 1) + momentum*x*y*(3*momentum**2 - 1)*(x + y) - momentum*(x - y)**2*(momentum**2 - momentum - 1) - x*y*(momentum - 1)*(6*momentum**2 + 3*momentum - 1) + (momentum - 1)**2*(momentum + 1)*(x + y)
+    rest = a**2*b_other*growth + a**2*b_other - a*a_other*b*b_other - a*a_other*growth**2 - a*a_other*growth - a*a_other + a_other**2*b*growth + a_other**2*b - 2*b*b_other*growth - 2*b*b_other + growth**3 + growth**2 + growth + 1
+    shared0 = -b*b_other + growth**2
+    shared1 = momentum + 1
+    return (-growth*momentum*shared1*(-a*b_other + a*growth - a_other*b + a_other*growth) + growth*shared0*shared1**2 + momentum**2*shared0)/(at_one + rest*(growth - 1))
+
+
+def nesterov_sum_at_residual(x: Any, y: Any, momentum: Any, growth: Any) -> Any:
+    r"""Return sum_n r^(-n-1) h_n h'_n of a pair of modes, h the response of the residual.
+
+    Parameters
+    ----------
+    x : float or ndarray
+        :math:`x`, eta (lambda + rho) of a mode.
+    y : float or ndarray
+        :math:`y`, eta (lambda + rho) of the other mode.
+    momentum : float or ndarray
+        :math:`\mu`, momentum.
+    growth : float or ndarray
+        :math:`r`, factor per step by which the response is discounted.
+
+    Returns
+    -------
+    float or ndarray
+
+    Notes
+    -----
+    .. math:: \frac{r \left(- b b' + r^{2}\right)}{- \mu^{2} x^{2} y^{2} \left(2 \mu + 1\right) + \mu x y \left(3 \mu^{2} - 1\right) \left(x + y\right) - \mu \left(x - y\right)^{2} \left(\mu^{2} - \mu - 1\right) - x y \left(\mu - 1\right) \left(6 \mu^{2} + 3 \mu - 1\right) + \left(\mu - 1\right)^{2} \left(\mu + 1\right) \left(x + y\right) + \left(r - 1\right) \left(a^{2} b' r + a^{2} b' - a a' b b' - a a' r^{2} - a a' r - a a' + a'^{2} b r + a'^{2} b - 2 b b' r - 2 b b' + r^{3} + r^{2} + r + 1\right)}
+
+    References
+    ----------
+    .. [1] derivations/03-noise-kernel.md.
+    """
+    a = -(momentum + 1)*(x - 1)
+    b = -momentum*(x - 1)
+    a_other = -(momentum + 1)*(y - 1)
+    b_other = -momentum*(y - 1)
+    at_one = -momentum**2*x**2*y**2*(2*momentum + 1) + momentum*x*y*(3*momentum**2 - 1)*(x + y) - momentum*(x - y)**2*(momentum**2 - momentum - 1) - x*y*(momentum - 1)*(6*momentum**2 + 3*momentum - 1) + (momentum - 1)**2*(momentum + 1)*(x + y)
+    rest = a**2*b_other*growth + a**2*b_other - a*a_other*b*b_other - a*a_other*growth**2 - a*a_other*growth - a*a_other + a_other**2*b*growth + a_other**2*b - 2*b*b_other*growth - 2*b*b_other + growth**3 + growth**2 + growth + 1
+    return growth*(-b*b_other + growth**2)/(at_one + rest*(growth - 1))
+
+
+def nesterov_diagonal_sum(x: Any, momentum: Any) -> Any:
+    r"""Return sum_n h_n^2 of a mode at the point of the gradient, free of common factors.
+
+    Parameters
+    ----------
+    x : float or ndarray
+        :math:`x`, eta (lambda + rho) of a mode.
+    momentum : float or ndarray
+        :math:`\mu`, momentum.
+
+    Returns
+    -------
+    float or ndarray
+
+    Notes
+    -----
+    .. math:: - \frac{2 \mu^{2} x + \mu x + \mu + 1}{x \left(\mu x - \mu + 1\right) \left(2 \mu x - 2 \mu + x - 2\right)}
+
+    References
+    ----------
+    .. [1] derivations/03-noise-kernel.md.
+    """
+    shared0 = momentum*x
+    shared1 = shared0 + 1
+    return -(2*momentum**2*x + momentum + shared1)/(x*(-momentum + shared1)*(-2*momentum + 2*shared0 + x - 2))
+
+
+def dressed_response(bare: Any, gamma: Any, kappa: Any, n_data: Any) -> Any:
+    r"""Return S = 1 / (1/S0 + kappa gamma/D).
+
+    Parameters
+    ----------
+    bare : float or ndarray
+        :math:`S_{0}`, summed response of a pair of modes.
+    gamma : float or ndarray
+        :math:`\gamma`, variance parameter of the batch weights.
+    kappa : float or ndarray
+        :math:`\kappa`, correlation parameter of the batch weights.
+    n_data : float or ndarray
+        :math:`D`, number of data points.
+
+    Returns
+    -------
+    float or ndarray
+
+    Notes
+    -----
+    .. math:: \frac{S_{0}}{1 + \frac{S_{0} \gamma \kappa}{D}}
+
+    References
+    ----------
+    .. [1] derivations/03-noise-kernel.md.
+    """
+    return bare/(bare*gamma*kappa/n_data + 1)
+
+
+def heavy_ball_pole(learning_rate: Any, momentum: Any, gamma: Any, kappa: Any, n_data: Any) -> Any:
+    r"""Return p, q of the dressed response eta lambda / (p - q lambda) of a mode, rho = 0.
+
+    Parameters
+    ----------
+    learning_rate : float or ndarray
+        :math:`\eta`, learning rate, in units of 1 / eigenvalue.
+    momentum : float or ndarray
+        :math:`\mu`, momentum.
+    gamma : float or ndarray
+        :math:`\gamma`, variance parameter of the batch weights.
+    kappa : float or ndarray
+        :math:`\kappa`, correlation parameter of the batch weights.
+    n_data : float or ndarray
+        :math:`D`, number of data points.
+
+    Returns
+    -------
+    tuple of 2
+
+    Notes
+    -----
+    .. math:: - 2 \left(\mu - 1\right)
+    .. math:: - \frac{\eta \mu}{\mu + 1} + \frac{\eta}{\mu + 1} - \frac{\eta \gamma \kappa}{D}
+
+    References
+    ----------
+    .. [1] derivations/03-noise-kernel.md.
+    """
+    shared0 = 1/(momentum + 1)
+    return 2 - 2*momentum, -gamma*kappa*learning_rate/n_data - learning_rate*momentum*shared0 + learning_rate*shared0
+
+
+def mean_over_law(pole: Any, slope: Any, transform: Any) -> Any:
+    r"""Return the mean over a law of lambda / (p - q lambda), from its Stieltjes transform.
+
+    Parameters
+    ----------
+    pole : float or ndarray
+        :math:`pole`, position p/q of the pole, in units of an eigenvalue.
+    slope : float or ndarray
+        :math:`q`, slope q of the response's denominator.
+    transform : float or ndarray
+        :math:`m`, Stieltjes transform of the spectral law at the pole.
+
+    Returns
+    -------
+    float or ndarray
+
+    Notes
+    -----
+    .. math:: \frac{m pole - 1}{q}
+
+    References
+    ----------
+    .. [1] derivations/03-noise-kernel.md.
+    """
+    return (pole*transform - 1)/slope
+
+
+def small_rate_response(eigenvalue: Any, weight_decay: Any, momentum: Any) -> Any:
+    r"""Return the limit of a mode's response over the learning rate as that goes to zero.
+
+    Parameters
+    ----------
+    eigenvalue : float or ndarray
+        :math:`\lambda`, NTK eigenvalue of a mode.
+    weight_decay : float or ndarray
+        :math:`\rho`, weight decay, in units of an eigenvalue.
+    momentum : float or ndarray
+        :math:`\mu`, momentum.
+
+    Returns
+    -------
+    float or ndarray
+
+    Notes
+    -----
+    .. math:: - \frac{\lambda^{2}}{2 \left(\lambda + \rho\right) \left(\mu - 1\right)}
+
+    References
+    ----------
+    .. [1] derivations/03-noise-kernel.md.
+    """
+    return -1/2*eigenvalue**2/((eigenvalue + weight_decay)*(momentum - 1))
+
+
+def carried_moment(a: Any, a_other: Any, b: Any, b_other: Any, now: Any, cross: Any, cross_other: Any, old: Any) -> Any:
+    r"""Return the part of the second moment's next value that needs no batch.
+
+    Parameters
+    ----------
+    a : float or ndarray
+        :math:`a`, coefficient of z_t in a mode's recursion a z_t - b z_(t-1).
+    a_other : float or ndarray
+        :math:`a'`, a of the other mode.
+    b : float or ndarray
+        :math:`b`, coefficient of -z_(t-1).
+    b_other : float or ndarray
+        :math:`b'`, b of the other mode.
+    now : float or ndarray
+        :math:`N`, E z_t z_t' of two modes.
+    cross : float or ndarray
+        :math:`X`, E z_t z_(t-1)' of two modes.
+    cross_other : float or ndarray
+        :math:`X'`, E z_(t-1) z_t' of two modes.
+    old : float or ndarray
+        :math:`O`, E z_(t-1) z_(t-1)' of two modes.
+
+    Returns
+    -------
+    float or ndarray
+
+    Notes
+    -----
+    .. math:: N a a' + O b b' - X a b' - X' a' b
+
+    References
+    ----------
+    .. [1] derivations/02-second-moment.md.
+    """
+    return a*a_other*now - a*b_other*cross - a_other*b*cross_other + b*b_other*old
+
+
+def pulled_moment(a: Any, a_other: Any, b: Any, b_other: Any, pull: Any, pull_other: Any, mean: Any, mean_other: Any, old_mean: Any, old_mean_other: Any) -> Any:
+    r"""Return the part of it that weight decay's pull towards z_0 adds.
+
+    Parameters
+    ----------
+    a : float or ndarray
+        :math:`a`, coefficient of z_t in a mode's recursion a z_t - b z_(t-1).
+    a_other : float or ndarray
+        :math:`a'`, a of the other mode.
+    b : float or ndarray
+        :math:`b`, coefficient of -z_(t-1).
+    b_other : float or ndarray
+        :math:`b'`, b of the other mode.
+    pull : float or ndarray
+        :math:`c`, eta rho z_0 of a mode.
+    pull_other : float or ndarray
+        :math:`c'`, eta rho z_0 of the other mode.
+    mean : float or ndarray
+        :math:`m`, E z_t of a mode.
+    mean_other : float or ndarray
+        :math:`m'`, E z_t of the other mode.
+    old_mean : float or ndarray
+        :math:`m_{1}`, E z_(t-1) of a mode.
+    old_mean_other : float or ndarray
+        :math:`m1'`, E z_(t-1) of the other mode.
+
+    Returns
+    -------
+    float or ndarray
+
+    Notes
+    -----
+    .. math:: c \left(a' m' - b' m1'\right) + c' \left(a m - b m_{1} + c\right)
+
+    References
+    ----------
+    .. [1] derivations/02-second-moment.md.
+    """
+    return pull*(a_other*mean_other - b_other*old_mean_other) + pull_other*(a*mean - b*old_mean + pull)
+
+
+def kicked_moment(drive: Any, drive_other: Any, noise: Any) -> Any:
+    r"""Return the part of it that the batch's noise adds.
+
+    Parameters
+    ----------
+    drive : float or ndarray
+        :math:`f`, eta lambda of a mode.
+    drive_other : float or ndarray
+        :math:`f'`, eta lambda of the other mode.
+    noise : float or ndarray
+        :math:`\Omega`, covariance of the batch's noise between two modes.
+
+    Returns
+    -------
+    float or ndarray
+
+    Notes
+    -----
+    .. math:: \Omega f f'
+
+    References
+    ----------
+    .. [1] derivations/02-second-moment.md.
+    """
+    return drive*drive_other*noise
+
+
+def cross_moment(a: Any, b: Any, pull: Any, now: Any, cross_other: Any, mean_other: Any) -> Any:
+    r"""Return E z_(t+1) z_t' of two modes.
+
+    Parameters
+    ----------
+    a : float or ndarray
+        :math:`a`, coefficient of z_t in a mode's recursion a z_t - b z_(t-1).
+    b : float or ndarray
+        :math:`b`, coefficient of -z_(t-1).
+    pull : float or ndarray
+        :math:`c`, eta rho z_0 of a mode.
+    now : float or ndarray
+        :math:`N`, E z_t z_t' of two modes.
+    cross_other : float or ndarray
+        :math:`X'`, E z_(t-1) z_t' of two modes.
+    mean_other : float or ndarray
+        :math:`m'`, E z_t of the other mode.
+
+    Returns
+    -------
+    float or ndarray
+
+    Notes
+    -----
+    .. math:: N a - X' b + c m'
+
+    References
+    ----------
+    .. [1] derivations/02-second-moment.md.
+    """
+    return a*now - b*cross_other + mean_other*pull
+
+
+def next_mean(a: Any, b: Any, pull: Any, mean: Any, old_mean: Any) -> Any:
+    r"""Return E z_(t+1) of a mode.
+
+    Parameters
+    ----------
+    a : float or ndarray
+        :math:`a`, coefficient of z_t in a mode's recursion a z_t - b z_(t-1).
+    b : float or ndarray
+        :math:`b`, coefficient of -z_(t-1).
+    pull : float or ndarray
+        :math:`c`, eta rho z_0 of a mode.
+    mean : float or ndarray
+        :math:`m`, E z_t of a mode.
+    old_mean : float or ndarray
+        :math:`m_{1}`, E z_(t-1) of a mode.
+
+    Returns
+    -------
+    float or ndarray
+
+    Notes
+    -----
+    .. math:: a m - b m_{1} + c
+
+    References
+    ----------
+    .. [1] derivations/02-second-moment.md.
+    """
+    return a*mean - b*old_mean + pull
+
+
+def at_gradient_moment(now: Any, cross: Any, cross_other: Any, old: Any, ahead: Any, behind: Any) -> Any:
+    r"""Return E u u' of two modes at the point of the gradient.
+
+    Parameters
+    ----------
+    now : float or ndarray
+        :math:`N`, E z_t z_t' of two modes.
+    cross : float or ndarray
+        :math:`X`, E z_t z_(t-1)' of two modes.
+    cross_other : float or ndarray
+        :math:`X'`, E z_(t-1) z_t' of two modes.
+    old : float or ndarray
+        :math:`O`, E z_(t-1) z_(t-1)' of two modes.
+    ahead : float or ndarray
+        :math:`p`, coefficient p of the point p z_t - q z_(t-1) where the gradient is taken.
+    behind : float or ndarray
+        :math:`q`, coefficient q.
+
+    Returns
+    -------
+    float or ndarray
+
+    Notes
+    -----
+    .. math:: N p^{2} + O q^{2} - X p q - X' p q
+
+    References
+    ----------
+    .. [1] derivations/02-second-moment.md.
+    """
+    shared0 = ahead*behind
+    return ahead**2*now + behind**2*old - cross*shared0 - cross_other*shared0
+
+
+def noise_moment(at_gradient: Any, spread: Any, gamma: Any, kappa: Any, n_data: Any) -> Any:
+    r"""Return the covariance of the batch's noise between two modes.
+
+    Parameters
+    ----------
+    at_gradient : float or ndarray
+        :math:`U`, E u u' of two modes at the point of the gradient.
+    spread : float or ndarray
+        :math:`E`, E u_i^2 of every data point, between two modes.
+    gamma : float or ndarray
+        :math:`\gamma`, variance parameter of the batch weights.
+    kappa : float or ndarray
+        :math:`\kappa`, correlation parameter of the batch weights.
+    n_data : float or ndarray
+        :math:`D`, number of data points.
+
+    Returns
+    -------
+    float or ndarray
+
+    Notes
+    -----
+    .. math:: E \gamma - \frac{U \gamma \kappa}{D}
+
+    References
+    ----------
+    .. [1] derivations/02-second-moment.md.
+    """
+    return -at_gradient*gamma*kappa/n_data + gamma*spread
+
+
+def carried_moment_without_memory(a: Any, a_other: Any, now: Any) -> Any:
+    r"""Return the part of the second moment's next value that needs no batch.
+
+    Parameters
+    ----------
+    a : float or ndarray
+        :math:`a`, coefficient of z_t in a mode's recursion a z_t - b z_(t-1).
+    a_other : float or ndarray
+        :math:`a'`, a of the other mode.
+    now : float or ndarray
+        :math:`N`, E z_t z_t' of two modes.
+
+    Returns
+    -------
+    float or ndarray
+
+    Notes
+    -----
+    .. math:: N a a'
+
+    References
+    ----------
+    .. [1] derivations/02-second-moment.md.
+    """
+    return a*a_other*now
+
+
+def energy_at_gradient(mean_square: Any, dressed: Any, gamma: Any, kappa: Any, n_data: Any) -> Any:
+    r"""Return a mode's stationary energy at the gradient: its own part, its share of the total.
+
+    Parameters
+    ----------
+    mean_square : float or ndarray
+        :math:`m_{2}`, squared mean of a mode's residual.
+    dressed : float or ndarray
+        :math:`S`, summed response of a mode, dressed by the fixed sum of the weights.
+    gamma : float or ndarray
+        :math:`\gamma`, variance parameter of the batch weights.
+    kappa : float or ndarray
+        :math:`\kappa`, correlation parameter of the batch weights.
+    n_data : float or ndarray
+        :math:`D`, number of data points.
+
+    Returns
+    -------
+    tuple of 2
+
+    Notes
+    -----
+    .. math:: m_{2} - \frac{S \gamma \kappa m_{2}}{D}
+    .. math:: \frac{S \gamma}{D}
+
+    References
+    ----------
+    .. [1] derivations/03-noise-kernel.md.
+    """
+    shared0 = dressed*gamma/n_data
+    return -kappa*mean_square*shared0 + mean_square, shared0
+
+
+def kept_fraction(eigenvalue: Any, weight_decay: Any) -> Any:
+    r"""Return the part of z_0 that a mode's mean keeps for ever under weight decay.
+
+    Parameters
+    ----------
+    eigenvalue : float or ndarray
+        :math:`\lambda`, NTK eigenvalue of a mode.
+    weight_decay : float or ndarray
+        :math:`\rho`, weight decay, in units of an eigenvalue.
+
+    Returns
+    -------
+    float or ndarray
+
+    Notes
+    -----
+    .. math:: \frac{\rho}{\lambda + \rho}
+
+    References
+    ----------
+    .. [1] derivations/02-second-moment.md.
+    """
+    return weight_decay/(eigenvalue + weight_decay)
