@@ -4,6 +4,7 @@ from . import eigenvectors as eigenvectors
 from . import plot as plot
 from . import residuals as residuals
 from . import spectra as spectra
+from . import symbolic as symbolic
 from ._version import __version__ as __version__
 from .compare import compare as compare
 from .compare import critical_noise_kernel_norm as critical_noise_kernel_norm

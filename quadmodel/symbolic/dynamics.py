@@ -68,7 +68,7 @@ def batch_weights(step: int) -> Tensor:
     -------
     Tensor
     """
-    return Tensor(f"w{step}", (DATA,))
+    return Tensor(f"w^{step}", (DATA,))
 
 
 def start(order: int = 2) -> State:
@@ -135,8 +135,9 @@ def expected(
         :math:`z_a`, :math:`J_{ai}`, :math:`z_az_b`, or :math:`\Theta_{ab} = J_{ai}J_{bi}/D`.
     steps : int, optional
         Number of steps, at most 4.
-    curvature : {"kronecker", "independent"} or GaussianField, optional
-        Law of Q; "kronecker" for :func:`~quadmodel.symbolic.gaussian.kronecker_curvature`.
+    curvature : {"kronecker", "independent", "none"} or GaussianField, optional
+        Law of Q; "kronecker" for :func:`~quadmodel.symbolic.gaussian.kronecker_curvature`, "none"
+        for the linear model.
     residual, jacobian : {"fixed", "independent"} or GaussianField, optional
         Whether to average over their values at the start too; "independent" entries have scale s.
     sampling : str, SamplingScheme or None, optional
@@ -171,14 +172,14 @@ def expected(
     steps = as_integer("steps", steps, low=0, high=MOST_STEPS)
     law = _curvature(curvature)
     fields = [*_field("residual", residual, RESIDUAL), *_field("jacobian", jacobian, JACOBIAN)]
-    state = start()
+    state = start(0 if law is None else 2)
     for t in range(steps):
         state = step(state, batch_weights(t))
     result = constant(0)
     for part in _product(quantity, state):
         for t in range(steps):
             part = average_batches(part, batch_weights(t), sampling)
-        result = result + average(part, law)
+        result = result + (part if law is None else average(part, law))
     if not any(f.tensor == JACOBIAN for f in fields):
         result = with_ntk(result)
     return average(result, *fields)
@@ -265,12 +266,14 @@ def _product(quantity: str, state: State) -> list[Polynomial]:
     return product if quantity == "second_moment" else [p.sum(i) * (1 / names.D) for p in product]
 
 
-def _curvature(law: str | GaussianField) -> GaussianField:
+def _curvature(law: str | GaussianField) -> GaussianField | None:
     if isinstance(law, GaussianField):
         if law.tensor != CURVATURE:
             raise InputError(f"curvature must be a field for Q, got one for {law.tensor.name}")
         return law
-    as_choice("curvature", law, ("kronecker", "independent"))
+    as_choice("curvature", law, ("kronecker", "independent", "none"))
+    if law == "none":
+        return None
     return kronecker_curvature() if law == "kronecker" else independent_curvature()
 
 

@@ -16,6 +16,7 @@ MODULE = "quadmodel/theory/_generated.py"
 _HEAD = '''"""Closed forms of the theory. Written by `quadmodel derive`; not to be edited by hand.
 
 Arguments are numbers or arrays that broadcast against each other; so are the results.
+SymPy VERSION.
 """
 
 from typing import Any
@@ -59,7 +60,8 @@ def generated_module() -> str:
     >>> "def dressed_response(" in emit.generated_module()
     True
     """
-    return _HEAD + "".join(f"\n\n{_function(formula)}" for formula in formulas())
+    head = _HEAD.replace("VERSION", sp.__version__)
+    return head + "".join(f"\n\n{_function(formula)}" for formula in formulas())
 
 
 def _function(formula: Formula) -> str:

@@ -208,7 +208,7 @@ def _responses() -> list[Formula]:
         found.append(
             Formula(
                 f"{name}_diagonal_sum",
-                "Return sum_n h_n^2 of a mode at the point of the gradient, free of common factors.",
+                "Return sum_n h_n^2 of a mode at the gradient's point, free of common factors.",
                 {"x": x, "momentum": mu},
                 (over / under,),
                 "03-noise-kernel",
@@ -272,7 +272,7 @@ def _moments() -> list[Formula]:
         "a a_other b b_other drive drive_other pull pull_other now cross cross_other old mean "
         "mean_other old_mean old_mean_other ahead behind at_gradient noise spread"
     )
-    paper = "a a' b b' f f' c c' N X X' O m m' m1 m1' p q U Omega E"
+    paper = "a a' b b' f f' c c' N X X' O m m' n n' p q U Omega E"
     symbols = dict(zip(sp.symbols(python), sp.symbols(paper), strict=True))
     symbols = {str(name): symbol for name, symbol in symbols.items()}
     known = symbols | {"gamma": gamma, "kappa": kappa, "n_data": D}
@@ -310,7 +310,7 @@ def _stationary() -> list[Formula]:
     return [
         Formula(
             "energy_at_gradient",
-            "Return a mode's stationary energy at the gradient: its own part, its share of the total.",
+            "Return a mode's stationary energy at the gradient: own part, share of the total.",
             {
                 "mean_square": m2,
                 "dressed": dressed,

@@ -9,6 +9,7 @@ results hold for every law with the same ones.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from quadmodel._validation import InputError
@@ -126,7 +127,7 @@ def average(polynomial: Polynomial, *fields: GaussianField) -> Polynomial:
                 f"order must be at most {HIGHEST_ORDER} in {field.tensor.name}, got "
                 f"{polynomial.degree(field.tensor)}"
             )
-        polynomial = polynomial.expand(field.tensor, lambda group, f=field: _wick(group, f))
+        polynomial = polynomial.expand(field.tensor, partial(_wick, field))
     return polynomial
 
 
@@ -156,7 +157,7 @@ def pairings(count: int) -> Iterator[list[tuple[int, int]]]:
         yield from join(list(range(count)))
 
 
-def _wick(group: Sequence[Indices], field: GaussianField) -> Iterator[Polynomial]:
+def _wick(field: GaussianField, group: Sequence[Indices]) -> Iterator[Polynomial]:
     for pairing in pairings(len(group)):
         product = constant(1)
         for one, other in pairing:
@@ -197,7 +198,8 @@ def kronecker_curvature(
         (a, i, j), (b, k, m) = first, second
         both = over_parameters(i, k) * over_parameters(j, m)
         both = both + over_parameters(i, m) * over_parameters(j, k)
-        return constant(1) * over_data(a, b) * both
+        product: Polynomial = constant(1) * both * over_data(a, b)
+        return product
 
     return GaussianField(CURVATURE, covariance)
 

@@ -18,7 +18,8 @@ import numpy as np
 import sympy as sp
 
 from quadmodel._validation import InputError
-from quadmodel.symbolic._canonical import canonical_order
+from quadmodel.symbolic._normal_form import contract_deltas, factor_key, normal_form, renamed
+from quadmodel.symbolic._printing import latex, plain
 from quadmodel.symbolic.names import D, P
 
 
@@ -170,10 +171,10 @@ class Polynomial:
         """
         gathered: dict[Monomial, list[sp.Expr]] = {}
         for coefficient, factors, summed in terms:
-            scale, left, kept = _contract_deltas(coefficient, factors, summed)
-            gathered.setdefault(_normal_form(left, kept), []).append(scale)
+            scale, left, kept = contract_deltas(_UNITS, coefficient, factors, summed)
+            gathered.setdefault(normal_form(left, kept), []).append(scale)
         added = {monomial: sp.expand(sp.Add(*scales)) for monomial, scales in gathered.items()}
-        ordered = sorted(added, key=lambda m: (len(m), [_factor_key(factor) for factor in m]))
+        ordered = sorted(added, key=lambda m: (len(m), [factor_key(factor) for factor in m]))
         return cls({monomial: added[monomial] for monomial in ordered if added[monomial] != 0})
 
     @property
@@ -190,7 +191,7 @@ class Polynomial:
                 for index in indices:
                     if isinstance(index.label, int) and index not in names:
                         names[index] = Index(index.space, f"#{next(_numbers)}")
-            yield scale, _renamed(monomial, names), list(names.values())
+            yield scale, renamed(monomial, names), list(names.values())
 
     def __add__(self, other: Any) -> Polynomial:
         """Add a polynomial or a scalar."""
@@ -254,7 +255,7 @@ class Polynomial:
         -------
         Polynomial
         """
-        return Polynomial.collect((a, _renamed(f, names), u) for a, f, u in self.opened())
+        return Polynomial.collect((a, renamed(f, names), u) for a, f, u in self.opened())
 
     def map(self, function: Callable[[sp.Expr], sp.Expr]) -> Polynomial:
         """Apply a function to every coefficient.
@@ -402,41 +403,19 @@ class Polynomial:
             total = total + number
         return total
 
-    def _pieces(self) -> Iterator[tuple[sp.Expr, list[tuple[str, str]]]]:
-        for monomial, scale in self.terms.items():
-            letters = _letters(monomial)
-            yield scale, [(t.name, "".join(letters[i] for i in ii)) for t, ii in monomial]
-
     def _latex(self, printer: Any = None) -> str:
-        parts = []
-        for scale, factors in self._pieces():
-            names = [f"{sp.latex(sp.Symbol(name))}_{{{letters}}}" for name, letters in factors]
-            number = sp.latex(scale) if not scale.is_Add else rf"\left({sp.latex(scale)}\right)"
-            if names and scale in (1, -1):
-                number = number[:-1]
-            parts.append(" ".join([number, *names]).strip())
-        return " + ".join(parts).replace("+ -", "- ") or "0"
+        return latex(self.terms)
 
     def _repr_latex_(self) -> str:
         return f"$\\displaystyle {self._latex()}$"
 
     def __repr__(self) -> str:
         """Name every term, summed indices as letters."""
-        return (
-            " + ".join(
-                "*".join([f"({scale})", *(f"{name}_{letters}" for name, letters in factors)])
-                for scale, factors in self._pieces()
-            )
-            or "0"
-        )
+        return plain(self.terms)
 
 
 def _as_polynomial(value: Any) -> Polynomial:
     return value if isinstance(value, Polynomial) else constant(value)
-
-
-def _renamed(factors: Iterable[Factor], names: Mapping[Index, Index]) -> list[Factor]:
-    return [(tensor, tuple(names.get(i, i) for i in indices)) for tensor, indices in factors]
 
 
 def _number(scale: sp.Expr, values: Mapping[str, Any]) -> Any:
@@ -448,72 +427,3 @@ def _number(scale: sp.Expr, values: Mapping[str, Any]) -> Any:
     }
     number = sp.sympify(scale).subs(known)
     return Fraction(number.p, number.q) if number.is_Rational else float(number)
-
-
-def _contract_deltas(
-    coefficient: sp.Expr, factors: Sequence[Factor], summed: Sequence[Index]
-) -> tuple[sp.Expr, list[Factor], list[Index]]:
-    """Carry out the sums over indices of Kronecker deltas, and those over nothing."""
-    left, kept = list(factors), list(summed)
-    pending = [factor for factor in left if factor[0] in _UNITS]
-    while pending:
-        unit = pending.pop()
-        left.remove(unit)
-        i, k = sorted(unit[1], key=lambda index: (index in kept, _index_key(index)))
-        if i == k:
-            continue
-        # Elsewhere the two are one: k goes, being summed over or the later of two free ones.
-        left = _renamed(left, {k: i})
-        pending = _renamed(pending, {k: i})
-        if k in kept:
-            kept.remove(k)
-        else:
-            left.append(unit)
-    used = {i for _, indices in left for i in indices}
-    sizes = (index.space.dimension for index in kept if index not in used)
-    return sp.Mul(coefficient, *sizes), left, [i for i in kept if i in used]
-
-
-def _normal_form(factors: Sequence[Factor], summed: Sequence[Index]) -> Monomial:
-    """Name the summed indices so that equal terms become equal, and sort the factors."""
-    described = [(t.name, t.classes, indices) for t, indices in factors]
-    order = canonical_order(described, summed)
-    counts: dict[Space, int] = {}
-    names = {}
-    for index in order:
-        counts[index.space] = counts.get(index.space, -1) + 1
-        names[index] = Index(index.space, counts[index.space])
-    return tuple(sorted((_slots_sorted(f) for f in _renamed(factors, names)), key=_factor_key))
-
-
-def _slots_sorted(factor: Factor) -> Factor:
-    """Order the indices within slots that may be exchanged."""
-    tensor, indices = factor
-    pools: dict[int, list[Index]] = {}
-    for kind, index in zip(tensor.classes, indices, strict=True):
-        pools.setdefault(kind, []).append(index)
-    for pool in pools.values():
-        pool.sort(key=_index_key, reverse=True)
-    return tensor, tuple(pools[kind].pop() for kind in tensor.classes)
-
-
-def _index_key(index: Index) -> tuple[str, bool, str]:
-    return index.space.name, isinstance(index.label, int), str(index.label)
-
-
-def _factor_key(factor: Factor) -> tuple[str, list[tuple[str, bool, str]]]:
-    return factor[0].name, [_index_key(i) for i in factor[1]]
-
-
-def _letters(monomial: Monomial) -> dict[Index, str]:
-    """Choose a letter for every index of a term."""
-    indices = dict.fromkeys(i for _, ii in monomial for i in ii)
-    taken = {i.label for i in indices}
-    spare = {
-        space: iter(
-            [c for c in space.letters if c not in taken]
-            + [f"{space.letters[0]}{n}" for n in range(20)]
-        )
-        for space in (DATA, PARAMETERS)
-    }
-    return {i: i.label if isinstance(i.label, str) else next(spare[i.space]) for i in indices}

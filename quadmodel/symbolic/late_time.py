@@ -102,8 +102,8 @@ def volterra_sum() -> sp.Expr:
     summed = sp.cancel(of_all * geometric.subs(base, own))
     numerator, denominator = sp.fraction(summed)
     scale = sp.cancel(numerator / (gamma * eta * lam))
-    term = eta * lam / sp.expand(denominator / scale)
-    return gamma * sp.Sum(term.subs(lam, eigenvalues[alpha]), _MODES)
+    term = eta * lam / sp.expand(denominator / scale / D)
+    return gamma / D * sp.Sum(term.subs(lam, eigenvalues[alpha]), _MODES)
 
 
 def rate_equation() -> sp.Eq:

@@ -11,7 +11,7 @@ so that the linear model's residual, with u the residual at :math:`\varphi`, mov
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -235,7 +235,7 @@ def second_moment_equation(
         chosen, weight_decay=weight_decay, sampling=sampling
     ).items():
         symbol = matrix_of(moment(0, age))
-        left = sp.MatrixSymbol(f"{symbol.name}'", *symbol.shape)
+        left = sp.MatrixSymbol(f"{sp.latex(symbol)}'", *symbol.shape)
         equations.append(sp.Eq(left, as_matrix(polynomial, *data_indices("ab"))))
     return equations[0] if len(equations) == 1 else tuple(equations)
 
@@ -277,7 +277,7 @@ def mode_moments() -> ModeMoments:
     -------
     ModeMoments
         With recursion :math:`z_{t+1} = az_t - bz_{t-1} + c - f\omega_t`, second moments N
-        (now), X (now and before), X' (before and now), O (before), means m and m1, all with a
+        (now), X (now and before), X' (before and now), O (before), means m and n, all with a
         prime for the other mode; `noise` is the covariance :math:`\Omega` of :math:`\omega` in
         the moment U at the gradient and :math:`E = V^\top\mathrm{diag}(U)V`.
 
@@ -285,12 +285,11 @@ def mode_moments() -> ModeMoments:
     ----------
     .. [1] derivations/02-second-moment.md.
     """
-    own = sp.symbols("z y a b c f omega m m1")
-    other = sp.symbols("z' y' a' b' c' f' omega' m' m1'")
-    (z, y, a, b, c, f, noise, m, m1), (z_, y_, a_, b_, c_, f_, noise_, m_, m1_) = own, other
+    z, y, a, b, c, f, noise, m, n = sp.symbols("z y a b c f omega m n")
+    z_, y_, a_, b_, c_, f_, noise_, m_, n_ = sp.symbols("z' y' a' b' c' f' omega' m' n'")
     N, X, X_, before, Omega = sp.symbols("N X X' O Omega")
     pairs = {z * z_: N, z * y_: X, y * z_: X_, y * y_: before, noise * noise_: Omega}
-    means = {z: m, y: m1, noise: 0, z_: m_, y_: m1_, noise_: 0}
+    means = {z: m, y: n, noise: 0, z_: m_, y_: n_, noise_: 0}
 
     def mean_of(product: sp.Expr) -> sp.Expr:
         # The batch's noise is uncorrelated with the residuals: its mean is zero for each of them.
@@ -316,16 +315,19 @@ def mode_moments() -> ModeMoments:
     )
 
 
-def _look(method: LinearMethod, index: Index) -> Polynomial:
-    terms = (c * history(age)(index) for age, c in enumerate(method.look))
-    return sum(terms, constant(0))
+def _combined(coefficients: Sequence[sp.Expr], index: Index) -> Polynomial:
+    total = constant(0)
+    for age, coefficient in enumerate(coefficients):
+        total = total + coefficient * history(age)(index)
+    return total
 
 
 def _moved(method: LinearMethod, a: Index, weight_decay: bool) -> Polynomial:
     c = Index(DATA, "c")
-    carried = sum((p * history(age)(a) for age, p in enumerate(method.carry)), constant(0))
-    moved = carried - eta * (NTK(a, c) * _WEIGHTS(c) * _look(method, c)).sum(c)
-    return moved - eta * rho * (_look(method, a) - _START(a)) if weight_decay else moved
+    gradient = (NTK(a, c) * _WEIGHTS(c) * _combined(method.look, c)).sum(c)
+    if weight_decay:
+        gradient = gradient + rho * (_combined(method.look, a) - _START(a))
+    return _combined(method.carry, a) - eta * gradient
 
 
 def _paired(polynomial: Polynomial, memory: int) -> Polynomial:

@@ -110,8 +110,8 @@ class Ones(sp.OneMatrix):  # type: ignore[misc]
         return Ones(self.cols, self.rows)
 
     def _latex(self, printer: Any) -> str:
-        column, row = self.rows != 1, self.cols != 1
-        return r"\mathbf{1}" * column + r"\mathbf{1}^{T}" * row
+        column = r"\mathbf{1}" if self.rows != 1 else ""
+        return column + (r"\mathbf{1}^{T}" if self.cols != 1 else "")
 
     def _numpycode(self, printer: Any) -> str:
         rows, columns = (printer._print(size) for size in self.args)
@@ -122,7 +122,7 @@ class Total(sp.MatAdd):  # type: ignore[misc]
     """Sum of matrices that prints its minus signs as such."""
 
     def _latex(self, printer: Any) -> str:
-        return " + ".join(printer._print(term) for term in self.args).replace("+ -", "- ")
+        return str(" + ".join(map(printer._print, self.args))).replace("+ -", "- ")
 
 
 @dataclass

@@ -14,7 +14,7 @@ eta = sp.Symbol("eta", positive=True)  # learning rate
 mu = sp.Symbol("mu", real=True)  # momentum
 rho = sp.Symbol("rho", nonnegative=True)  # weight decay
 lam = sp.Symbol("lambda", nonnegative=True)  # NTK eigenvalue of a mode
-lam_other = sp.Symbol("lambda'", nonnegative=True)  # and of another
+lam_other = sp.Symbol("lambdaprime", nonnegative=True)  # and of another
 r = sp.Symbol("r", positive=True)  # growth factor per step
 sigma = sp.Symbol("sigma", positive=True)  # scale of independent curvature entries
 s = sp.Symbol("s", positive=True)  # scale of independent initial residuals

@@ -59,12 +59,12 @@ def expected_ntk_difference(
     Examples
     --------
     >>> from quadmodel import symbolic
-    >>> symbolic.expected_ntk_difference(1, curvature="independent", residual="independent").lhs
-    Delta_1 Theta
+    >>> symbolic.expected_ntk_difference(1, curvature="independent").rhs.shape
+    (D, D)
     """
     order = as_integer("order", order, high=MOST_STEPS)
     change = difference("ntk", order, curvature=curvature, residual=residual, sampling=sampling)
-    left = sp.MatrixSymbol(f"Delta_{order} Theta", D, D)
+    left = sp.MatrixSymbol(rf"E\Delta_{{{order}}}\Theta", D, D)
     return sp.Eq(left, as_matrix(change, *data_indices("ab")))
 
 
@@ -108,7 +108,7 @@ def expected_jacobian_difference(
     change = difference(
         "jacobian", order, curvature=curvature, residual=residual, sampling=sampling
     )
-    left = sp.MatrixSymbol(f"Delta_{order} J", D, P)
+    left = sp.MatrixSymbol(rf"E\Delta_{{{order}}} J", D, P)
     return sp.Eq(left, as_matrix(change, data_indices("a")[0], parameter_indices("i")[0]))
 
 

@@ -1,6 +1,7 @@
 """Closed forms of the theory. Written by `quadmodel derive`; not to be edited by hand.
 
 Arguments are numbers or arrays that broadcast against each other; so are the results.
+SymPy 1.14.0.
 """
 
 from typing import Any
@@ -274,7 +275,7 @@ def heavy_ball_sum_at_gradient(x: Any, y: Any, momentum: Any, growth: Any) -> An
 
 
 def heavy_ball_diagonal_sum(x: Any, momentum: Any) -> Any:
-    r"""Return sum_n h_n^2 of a mode at the point of the gradient, free of common factors.
+    r"""Return sum_n h_n^2 of a mode at the gradient's point, free of common factors.
 
     Parameters
     ----------
@@ -371,7 +372,7 @@ def nesterov_sum_at_residual(x: Any, y: Any, momentum: Any, growth: Any) -> Any:
 
 
 def nesterov_diagonal_sum(x: Any, momentum: Any) -> Any:
-    r"""Return sum_n h_n^2 of a mode at the point of the gradient, free of common factors.
+    r"""Return sum_n h_n^2 of a mode at the gradient's point, free of common factors.
 
     Parameters
     ----------
@@ -572,9 +573,9 @@ def pulled_moment(a: Any, a_other: Any, b: Any, b_other: Any, pull: Any, pull_ot
     mean_other : float or ndarray
         :math:`m'`, E z_t of the other mode.
     old_mean : float or ndarray
-        :math:`m_{1}`, E z_(t-1) of a mode.
+        :math:`n`, E z_(t-1) of a mode.
     old_mean_other : float or ndarray
-        :math:`m1'`, E z_(t-1) of the other mode.
+        :math:`n'`, E z_(t-1) of the other mode.
 
     Returns
     -------
@@ -582,7 +583,7 @@ def pulled_moment(a: Any, a_other: Any, b: Any, b_other: Any, pull: Any, pull_ot
 
     Notes
     -----
-    .. math:: c \left(a' m' - b' m1'\right) + c' \left(a m - b m_{1} + c\right)
+    .. math:: c \left(a' m' - b' n'\right) + c' \left(a m - b n + c\right)
 
     References
     ----------
@@ -665,7 +666,7 @@ def next_mean(a: Any, b: Any, pull: Any, mean: Any, old_mean: Any) -> Any:
     mean : float or ndarray
         :math:`m`, E z_t of a mode.
     old_mean : float or ndarray
-        :math:`m_{1}`, E z_(t-1) of a mode.
+        :math:`n`, E z_(t-1) of a mode.
 
     Returns
     -------
@@ -673,7 +674,7 @@ def next_mean(a: Any, b: Any, pull: Any, mean: Any, old_mean: Any) -> Any:
 
     Notes
     -----
-    .. math:: a m - b m_{1} + c
+    .. math:: a m - b n + c
 
     References
     ----------
@@ -775,7 +776,7 @@ def carried_moment_without_memory(a: Any, a_other: Any, now: Any) -> Any:
 
 
 def energy_at_gradient(mean_square: Any, dressed: Any, gamma: Any, kappa: Any, n_data: Any) -> Any:
-    r"""Return a mode's stationary energy at the gradient: its own part, its share of the total.
+    r"""Return a mode's stationary energy at the gradient: own part, share of the total.
 
     Parameters
     ----------
