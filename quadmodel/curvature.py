@@ -137,7 +137,7 @@ class KroneckerCurvature(CurvatureLaw):
     .. math:: E[Q_{aij}Q_{bkl}] = \sigma^2 C_{ab}(S_{ik}S_{jl} + S_{il}S_{jk})
 
     drawn as :math:`Q_a = \sigma\sum_b (C^{1/2})_{ab}\, S^{1/2} G_b S^{1/2}` with independent
-    symmetric :math:`G_b`; see derivations on gradient statistics, quadratic model.
+    symmetric :math:`G_b`; derivations/04-gradient-statistics.md for what follows from it.
     """
 
     data_covariance: ArrayLike | None = None

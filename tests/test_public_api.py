@@ -35,8 +35,9 @@ NAMES = [
     "residuals",
     "simulate",
     "spectra",
+    "symbolic",
 ]
-MODULES = ["curvature", "datasets", "eigenvectors", "plot", "residuals", "spectra"]
+MODULES = ["curvature", "datasets", "eigenvectors", "plot", "residuals", "spectra", "symbolic"]
 HEAVY = ["IPython", "matplotlib", "numba", "pandas", "scipy.stats", "sympy", "xarray"]
 
 

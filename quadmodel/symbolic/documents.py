@@ -296,9 +296,7 @@ def _gradient_statistics() -> Equations:
     Q = gaussian.CURVATURE
     square = gaussian.average((Q(a, i, j) * Q(b, i, j)).sum(i, j), law)
     jacobian = {"curvature": "kronecker"}
-    second = dynamics.expected(
-        "second_moment", curvature="independent", sampling="without_replacement"
-    ) - dynamics.expected("second_moment", curvature="none", sampling="without_replacement")
+    averaged = {"residual": "independent"}
     return {
         "covariance": _display("E[Q_{aij} Q_{bkm}]", law.covariance((a, i, j), (b, k, m))._latex()),
         "square": _display(r"E\left[\sum_{ij} Q_{aij} Q_{bij}\right]", as_matrix(square, a, b)),
@@ -321,8 +319,28 @@ def _gradient_statistics() -> Equations:
         "jacobian_second_independent": _by_order(
             r"E \Delta_2 J", dynamics.difference("jacobian", 2, curvature="independent"), a, i
         ),
-        "second_moment": _by_order(r"\Delta_Q M'", second, a, b),
+        "jacobian_second_averaged": _by_order(
+            r"E \Delta_2 J", dynamics.difference("jacobian", 2, **jacobian, **averaged), a, i
+        ),
+        "second_moment": _by_order(r"\Delta_Q M'", _curved("kronecker", "fixed"), a, b),
+        "second_moment_independent": _by_order(
+            r"\Delta_Q M'", _curved("independent", "fixed"), a, b
+        ),
+        "second_moment_averaged": _by_order(
+            r"\Delta_Q M'", _curved("independent", "independent"), a, b
+        ),
     }
+
+
+def _curved(curvature: str, residual: str) -> Polynomial:
+    """Return what curvature adds to the second moment in one step."""
+    whole, linear_part = (
+        dynamics.expected(
+            "second_moment", curvature=law, residual=residual, sampling="without_replacement"
+        )
+        for law in (curvature, "none")
+    )
+    return whole - linear_part
 
 
 def _sharpening() -> Equations:
@@ -331,7 +349,12 @@ def _sharpening() -> Equations:
     change = dynamics.difference("ntk", 2, sampling="without_replacement", **both)
     part = sharpening.mode_part(change)
     own = sp.collect(part, lam, sp.factor)
-    laws = {"general": {}, "independent": {"curvature": "independent"}, "averaged": both}
+    laws: dict[str, dict[str, Any]] = {
+        "general": {},
+        "general_averaged": {"residual": "independent"},
+        "independent": {"curvature": "independent"},
+        "averaged": both,
+    }
     found = {
         f"{name}_{order}": _by_order(
             rf"E \Delta_{order} \Theta", dynamics.difference("ntk", order, **law), a, b

@@ -194,7 +194,7 @@ def difference(quantity: str, order: int, **options: Any) -> Polynomial:
         As for :func:`expected`.
     order : int
         1 for :math:`X_1-X_0`, 2 for :math:`X_2-2X_1+X_0`, and so on; at most 4.
-    **options
+    **options : str, GaussianField or SamplingScheme
         As for :func:`expected`.
 
     Returns

@@ -318,7 +318,7 @@ def mode_moments() -> ModeMoments:
 def _combined(coefficients: Sequence[sp.Expr], index: Index) -> Polynomial:
     total = constant(0)
     for age, coefficient in enumerate(coefficients):
-        total = total + coefficient * history(age)(index)
+        total = total + history(age)(index) * coefficient
     return total
 
 
@@ -327,7 +327,8 @@ def _moved(method: LinearMethod, a: Index, weight_decay: bool) -> Polynomial:
     gradient = (NTK(a, c) * _WEIGHTS(c) * _combined(method.look, c)).sum(c)
     if weight_decay:
         gradient = gradient + rho * (_combined(method.look, a) - _START(a))
-    return _combined(method.carry, a) - eta * gradient
+    moved: Polynomial = _combined(method.carry, a) - gradient * eta
+    return moved
 
 
 def _paired(polynomial: Polynomial, memory: int) -> Polynomial:

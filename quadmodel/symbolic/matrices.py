@@ -121,6 +121,11 @@ class Ones(sp.OneMatrix):  # type: ignore[misc]
 class Total(sp.MatAdd):  # type: ignore[misc]
     """Sum of matrices that prints its minus signs as such."""
 
+    def doit(self, **hints: Any) -> sp.Expr:
+        """Evaluate, and stay of this kind."""
+        result = super().doit(**hints)
+        return Total(*result.args) if isinstance(result, sp.MatAdd) else result
+
     def _latex(self, printer: Any) -> str:
         return str(" + ".join(map(printer._print, self.args))).replace("+ -", "- ")
 

@@ -81,7 +81,7 @@ def expected_jacobian_difference(
     ----------
     order : int, optional
         1 for the first step, whose mean is zero; 2 for :math:`E J_2 - 2E J_1 + J_0`, and so on.
-    curvature, residual, sampling
+    curvature, residual, sampling : optional
         As for :func:`expected_ntk_difference`.
 
     Returns

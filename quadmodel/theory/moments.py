@@ -53,7 +53,8 @@ def late_time_rate(ntk: Any, sgd: SGD, *, method: str = "finite") -> float:
 
     References
     ----------
-    .. [1] Solution of the Volterra equation of arXiv:2404.19261, section 3, for exponential growth.
+    .. [1] The Volterra equation of arXiv:2404.19261, section 3, for exponential growth;
+       derivations/03-noise-kernel.md.
 
     Examples
     --------
@@ -119,8 +120,8 @@ def loss_floor(ntk: Any, residual: ArrayLike, sgd: SGD, *, method: str = "finite
 
     References
     ----------
-    .. [1] Fixed point of the second-moment recursion of the linear model, arXiv:2404.19261,
-       section 3.
+    .. [1] Fixed point of the linear model's second moment: derivations/02-second-moment.md and
+       derivations/03-noise-kernel.md.
 
     Examples
     --------

@@ -84,8 +84,7 @@ def noise_kernel_norm(
     References
     ----------
     .. [1] A. Agarwala, J. Pennington, arXiv:2404.19261, section 3.
-    .. [2] The exact norm goes beyond [1]_: solving the second-moment recursion for the diagonal
-       of the noise; compare R. Mulayoff, T. Michaeli, arXiv:2306.07850, Theorem 3.
+    .. [2] The exact norm goes beyond [1]_: derivations/03-noise-kernel.md; compare R. Mulayoff, T. Michaeli, arXiv:2306.07850, Theorem 3.
 
     Examples
     --------
@@ -135,7 +134,7 @@ def edge_of_stability(ntk: Any, sgd: SGD) -> float:
 
     References
     ----------
-    .. [1] Schur-Cohn conditions of :math:`z_{t+1} = Az_t - Bz_{t-1}`; J. Cohen et al.,
+    .. [1] derivations/03-noise-kernel.md (Schur-Cohn conditions); J. Cohen et al.,
        arXiv:2103.00065, for the name.
 
     Examples
@@ -187,7 +186,7 @@ def critical_learning_rate(
 
     References
     ----------
-    .. [1] A. Agarwala, J. Pennington, arXiv:2404.19261, section 3.
+    .. [1] A. Agarwala, J. Pennington, arXiv:2404.19261, section 3; derivations/03-noise-kernel.md.
     .. [2] R. Mulayoff, T. Michaeli, arXiv:2306.07850, Theorem 3: the same exact threshold.
 
     Examples

@@ -66,7 +66,8 @@ def predict(
 
     References
     ----------
-    .. [1] A. Agarwala, J. Pennington, arXiv:2404.19261, section 3 (the closure).
+    .. [1] A. Agarwala, J. Pennington, arXiv:2404.19261, section 3 (the closure);
+       derivations/02-second-moment.md (the exact recursion).
 
     Examples
     --------
