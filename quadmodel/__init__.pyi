@@ -21,3 +21,4 @@ from .theory.noise_kernel import edge_of_stability as edge_of_stability
 from .theory.noise_kernel import noise_kernel_norm as noise_kernel_norm
 from .theory.noise_kernel import phase_boundaries as phase_boundaries
 from .theory.predict import predict as predict
+from .theory.sharpening import expected_ntk as expected_ntk

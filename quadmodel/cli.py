@@ -217,7 +217,7 @@ def _source(options: dict[str, Any]) -> Ensemble | QuadraticModel:
     # Residual and curvature as an ensemble of this shape draws them.
     n_data, n_params = array.shape
     drawn = Ensemble(n_data, n_params, curvature=curvature, residual=scale).sample(seed)
-    return QuadraticModel(drawn.residual, array, drawn.curvature)
+    return QuadraticModel(drawn.residual, array, drawn.curvature, drawn.curvature_law)
 
 
 def _law(text: str) -> Any:

@@ -47,6 +47,31 @@ class CurvatureLaw(ABC):
             If the law doesn't fit these numbers.
         """
 
+    def kronecker(
+        self, n_data: int, n_params: int
+    ) -> tuple[FloatArray | None, FloatArray | None, float]:
+        r"""Return C, S and the scale of a covariance :math:`\sigma^2C_{ab}(S_{ik}S_{jl}+\dots)`.
+
+        Parameters
+        ----------
+        n_data, n_params : int
+            Data points and parameters.
+
+        Returns
+        -------
+        tuple of ndarray (n_data, n_data), ndarray (n_params, n_params) and float
+            None for a unit matrix.
+
+        Raises
+        ------
+        InputError
+            If the covariance is of another kind, or doesn't fit these numbers.
+        """
+        raise InputError(
+            "curvature must have a Kronecker covariance (IndependentCurvature, "
+            f"KroneckerCurvature), got {self!r}"
+        )
+
     @abstractmethod
     def nbytes(self, n_data: int, n_params: int) -> int:
         """Return the bytes that a draw takes.
@@ -107,6 +132,12 @@ class IndependentCurvature(CurvatureLaw):
             rng.standard_normal(out=matrix)
             _symmetrise(matrix, self.scale)
         return curvature
+
+    def kronecker(
+        self, n_data: int, n_params: int
+    ) -> tuple[FloatArray | None, FloatArray | None, float]:
+        """Return two unit matrices and the scale; see `CurvatureLaw.kronecker`."""
+        return None, None, self.scale
 
     def nbytes(self, n_data: int, n_params: int) -> int:
         """Return the bytes of the full array."""
@@ -185,6 +216,18 @@ class KroneckerCurvature(CurvatureLaw):
             if matrix is not None and len(matrix) != size:
                 raise InputError(f"{name} must have shape {(size, size)}, got {matrix.shape}")
         return 8 * n_data * n_params**2
+
+    def kronecker(
+        self, n_data: int, n_params: int
+    ) -> tuple[FloatArray | None, FloatArray | None, float]:
+        """Return both matrices and the scale; see `CurvatureLaw.kronecker`."""
+        self.nbytes(n_data, n_params)
+        data, parameter = self.data_covariance, self.parameter_covariance
+        return (
+            None if data is None else np.asarray(data),
+            None if parameter is None else np.asarray(parameter),
+            self.scale,
+        )
 
     def _roots(self, n_data: int, n_params: int) -> tuple[FloatArray | None, FloatArray | None]:
         self.nbytes(n_data, n_params)

@@ -126,7 +126,7 @@ class Ensemble:
         z = residual.sample(rngs[3], *modes)
         curvature = _as_curvature(self.curvature)
         q = None if curvature is None else curvature.sample(rngs[2], self.n_data, self.n_params)
-        return QuadraticModel(z, jacobian, q)
+        return QuadraticModel(z, jacobian, q, curvature)
 
     def _sample_jacobian(
         self, rng: np.random.Generator, rng_vectors: np.random.Generator

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from quadmodel._files import open_npz, write_atomically
 from quadmodel._validation import FloatArray, InputError, as_array, check_memory, check_symmetric
+
+if TYPE_CHECKING:
+    from quadmodel.curvature import CurvatureLaw
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +99,9 @@ class QuadraticModel:
     curvature : None, array_like of shape (n_data, n_params, n_params), or LowRankCurvature
         :math:`Q = \partial J/\partial\theta`, symmetric in its last two indices. None makes
         the model linear.
+    curvature_law : CurvatureLaw, optional
+        The law that the curvature was drawn from, where it is known: predictions of its mean effect
+        need it.
 
     Raises
     ------
@@ -126,6 +132,7 @@ class QuadraticModel:
     residual: FloatArray
     jacobian: FloatArray
     curvature: Curvature = None
+    curvature_law: CurvatureLaw | None = None
 
     def __post_init__(self) -> None:
         """Check shapes, finiteness and symmetry once."""

@@ -25,6 +25,7 @@ NAMES = [
     "datasets",
     "edge_of_stability",
     "eigenvectors",
+    "expected_ntk",
     "late_time_rate",
     "loss_floor",
     "noise_kernel_norm",

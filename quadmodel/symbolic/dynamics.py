@@ -12,13 +12,14 @@ wanted, over residual and Jacobian at the start.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import sympy as sp
 
 from quadmodel._validation import InputError, as_choice, as_integer
 from quadmodel.symbolic import names
+from quadmodel.symbolic._fold import fold
 from quadmodel.symbolic.gaussian import (
     CURVATURE,
     JACOBIAN,
@@ -31,10 +32,8 @@ from quadmodel.symbolic.gaussian import (
 )
 from quadmodel.symbolic.indices import (
     DATA,
-    PARAMETERS,
     Polynomial,
     Tensor,
-    Term,
     constant,
     data_indices,
     parameter_indices,
@@ -226,23 +225,8 @@ def with_ntk(polynomial: Polynomial) -> Polynomial:
     -------
     Polynomial
     """
-
-    def terms() -> Iterator[Term]:
-        for scale, factors, summed in polynomial.opened():
-            left = list(factors)
-            for index in summed:
-                holders = [f for f in left if index in f[1]]
-                if [t for t, _ in holders] != [JACOBIAN] * 2 or index.space != PARAMETERS:
-                    continue
-                (_, (a, _)), (_, (b, _)) = holders
-                for holder in holders:
-                    left.remove(holder)
-                left.append((NTK, (a, b)))
-                scale = scale * names.D
-            used = {i for _, ii in left for i in ii}
-            yield scale, left, [i for i in summed if i in used]
-
-    return Polynomial.collect(terms())
+    (a, b), (i,) = data_indices("ab"), parameter_indices("i")
+    return fold(polynomial, (JACOBIAN(a, i) * JACOBIAN(b, i)).sum(i), NTK, names.D)
 
 
 def _times(first: Sequence[Polynomial], second: Sequence[Polynomial]) -> list[Polynomial]:

@@ -9,7 +9,8 @@ import sympy as sp
 from sympy.printing.numpy import NumPyPrinter
 from sympy.printing.precedence import PRECEDENCE
 
-from quadmodel.symbolic.formulas import Formula, formulas
+from quadmodel.symbolic._formula import Formula
+from quadmodel.symbolic.formulas import formulas
 
 MODULE = "quadmodel/theory/_generated.py"
 
@@ -28,8 +29,6 @@ import numpy as np
 class _Printer(NumPyPrinter):  # type: ignore[misc]
     """NumPy code with the usual short name of the module."""
 
-    _module = "np"
-
     def __init__(self) -> None:
         super().__init__({"fully_qualified_modules": True})
 
@@ -37,6 +36,15 @@ class _Printer(NumPyPrinter):  # type: ignore[misc]
         if expr.exp == -1:
             return f"1/{self.parenthesize(expr.base, PRECEDENCE['Mul'], strict=True)}"
         return str(super()._print_Pow(expr, rational))
+
+    def _print_MatMul(self, expr: sp.Expr) -> str:
+        scale, matrices = expr.as_coeff_matrices()
+        level = PRECEDENCE["Mul"]
+        product = " @ ".join(self.parenthesize(m, level, strict=True) for m in matrices)
+        return product if scale == 1 else f"{self.parenthesize(scale, level)}*({product})"
+
+    def _print_MatPow(self, expr: sp.Expr) -> str:
+        return " @ ".join([self.parenthesize(expr.base, PRECEDENCE["Mul"])] * int(expr.exp))
 
     def _module_format(self, fqn: str, register: bool = True) -> str:
         return str(super()._module_format(fqn, register)).replace("numpy.", "np.")
@@ -65,18 +73,25 @@ def generated_module() -> str:
 
 
 def _function(formula: Formula) -> str:
-    names = {symbol: sp.Symbol(name) for name, symbol in formula.arguments.items()}
+    names = {symbol: _named(symbol, name) for name, symbol in formula.arguments.items()}
     primed = {sp.Symbol("a'"): sp.Symbol("a_other"), sp.Symbol("b'"): sp.Symbol("b_other")}
     renamed = primed | names
     lines = [f"{key} = {_code(value.xreplace(renamed))}" for key, value in formula.steps.items()]
     results = [result.xreplace(renamed) for result in formula.results]
-    shared, reduced = sp.cse(results, sp.numbered_symbols("shared"))
+    matrices = any(isinstance(result, sp.MatrixExpr) for result in results)
+    shared, reduced = ([], results) if matrices else sp.cse(results, sp.numbered_symbols("shared"))
     lines += [f"{symbol} = {_code(value)}" for symbol, value in shared]
     end = "," if formula.several and len(reduced) == 1 else ""
     lines.append(f"return {', '.join(_code(value) for value in reduced)}{end}")
     arguments = ", ".join(f"{name}: Any" for name in formula.arguments)
     body = textwrap.indent("\n".join([*_docstring(formula), *lines]), "    ")
     return f"def {formula.name}({arguments}) -> Any:\n{body}\n"
+
+
+def _named(symbol: sp.Expr, name: str) -> sp.Expr:
+    if isinstance(symbol, sp.MatrixSymbol):
+        return sp.MatrixSymbol(name, *symbol.shape)
+    return sp.Symbol(name)
 
 
 def _docstring(formula: Formula) -> Iterable[str]:

@@ -11,13 +11,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any, NamedTuple
 
-import numpy as np
 import sympy as sp
 
 from quadmodel._validation import InputError
+from quadmodel.symbolic._evaluate import evaluate
 from quadmodel.symbolic._normal_form import contract_deltas, factor_key, normal_form, renamed
 from quadmodel.symbolic._printing import latex, plain
 from quadmodel.symbolic.names import D, P
@@ -379,29 +378,13 @@ class Polynomial:
         -------
         ndarray
             Its axes are the free indices, in the order of :attr:`free`.
+
+        Raises
+        ------
+        InputError
+            If a coefficient has a pole at the given D that does not cancel.
         """
-        free = self.free
-        used = [factor for monomial in self.terms for factor in monomial]
-        sizes = {
-            index.space: n
-            for tensor, indices in used
-            if tensor not in _UNITS
-            for index, n in zip(indices, np.shape(values[tensor.name]), strict=True)
-        }
-        ones = [(_UNIT[index.space], (index, index)) for index in free]
-        units = {_UNIT[space]: np.eye(n, dtype=int).astype(object) for space, n in sizes.items()}
-        total: Any = 0
-        for monomial, scale in self.terms.items():
-            numbering: dict[Index, int] = {}
-            operands: list[Any] = []
-            for tensor, indices in (*monomial, *ones):
-                array = units[tensor] if tensor in units else np.asarray(values[tensor.name])
-                operands += [array, [numbering.setdefault(i, len(numbering)) for i in indices]]
-            number = _number(scale, values)
-            if operands:
-                number = number * np.einsum(*operands, [numbering[i] for i in free])
-            total = total + number
-        return total
+        return evaluate(self, values, _UNIT)
 
     def _latex(self, printer: Any = None) -> str:
         return latex(self.terms)
@@ -416,14 +399,3 @@ class Polynomial:
 
 def _as_polynomial(value: Any) -> Polynomial:
     return value if isinstance(value, Polynomial) else constant(value)
-
-
-def _number(scale: sp.Expr, values: Mapping[str, Any]) -> Any:
-    """Put numbers in place of symbols; a rational result is a Python fraction."""
-    known = {
-        symbol: sp.Rational(v.numerator, v.denominator) if isinstance(v, Fraction) else v
-        for symbol in scale.free_symbols
-        for v in [values[symbol.name]]
-    }
-    number = sp.sympify(scale).subs(known)
-    return Fraction(number.p, number.q) if number.is_Rational else float(number)

@@ -66,7 +66,7 @@ class LinearMethod:
         """Check the sums and give both the same length."""
         memory = max(len(self.carry), len(self.look))
         for name in ("carry", "look"):
-            given = tuple(sp.sympify(c) for c in getattr(self, name))
+            given = tuple(sp.nsimplify(c, rational=True) for c in getattr(self, name))
             if not 1 <= len(given) <= LONGEST_MEMORY:
                 raise InputError(
                     f"{name} must hold 1 to {LONGEST_MEMORY} coefficients, got {len(given)}"

@@ -96,6 +96,11 @@ class Diag(DiagonalPart):
 class Unit(sp.Identity):  # type: ignore[misc]
     """Unit matrix that NumPy code can be printed for while its size is a symbol."""
 
+    def doit(self, **hints: Any) -> sp.Expr:
+        """Evaluate where the size is a number."""
+        size = self.args[0]
+        return sp.ImmutableMatrix(sp.eye(int(size))) if size.is_Integer else self
+
     def _latex(self, printer: Any) -> str:
         return "I"
 
@@ -105,6 +110,11 @@ class Unit(sp.Identity):  # type: ignore[misc]
 
 class Ones(sp.OneMatrix):  # type: ignore[misc]
     """Matrix of ones, of symbolic size."""
+
+    def doit(self, **hints: Any) -> sp.Expr:
+        """Evaluate where the size is known."""
+        known = all(size.is_Integer for size in self.args)
+        return sp.ImmutableMatrix(sp.ones(*map(int, self.args))) if known else self
 
     def _eval_transpose(self) -> Ones:
         return Ones(self.cols, self.rows)
@@ -116,6 +126,23 @@ class Ones(sp.OneMatrix):  # type: ignore[misc]
     def _numpycode(self, printer: Any) -> str:
         rows, columns = (printer._print(size) for size in self.args)
         return f"{printer._module_format('numpy.ones')}(({rows}, {columns}))"
+
+
+class Hadamard(HadamardProduct):  # type: ignore[misc]
+    """Product entry by entry, which stays one where factors are equal."""
+
+    def _eval_transpose(self) -> sp.Expr:
+        return self.func(*(sp.Transpose(matrix).doit() for matrix in self.args))
+
+    def doit(self, **hints: Any) -> sp.Expr:
+        """Evaluate where the matrices are explicit."""
+        inner = [matrix.doit(**hints) for matrix in self.args]
+        if not all(isinstance(matrix, sp.MatrixBase) for matrix in inner):
+            return self.func(*inner)
+        product = inner[0]
+        for matrix in inner[1:]:
+            product = sp.matrix_multiply_elementwise(product, matrix)
+        return sp.ImmutableMatrix(product)
 
 
 class Total(sp.MatAdd):  # type: ignore[misc]
@@ -331,7 +358,7 @@ def _joined(edges: Any) -> Any:
             chains = sorted((_from(e, start) for e in group), key=_name)
             symmetric = all(_name(c) == _name(_turned(c)) for c in chains)
             factors = [_product(c) for c in chains if not isinstance(c[0].matrix, Unit)]
-            product = HadamardProduct(*factors) if len(factors) > 1 else factors[0]
+            product = Hadamard(*factors) if len(factors) > 1 else factors[0]
             on_diagonal = len(factors) < len(chains)
             product = DiagonalPart(product) if on_diagonal else product
             chain = (_Piece(product, symmetric or on_diagonal),)

@@ -211,7 +211,8 @@ def weight_covariance(
 
     Notes
     -----
-    :math:`\gamma = E w_i^2 - E w_iw_j`, :math:`\kappa\gamma/D = (E w_i)^2 - E w_iw_j`.
+    :math:`\gamma = E w_i^2 - E w_iw_j`, :math:`\kappa\gamma/D = (E w_i)^2 - E w_iw_j`; without
+    variance :math:`\kappa` may be anything and is 0.
 
     References
     ----------
@@ -226,6 +227,8 @@ def weight_covariance(
     scheme = as_scheme(sampling)
     mean, square, product = (scheme.moment(sizes) for sizes in ((1,), (2,), (1, 1)))
     size = sp.factor(square - product)
+    if size == 0:
+        return size, sp.S.Zero
     return size, sp.factor(D * (mean**2 - product) / size)
 
 

@@ -222,7 +222,8 @@ def noise_kernel_norm(
     -------
     Equation
         Eigenvalues are ``lambda[alpha]``, eigenvectors ``V[i, alpha]``, counted from 0, so that
-        the right-hand side can be lambdified and called with arrays.
+        the right-hand side can be lambdified and called with arrays. Between two modes with
+        eigenvalue 0 "exact" reads 0/0: put 1e-300 in their place, they carry nothing.
 
     Raises
     ------
@@ -320,7 +321,7 @@ def schur_cohn_conditions(coefficients: Sequence[Any]) -> list[sp.Expr]:
     >>> symbolic.schur_cohn_conditions([1, x - 1])  # the root 1 - x
     [2 - x, x]
     """
-    f = [sp.sympify(c) for c in coefficients]
+    f = [sp.nsimplify(c, rational=True) for c in coefficients]
     if len(f) < 2 or f[0] != 1:
         raise InputError(f"coefficients must start with 1 and hold another, got {coefficients}")
     conditions = []
@@ -328,7 +329,7 @@ def schur_cohn_conditions(coefficients: Sequence[Any]) -> list[sp.Expr]:
         conditions += [sp.factor(f[0] - f[-1]), sp.factor(f[0] + f[-1])]
         f = [sp.expand(f[0] * p - f[-1] * q) for p, q in zip(f, reversed(f), strict=True)][:-1]
         for positive in conditions[-2:]:  # a common factor that is positive may go
-            if all(sp.rem(c, positive) == 0 for c in f if positive.free_symbols):
+            if positive.free_symbols and all(sp.rem(c, positive) == 0 for c in f):
                 f = [sp.cancel(c / positive) for c in f]
     return conditions
 

@@ -831,3 +831,202 @@ def kept_fraction(eigenvalue: Any, weight_decay: Any) -> Any:
     .. [1] derivations/02-second-moment.md.
     """
     return weight_decay/(eigenvalue + weight_decay)
+
+
+def ntk_drive(over_data: Any, unmoved: Any, answered: Any, spread_out: Any, moved: Any, skew: Any, twice: Any, trace: Any) -> Any:
+    r"""Return the summed drive of the mean NTK.
+
+    Parameters
+    ----------
+    over_data : float or ndarray
+        :math:`C`, covariance of the curvature over data points.
+    unmoved : float or ndarray
+        :math:`X_{h}`, sum over earlier steps of h_n X_s.
+    answered : float or ndarray
+        :math:`X_{R}`, sum over earlier steps of X_s N^T R_n.
+    spread_out : float or ndarray
+        :math:`X_{\tau}`, sum over earlier steps of tr(N R_n) X_s.
+    moved : float or ndarray
+        :math:`Y_{R}`, sum over earlier steps of R_n N Y_s.
+    skew : float or ndarray
+        :math:`N`, J S J^+.
+    twice : float or ndarray
+        :math:`L`, J S^2 J^+.
+    trace : float or ndarray
+        :math:`s`, trace of the covariance S of the curvature over parameters.
+
+    Returns
+    -------
+    float or ndarray
+
+    Notes
+    -----
+    .. math:: C X_{R} N^{T} + C X_{h} L^{T} + C Y_{R} N^{T} + C X_{\tau} N^{T} -  C X_{h} \left(N^{T}\right)^{2} -  \operatorname{tr}\left(N\right) C X_{h} N^{T} + s C X_{h} N^{T}
+
+    References
+    ----------
+    .. [1] derivations/06-expected-ntk.md.
+    """
+    return trace*(over_data @ unmoved @ skew.T) + (-np.trace(skew))*(over_data @ unmoved @ skew.T) + over_data @ answered @ skew.T + over_data @ moved @ skew.T + over_data @ spread_out @ skew.T + (-1)*(over_data @ unmoved @ skew.T @ skew.T) + over_data @ unmoved @ twice.T
+
+
+def ntk_drive_unit(over_data: Any, unmoved: Any, answered: Any, spread_out: Any, moved: Any, n_data: Any, n_params: Any) -> Any:
+    r"""Return the same where the curvature's covariance over parameters is S = I.
+
+    Parameters
+    ----------
+    over_data : float or ndarray
+        :math:`C`, covariance of the curvature over data points.
+    unmoved : float or ndarray
+        :math:`X_{h}`, sum over earlier steps of h_n X_s.
+    answered : float or ndarray
+        :math:`X_{R}`, sum over earlier steps of X_s N^T R_n.
+    spread_out : float or ndarray
+        :math:`X_{\tau}`, sum over earlier steps of tr(N R_n) X_s.
+    moved : float or ndarray
+        :math:`Y_{R}`, sum over earlier steps of R_n N Y_s.
+    n_data : float or ndarray
+        :math:`D`, number of data points.
+    n_params : float or ndarray
+        :math:`P`, number of parameters.
+
+    Returns
+    -------
+    float or ndarray
+
+    Notes
+    -----
+    .. math:: C X_{R} + \left(- D + P\right) C X_{h} + C Y_{R} + C X_{\tau}
+
+    References
+    ----------
+    .. [1] derivations/06-expected-ntk.md.
+    """
+    return (-n_data + n_params)*(over_data @ unmoved) + over_data @ answered + over_data @ moved + over_data @ spread_out
+
+
+def ntk_diffusion(over_data: Any, inner: Any, inner_twice: Any, displaced: Any, trace: Any) -> Any:
+    r"""Return the mean square of what the displacement adds to the Jacobian.
+
+    Parameters
+    ----------
+    over_data : float or ndarray
+        :math:`C`, covariance of the curvature over data points.
+    inner : float or ndarray
+        :math:`H`, J^+T S J^+.
+    inner_twice : float or ndarray
+        :math:`H_{2}`, J^+T S^2 J^+.
+    displaced : float or ndarray
+        :math:`Y`, E (z - z_0)(z - z_0)^T.
+    trace : float or ndarray
+        :math:`s`, trace of the covariance S of the curvature over parameters.
+
+    Returns
+    -------
+    float or ndarray
+
+    Notes
+    -----
+    .. math:: \operatorname{tr}\left(H_{2} Y\right) C + s \operatorname{tr}\left(H Y\right) C
+
+    References
+    ----------
+    .. [1] derivations/06-expected-ntk.md.
+    """
+    return (trace*np.trace(inner @ displaced))*(over_data) + np.trace(inner_twice @ displaced)*(over_data)
+
+
+def ntk_change(drive_sum: Any, diffusion: Any, learning_rate: Any, n_data: Any) -> Any:
+    r"""Return the mean change of the NTK.
+
+    Parameters
+    ----------
+    drive_sum : float or ndarray
+        :math:`A`, summed drive.
+    diffusion : float or ndarray
+        :math:`B`, mean square of what the displacement adds to the Jacobian.
+    learning_rate : float or ndarray
+        :math:`\eta`, learning rate, in units of 1 / eigenvalue.
+    n_data : float or ndarray
+        :math:`D`, number of data points.
+
+    Returns
+    -------
+    float or ndarray
+
+    Notes
+    -----
+    .. math:: \frac{1}{D} B -  \frac{\eta}{D^{2}} A -  \frac{\eta}{D^{2}} A^{T}
+
+    References
+    ----------
+    .. [1] derivations/06-expected-ntk.md.
+    """
+    return (-learning_rate/n_data**2)*(drive_sum) + (-learning_rate/n_data**2)*(drive_sum.T) + 1/n_data*(diffusion)
+
+
+def mode_fluctuation(distance: Any, covariance: Any, covariance_other: Any, covariance_between: Any, outer: Any, outer_other: Any, outer_between: Any, fluctuation: Any, fluctuation_other: Any, fluctuation_between: Any) -> Any:
+    r"""Return D^2 times the mean square of the NTK's fluctuation between two modes.
+
+    Parameters
+    ----------
+    distance : float or ndarray
+        :math:`\theta_{2}`, E theta^T S theta.
+    covariance : float or ndarray
+        :math:`C_{a}`, entry of V^T C V, a mode with itself.
+    covariance_other : float or ndarray
+        :math:`C_{b}`, the other mode with itself.
+    covariance_between : float or ndarray
+        :math:`C_{ab}`, between both.
+    outer : float or ndarray
+        :math:`F_{a}`, entry of V^T J S J^T V, a mode with itself.
+    outer_other : float or ndarray
+        :math:`F_{b}`, the other mode with itself.
+    outer_between : float or ndarray
+        :math:`F_{ab}`, between both.
+    fluctuation : float or ndarray
+        :math:`W_{a}`, entry of V^T N Y N^T V, a mode with itself.
+    fluctuation_other : float or ndarray
+        :math:`W_{b}`, the other mode with itself.
+    fluctuation_between : float or ndarray
+        :math:`W_{ab}`, between both.
+
+    Returns
+    -------
+    float or ndarray
+
+    Notes
+    -----
+    .. math:: C_{a} W_{b} + 2 C_{ab} W_{ab} + C_{b} W_{a} + \theta_{2} \left(C_{a} F_{b} + 2 C_{ab} F_{ab} + C_{b} F_{a}\right)
+
+    References
+    ----------
+    .. [1] derivations/06-expected-ntk.md.
+    """
+    shared0 = 2*covariance_between
+    return covariance*fluctuation_other + covariance_other*fluctuation + distance*(covariance*outer_other + covariance_other*outer + outer_between*shared0) + fluctuation_between*shared0
+
+
+def level_shift(gap: Any, square: Any) -> Any:
+    r"""Return how far the upper of two levels is pushed by a fluctuation between them.
+
+    Parameters
+    ----------
+    gap : float or ndarray
+        :math:`g`, distance of the two levels without it, in units of an eigenvalue.
+    square : float or ndarray
+        :math:`f`, mean square of the fluctuation between them.
+
+    Returns
+    -------
+    float or ndarray
+
+    Notes
+    -----
+    .. math:: \frac{f}{\frac{g}{2} + \frac{\sqrt{4 f + g^{2}}}{2}}
+
+    References
+    ----------
+    .. [1] derivations/06-expected-ntk.md.
+    """
+    return square/((1/2)*gap + (1/2)*np.sqrt(gap**2 + 4*square))

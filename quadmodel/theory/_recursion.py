@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,17 +13,26 @@ from quadmodel.theory import _formulas as formulas
 from quadmodel.theory import _generated as generated
 
 
-def exact_energies(
+class Moments(NamedTuple):
+    """Mean and second moment of the residual, now and at the point of the gradient."""
+
+    mean: FloatArray
+    second: FloatArray
+    mean_at_gradient: FloatArray
+    second_at_gradient: FloatArray
+
+
+def exact_moments(
     lam: FloatArray, vectors: FloatArray, residual: FloatArray, sgd: SGD
-) -> Iterator[FloatArray]:
-    r"""Yield :math:`E z_\alpha^2` of every mode, step by step, exactly.
+) -> Iterator[Moments]:
+    r"""Yield the moments of all pairs of modes, step by step, exactly.
 
     The state is E z z^T for the pair (z_t, z_{t-1}); without momentum the second half drops out.
     """
     n_data = len(lam)
     gamma, kappa = formulas.batch_weight_covariance(sgd, n_data)
     a, b = formulas.mode_recursion(lam, sgd)
-    look = formulas.extrapolation(sgd)
+    ahead, behind = look = formulas.extrapolation(sgd)
     drive = sgd.learning_rate * lam
     start = vectors.T @ residual
     pull = sgd.learning_rate * sgd.weight_decay * start
@@ -31,10 +41,10 @@ def exact_energies(
     here, there = (slice(None), None), (None, slice(None))  # first and second mode of a pair
     remembers = sgd.momentum != 0.0
     while True:
-        yield np.diagonal(now).copy()
         at_gradient = now
         if remembers and sgd.nesterov:
             at_gradient = generated.at_gradient_moment(now, cross, cross.T, old, *look)
+        yield Moments(mean, now, ahead * mean - behind * old_mean, at_gradient)
         if remembers:
             following = generated.carried_moment(
                 a[here], a[there], b[here], b[there], now, cross, cross.T, old
@@ -57,6 +67,14 @@ def exact_energies(
         # Rounding leaves an antisymmetric part, which momentum would amplify without bound.
         following = 0.5 * (following + following.T)
         mean, old_mean, now = generated.next_mean(a, b, pull, mean, old_mean), mean, following
+
+
+def exact_energies(
+    lam: FloatArray, vectors: FloatArray, residual: FloatArray, sgd: SGD
+) -> Iterator[FloatArray]:
+    r"""Yield :math:`E z_\alpha^2` of every mode, step by step, exactly."""
+    for moments in exact_moments(lam, vectors, residual, sgd):
+        yield np.diagonal(moments.second).copy()
 
 
 def closure_energies(

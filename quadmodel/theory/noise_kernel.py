@@ -84,7 +84,8 @@ def noise_kernel_norm(
     References
     ----------
     .. [1] A. Agarwala, J. Pennington, arXiv:2404.19261, section 3.
-    .. [2] The exact norm goes beyond [1]_: derivations/03-noise-kernel.md; compare R. Mulayoff, T. Michaeli, arXiv:2306.07850, Theorem 3.
+    .. [2] The exact norm goes beyond [1]_: derivations/03-noise-kernel.md; compare R. Mulayoff,
+       T. Michaeli, arXiv:2306.07850, Theorem 3.
 
     Examples
     --------

@@ -1,0 +1,501 @@
+"""The emitted module: that it is the derived one, where its formulas come from, their digits."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import functools
+import itertools
+import tomllib
+from fractions import Fraction
+from pathlib import Path
+
+import mpmath
+import numpy as np
+import pytest
+import sympy as sp
+
+from quadmodel.symbolic import _robust, emit, linear, names, stability
+from quadmodel.symbolic.formulas import formulas
+from quadmodel.symbolic.names import eta, lam, lam_other, mu, r, rho, x, y
+from quadmodel.symbolic.sampling import weight_covariance
+from quadmodel.theory import _generated as generated
+from tests.oracles import enumeration, linear_memory
+
+FILE = Path(generated.__file__)
+ROOT = FILE.parents[2]
+TEXT = FILE.read_text("utf-8")
+FUNCTIONS = {node.name: node for node in ast.parse(TEXT).body if isinstance(node, ast.FunctionDef)}
+METHODS = {"heavy_ball": linear.HEAVY_BALL, "nesterov": linear.NESTEROV}
+PRECISION = 60
+ROUNDING = 2.0**-52
+
+
+@functools.cache
+def derived():
+    return {formula.name: formula for formula in formulas()}
+
+
+def sympy_of_the_tests():
+    """Return the version that the test extra asks for: another one may print in another order."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    asked = extras["project"]["optional-dependencies"]["test"]
+    return next(line.removeprefix("sympy==") for line in asked if line.startswith("sympy=="))
+
+
+def test_the_committed_module_is_the_derived_one():
+    if sp.__version__ != sympy_of_the_tests():
+        pytest.skip(f"SymPy {sp.__version__} is not the one of the test extra")
+    assert FILE.read_bytes() == emit.generated_module().encode()
+
+
+def test_no_formula_is_idle():
+    assert list(FUNCTIONS) == list(derived())
+    used = {
+        node.attr
+        for path in FILE.parent.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "generated"
+    }
+    assert used == set(FUNCTIONS)
+
+
+def test_named_derivations_exist():
+    for formula in derived().values():
+        assert (ROOT / "derivations" / f"{formula.document}.md").is_file()
+        assert f"derivations/{formula.document}.md" in ast.get_docstring(FUNCTIONS[formula.name])
+
+
+def precise(text):
+    """Run the code of the module on numbers of arbitrary precision."""
+    space = {}
+    exec(
+        compile(text.replace("import numpy as np", "import mpmath as np"), "emitted", "exec"), space
+    )
+    return space
+
+
+# Where the formulas come from: for each, arguments and what it should return, exactly. Nothing is
+# taken from the rewritten forms.
+
+
+def fractions(seed, *ranges):
+    """Draw exact numbers, one in each range."""
+    rng = np.random.default_rng(seed)
+    return [Fraction(int(rng.integers(round(997 * a), round(997 * b))), 997) for a, b in ranges]
+
+
+def exactly(expression, values):
+    symbols = list(values)
+    return sp.lambdify(symbols, expression, modules=[])(*values.values())
+
+
+def covariances(scheme):
+    for n_data, batch_size in ((3, 1), (4, 3), (5, 2)):
+        matrix = enumeration.weight_covariance(n_data, batch_size, scheme)
+        gamma = matrix[0][0] - matrix[0][1]
+        yield (
+            {"n_data": n_data, "batch_size": batch_size},
+            (gamma, -n_data * matrix[0][1] / gamma),
+        )
+
+
+def paper_variance():
+    gamma, _ = weight_covariance("without_replacement")
+    many = 10**PRECISION
+    for beta in (Fraction(1, 7), Fraction(3, 4)):
+        limit = exactly(gamma, {names.D: many, names.B: beta * many})
+        yield {"batch_fraction": beta}, (limit,)
+
+
+def recursion(look):
+    for seed in range(3):
+        at, m = fractions(seed, (0, 2), (-0.9, 0.9))
+        a, b = linear_memory.recursion((1 + m, -m), look(m), at)
+        yield {"x": at, "momentum": m}, (a, -b)
+
+
+def edges(places):
+    for seed in range(3):
+        (m,) = fractions(seed, (0.1, 0.9))
+        yield {"momentum": m}, places(m)
+
+
+def roots():
+    for seed in range(3):
+        a, b = fractions(seed, (1.5, 2), (-0.5, 0.5))
+        with mpmath.workdps(PRECISION):
+            low, high = mpmath.polyroots([1, number(-a), number(b)], maxsteps=200, extraprec=200)
+        yield {"a": a, "b": b}, tuple(sorted((low, high)))
+
+
+def pair_sum(name, at):
+    expression = stability.pair_sum(METHODS[name], r, at)
+    for seed in range(3):
+        values = fractions(seed, (0, 1), (0, 1), (-0.9, 0.9), (0.9, 1.3))
+        expected = exactly(expression, dict(zip((x, y, mu, r), values, strict=True)))
+        yield dict(zip(("x", "y", "momentum", "growth"), values, strict=True)), (expected,)
+
+
+def diagonal_sum(name):
+    expression = stability.pair_sum(METHODS[name])
+    for seed in range(3):
+        at, m = fractions(seed, (0, 1), (-0.9, 0.9))
+        yield {"x": at, "momentum": m}, (exactly(expression, {x: at, y: at, mu: m}),)
+
+
+def dressed():
+    for seed in range(3):
+        bare, gamma, kappa, n = fractions(seed, (0, 5), (0, 9), (-1, 1), (2, 9))
+        arguments = {"bare": bare, "gamma": gamma, "kappa": kappa, "n_data": n}
+        yield arguments, (1 / (1 / bare + kappa * gamma / n),)
+
+
+def pole():
+    """S = eta lambda / (p - q lambda) at two eigenvalues."""
+    response = stability.pair_response(linear.HEAVY_BALL).subs(lam_other, lam)
+    for seed in range(3):
+        step, m, gamma, kappa, n = fractions(seed, (0, 1), (-0.9, 0.9), (0, 9), (-1, 1), (2, 9))
+        lines = []
+        for v in (1, 2):
+            bare = exactly(response, {eta: step, lam: v, mu: m})
+            lines.append(step * v * (1 / bare + kappa * gamma / n))
+        arguments = {"learning_rate": step, "momentum": m, "gamma": gamma, "kappa": kappa}
+        yield arguments | {"n_data": n}, (2 * lines[0] - lines[1], lines[0] - lines[1])
+
+
+def mean_over_law():
+    """A law of two eigenvalues."""
+    for seed in range(3):
+        place, slope, chance = fractions(seed, (3, 5), (0, 2), (0, 1))
+        law = ((chance, Fraction(1, 3)), (1 - chance, Fraction(2)))
+        transform = sum(p / (place - v) for p, v in law)
+        mean = sum(p * v / (slope * place - slope * v) for p, v in law)
+        yield {"pole": place, "slope": slope, "transform": transform}, (mean,)
+
+
+def small_rate():
+    response = stability.pair_response(linear.HEAVY_BALL, weight_decay=True).subs(lam_other, lam)
+    tiny = Fraction(1, 10**PRECISION)
+    for seed in range(3):
+        v, decay, m = fractions(seed, (0, 2), (0, 1), (-0.9, 0.9))
+        limit = exactly(response, {eta: tiny, lam: v, rho: decay, mu: m}) / tiny
+        yield {"eigenvalue": v, "weight_decay": decay, "momentum": m}, (limit,)
+
+
+def mean(values):
+    return sum(values) / len(values)
+
+
+def moments(name):
+    """Two modes in two outcomes of the batches so far, and a batch's noise of either sign."""
+    for seed in range(3):
+        values = fractions(seed, *[(-2, 2)] * 22)
+        z, before, z_other, before_other = (np.array(values[k : k + 2]) for k in (0, 2, 4, 6))
+        a, a_other, b, b_other, c, c_other, f, f_other, p, q, noise, spread, gamma, kappa = values[
+            8:
+        ]
+        u, u_other = p * z - q * before, p * z_other - q * before_other
+        ahead, ahead_other = a * z - b * before, a_other * z_other - b_other * before_other
+        n = Fraction(7)
+        carried = mean(ahead * ahead_other)
+        pulled = mean((ahead + c) * (ahead_other + c_other)) - carried
+        kicked = [
+            mean((ahead + c - sign * f) * (ahead_other + c_other - sign * f_other * noise))
+            for sign in (1, -1)
+        ]
+        expected = {
+            "carried_moment": carried,
+            "pulled_moment": pulled,
+            "kicked_moment": mean(kicked) - carried - pulled,
+            "cross_moment": mean((ahead + c) * z_other),
+            "next_mean": mean(ahead + c),
+            "at_gradient_moment": mean(u * u_other),
+            "noise_moment": gamma * (spread - kappa * mean(u * u_other) / n),
+            "carried_moment_without_memory": mean(a * z * a_other * z_other),
+        }
+        known = {"a": a, "a_other": a_other, "b": b, "b_other": b_other, "ahead": p, "behind": q}
+        known |= {"drive": f, "drive_other": f_other, "pull": c, "pull_other": c_other}
+        known |= {"now": mean(z * z_other), "cross": mean(z * before_other)}
+        known |= {"cross_other": mean(before * z_other), "old": mean(before * before_other)}
+        known |= {"mean": mean(z), "mean_other": mean(z_other), "old_mean": mean(before)}
+        known |= {"old_mean_other": mean(before_other), "at_gradient": mean(u * u_other)}
+        known |= {"noise": noise, "spread": spread, "gamma": gamma, "kappa": kappa, "n_data": n}
+        arguments = [argument.arg for argument in FUNCTIONS[name].args.args]
+        yield {argument: known[argument] for argument in arguments}, (expected[name],)
+
+
+def energies():
+    """Own part, and share of the total, of e = m^2 + (gamma/D) S0 (total - kappa e)."""
+    for seed in range(3):
+        square, bare, gamma, kappa, n = fractions(seed, (0, 3), (0, 5), (0, 9), (-1, 1), (2, 9))
+        loop = gamma / n * bare
+        own, total = ((square + loop * energy) / (1 + loop * kappa) for energy in (0, 1))
+        response = 1 / (1 / bare + kappa * gamma / n)
+        arguments = {"mean_square": square, "dressed": response, "gamma": gamma, "kappa": kappa}
+        yield arguments | {"n_data": n}, (own, total - own)
+
+
+def kept():
+    """The mean that a step returns: m = m - eta lambda m - eta rho (m - 1), for any eta."""
+    for seed in range(3):
+        v, decay = fractions(seed, (0, 3), (0, 1))
+        yield {"eigenvalue": v, "weight_decay": decay}, (decay / (v + decay),)
+
+
+MOMENTS = (
+    "carried_moment",
+    "pulled_moment",
+    "kicked_moment",
+    "cross_moment",
+    "next_mean",
+    "at_gradient_moment",
+    "noise_moment",
+    "carried_moment_without_memory",
+)
+ORIGINS = {
+    "without_replacement_covariance": lambda: covariances("without_replacement"),
+    "with_replacement_covariance": lambda: covariances("with_replacement"),
+    "bernoulli_covariance": lambda: covariances("bernoulli"),
+    "paper_variance": paper_variance,
+    "heavy_ball_recursion": lambda: recursion(lambda m: (1, 0)),
+    "nesterov_recursion": lambda: recursion(lambda m: (1 + m, -m)),
+    "heavy_ball_edges": lambda: edges(lambda m: (2 * (1 + m),)),
+    "nesterov_edges": lambda: edges(
+        lambda m: ((m - 1) / m, (m + 1) / m, 2 * (1 + m) / (1 + 2 * m))
+    ),
+    "recursion_roots": roots,
+    "heavy_ball_sum_at_gradient": lambda: pair_sum("heavy_ball", "gradient"),
+    "heavy_ball_diagonal_sum": lambda: diagonal_sum("heavy_ball"),
+    "nesterov_sum_at_gradient": lambda: pair_sum("nesterov", "gradient"),
+    "nesterov_sum_at_residual": lambda: pair_sum("nesterov", "residual"),
+    "nesterov_diagonal_sum": lambda: diagonal_sum("nesterov"),
+    "dressed_response": dressed,
+    "heavy_ball_pole": pole,
+    "mean_over_law": mean_over_law,
+    "small_rate_response": small_rate,
+    **{name: functools.partial(moments, name) for name in MOMENTS},
+    "energy_at_gradient": energies,
+    "kept_fraction": kept,
+}
+
+
+@functools.cache
+def origin(name):
+    return list(ORIGINS[name]())
+
+
+def number(value):
+    return (
+        value if isinstance(value, mpmath.mpf) else mpmath.mpf(value.numerator) / value.denominator
+    )
+
+
+def check(name, function):
+    """Compare a function with its origin, to 45 digits."""
+    with mpmath.workdps(PRECISION):
+        for arguments, expected in origin(name):
+            found = function(**{key: number(value) for key, value in arguments.items()})
+            found = found if isinstance(found, tuple) else (found,)
+            for value, target in zip(found, expected, strict=True):
+                assert mpmath.almosteq(value, number(target), 1e-45, 1e-45), (name, arguments)
+
+
+def test_every_formula_has_an_origin():
+    # those of the expected NTK are matrices, and compared elsewhere
+    here = [name for name, f in derived().items() if f.document != "06-expected-ntk"]
+    assert sorted(ORIGINS) == sorted(here)
+
+
+@pytest.mark.parametrize("name", ORIGINS)
+def test_code_agrees_with_its_origin(name):
+    check(name, precise(TEXT)[name])
+
+
+@pytest.mark.parametrize("name", ORIGINS)
+def test_formula_agrees_with_its_origin(name):
+    formula = derived()[name]
+    steps = {sp.Symbol(key.replace("_other", "'")): value for key, value in formula.steps.items()}
+    steps = {key: value.subs(steps) for key, value in steps.items()}
+    results = [result.subs(steps) for result in formula.results]
+    symbols = list(formula.arguments.values())
+
+    def function(**arguments):
+        values = sp.lambdify(symbols, results, "mpmath")(*arguments.values())
+        return tuple(values)
+
+    check(name, function)
+
+
+class Mutants(ast.NodeTransformer):
+    """Change the n-th sign, operator or number of a function."""
+
+    def __init__(self, place):
+        self.place, self.seen = place, -1
+
+    def visit_BinOp(self, node):
+        self.generic_visit(node)
+        others = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}
+        if self._here(type(node.op) in others):
+            node.op = others[type(node.op)]()
+        return node
+
+    def visit_UnaryOp(self, node):
+        self.generic_visit(node)
+        return node.operand if self._here(True) else node
+
+    def visit_Constant(self, node):
+        if self._here(isinstance(node.value, int)):
+            node.value += 1
+        return node
+
+    def _here(self, possible):
+        self.seen += possible
+        return possible and self.seen == self.place
+
+
+def mutants(name):
+    for place in itertools.count():
+        function = copy.deepcopy(FUNCTIONS[name])
+        function.args = copy.deepcopy(function.args)
+        mutant = Mutants(place)
+        function.body = [mutant.visit(line) for line in function.body[1:]]  # less the docstring
+        if mutant.seen < place:
+            return
+        code = ast.unparse(ast.fix_missing_locations(function))
+        space = {"np": mpmath, "Any": None}
+        exec(compile(code, "mutant", "exec"), space)
+        yield code, space[name]
+
+
+def unnoticed(name, function):
+    try:
+        check(name, function)
+    except (AssertionError, ZeroDivisionError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("name", ORIGINS)
+def test_no_sign_operator_or_number_can_change_unnoticed(name):
+    assert [code for code, function in mutants(name) if unnoticed(name, function)] == []
+
+
+def test_a_change_in_the_text_is_noticed():
+    text = TEXT.replace("bare*gamma*kappa/n_data + 1)", "1 - bare*gamma*kappa/n_data)")
+    assert text != TEXT
+    with pytest.raises(AssertionError):
+        check("dressed_response", precise(text)["dressed_response"])
+
+
+@pytest.mark.parametrize("name", ORIGINS)
+def test_arrays_broadcast(name):
+    function = getattr(generated, name)
+    (first, _), (second, _) = origin(name)[:2]
+    arguments = {
+        key: np.array([float(first[key]), float(second[key])])[(None,) * place]
+        for key, place in zip(first, itertools.cycle((0, 1)), strict=False)
+    }
+    found = function(**arguments)
+    for n, given in enumerate((first, second)):
+        alone = function(**{key: float(value) for key, value in given.items()})
+        pairs = zip(found, alone, strict=True) if isinstance(found, tuple) else [(found, alone)]
+        for whole, part in pairs:
+            entry = np.ravel(np.broadcast_to(whole, (1, 2)))[n]
+            assert entry == pytest.approx(part, rel=1e-14)
+
+
+# Digits: errors in double precision, against what rounding the arguments alone would do.
+
+FRACTIONS = (1e-12, 1e-6, 0.1, 0.9, 0.999, 1 - 1e-9)  # of the deterministic edge
+GROWTHS = (1.0, 1 + 1e-9, 1.1)
+TOLERANCE = 1e3 * ROUNDING
+
+
+def edge(name, m):
+    return 2 * (1 + m) if name == "heavy_ball" else 2 * (1 + m) / (1 + 2 * m)
+
+
+def sensitivity(function, arguments):
+    """Return the value and its relative change per relative change of the arguments, in sum."""
+    value, shift, total = function(*arguments), mpmath.mpf(10) ** -25, 0
+    for k, argument in enumerate(arguments):
+        moved = [*arguments[:k], argument * (1 + shift), *arguments[k + 1 :]]
+        total += abs((function(*moved) - value) / value / shift)
+    return value, total
+
+
+def worst_loss(function, reference, points):
+    """Return the largest relative error over what is allowed: TOLERANCE, times the sensitivity."""
+    worst = 0.0
+    with mpmath.workdps(PRECISION):
+        for arguments in points:
+            value, sensitive = sensitivity(reference, [mpmath.mpf(v) for v in arguments])
+            error = abs((mpmath.mpf(float(function(*arguments))) - value) / value)
+            worst = max(worst, float(error / (1 + sensitive)) / TOLERANCE)
+    return worst
+
+
+def pair_points(name, momenta):
+    for m in momenta:
+        places = [fraction * edge(name, m) for fraction in FRACTIONS]
+        pairs = itertools.combinations_with_replacement(places, 2)
+        yield from ((*pair, m, growth) for pair in pairs for growth in GROWTHS)
+
+
+# Nesterov below -1/3 has its edge where the memory's own factor reaches 1, and there numerator and
+# denominator vanish together: only the diagonal sum keeps its digits.
+@pytest.mark.parametrize("momenta", [(0.0, 0.5), (0.9,), (0.99,), (-0.3,)])
+@pytest.mark.parametrize(
+    ("name", "at"), [("heavy_ball", "gradient"), ("nesterov", "gradient"), ("nesterov", "residual")]
+)
+def test_pair_sums_keep_their_digits(name, at, momenta):
+    reference = sp.lambdify([x, y, mu, r], stability.pair_sum(METHODS[name], r, at), "mpmath")
+    function = getattr(generated, f"{name}_sum_at_{at}")
+    assert worst_loss(function, reference, pair_points(name, momenta)) < 1
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_expanded_sums_lose_their_digits(name):
+    expression = stability.pair_sum(METHODS[name], r, "gradient")
+    reference, expanded = (sp.lambdify([x, y, mu, r], expression, m) for m in ("mpmath", "numpy"))
+    with np.errstate(all="ignore"):
+        assert worst_loss(expanded, reference, pair_points(name, (0.99,))) > 1e3
+
+
+@pytest.mark.parametrize("at", ["gradient", "residual"])
+@pytest.mark.parametrize("name", METHODS)
+def test_small_learning_rates_at_large_momentum(name, at):
+    at = "gradient" if name == "heavy_ball" else at
+    reference = sp.lambdify([x, y, mu, r], stability.pair_sum(METHODS[name], r, at), "mpmath")
+    function = getattr(generated, f"{name}_sum_at_{at}")
+    for pair in itertools.product((1e-15, 1e-12, 3e-12, 1e-9), repeat=2):
+        with mpmath.workdps(PRECISION):
+            expected = reference(*(mpmath.mpf(v) for v in (*pair, 0.99, 1.0)))
+        assert function(*pair, 0.99, 1.0) == pytest.approx(float(expected), rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_diagonal_sums_keep_their_digits(name):
+    expression = sp.cancel(stability.pair_sum(METHODS[name]).subs(y, x))
+    reference = sp.lambdify([x, mu], expression, "mpmath")
+    function = getattr(generated, f"{name}_diagonal_sum")
+    momenta = (0.0, 0.5, 0.9, 0.99, -0.3, -0.6, -0.9)
+    ends = {m: (m - 1) / m if name == "nesterov" and m < -1 / 3 else edge(name, m) for m in momenta}
+    points = [(fraction * ends[m], m) for m in momenta for fraction in FRACTIONS]
+    assert worst_loss(function, reference, points) < 1
+
+
+@pytest.mark.parametrize(
+    "polynomial", [x + y, x**2 + y**2 - 3 * x * y * mu, x**3 * y + x * y**3, mu]
+)
+def test_symmetric_forms(polynomial):
+    form = _robust.symmetric_form(polynomial)
+    assert sp.expand(form - polynomial) == 0
+
+
+def test_other_polynomials_have_no_symmetric_form():
+    with pytest.raises(ValueError, match="not symmetric"):
+        _robust.symmetric_form(x + 2 * y)
