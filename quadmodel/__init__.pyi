@@ -13,6 +13,7 @@ from .model import LowRankCurvature as LowRankCurvature
 from .model import QuadraticModel as QuadraticModel
 from .optimizer import SGD as SGD
 from .phase import phase_diagram as phase_diagram
+from .simulation.curvature_draws import sample_ntk as sample_ntk
 from .simulation.trajectories import simulate as simulate
 from .theory.moments import late_time_rate as late_time_rate
 from .theory.moments import loss_floor as loss_floor
@@ -22,3 +23,4 @@ from .theory.noise_kernel import noise_kernel_norm as noise_kernel_norm
 from .theory.noise_kernel import phase_boundaries as phase_boundaries
 from .theory.predict import predict as predict
 from .theory.sharpening import expected_ntk as expected_ntk
+from .validate import validate as validate

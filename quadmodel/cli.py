@@ -1,4 +1,4 @@
-"""Command line: quadmodel phase-diagram, quadmodel derive."""
+"""Command line: quadmodel phase-diagram, quadmodel validate, quadmodel derive."""
 
 from __future__ import annotations
 
@@ -295,6 +295,42 @@ def _table(grid: xr.Dataset) -> str:
         f"{pooled[0]:.4f} [{pooled[1]:.4f}, {pooled[2]:.4f}] (95%), predicted: 1"
     )
     return f"critical learning rate (1 / NTK eigenvalue)\n{rows.to_string(index=False)}\n{verdict}"
+
+
+@cli.command("validate")
+@click.option("--quick", is_flag=True, help="Under a minute instead of under ten.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option("--seed", type=int, default=0, help="Seed of models, batches and curvatures.")
+@click.option("--threads", type=int, default=None, help="Worker threads.  [default: all cores]")
+@click.pass_context
+def validate_command(
+    context: click.Context, quick: bool, as_json: bool, seed: int, threads: int | None
+) -> None:
+    """Compare the theory's closed forms with Monte Carlo, one row each.
+
+    Exits with 1 where a row differs by more than chance would give in one of a million batteries.
+    """
+    import json
+
+    from quadmodel.validate import validate
+
+    began = time.perf_counter()
+    found = validate(quick=quick, seed=seed, threads=threads, progress=True)
+    frame = found.to_dataframe()
+    if as_json:
+        rows = [{"row": name, **values} for name, values in frame.to_dict("index").items()]
+        click.echo(json.dumps({**found.attrs, "rows": rows}, indent=1))
+    else:
+        frame = frame.assign(verdict=np.where(frame.agrees, "agrees", "DIFFERS"))
+        columns = ["predicted", "measured", "standard_error", "z", "verdict"]
+        shown = frame[columns].reset_index()
+        click.echo(shown.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+        worst, bound, verdict = (found.attrs[name] for name in ("worst", "bound", "verdict"))
+        elapsed = time.perf_counter() - began
+        click.echo(
+            f"{len(frame)} rows, {elapsed:.0f} s, |z| <= {worst:.2f} ({bound:.2f}): {verdict}"
+        )
+    context.exit(0 if found.attrs["verdict"] == "agree" else 1)
 
 
 @cli.command("derive")

@@ -34,9 +34,11 @@ NAMES = [
     "plot",
     "predict",
     "residuals",
+    "sample_ntk",
     "simulate",
     "spectra",
     "symbolic",
+    "validate",
 ]
 MODULES = ["curvature", "datasets", "eigenvectors", "plot", "residuals", "spectra", "symbolic"]
 HEAVY = ["IPython", "matplotlib", "numba", "pandas", "scipy.stats", "sympy", "xarray"]

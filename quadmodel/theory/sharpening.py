@@ -55,15 +55,16 @@ def expected_ntk(
     Returns
     -------
     xarray.Dataset
-        `ntk` (step, row, column), its mean. Along the eigenvectors of the initial NTK, (step,
-        mode): `progressive`, `conservative` and `diffusive`, the parts of the change of
-        :math:`v_\alpha^\top\Theta v_\alpha` by the mean dynamics, by the batches' noise and by the
-        random walk of the Jacobian; `repulsion`, what the fluctuations of other eigenvalues add
-        to an ordered eigenvalue; `ntk_eigenvalue`, the mean eigenvalue: the sum of all; `mixing`
-        (step, mode), the mean square share of the other eigenvectors in an eigenvector. Units of
-        an NTK eigenvalue. `relative_change` (step): mean square change of the Jacobian by
-        diffusion over its own square. Second order is trusted while it is below the attribute
-        `valid_below`, and `ntk_eigenvalue` of a mode only while its `mixing` is small too.
+        `ntk` (step, row, column), its mean, and `ntk_trace` (step). Per eigenvector of the initial
+        NTK, (step, mode): `ntk_projection`, the mean :math:`v_\alpha^\top\Theta v_\alpha`;
+        `progressive`, `conservative` and `diffusive`, the parts of its change by the mean dynamics,
+        by the batches' noise and by the random walk of the Jacobian; `repulsion`, what the
+        fluctuations of other eigenvalues add to an ordered eigenvalue; `ntk_eigenvalue`, the mean
+        eigenvalue: the sum of all; `mixing`, the mean square share of the other eigenvectors in an
+        eigenvector. Units of an NTK eigenvalue. `relative_change` (step): mean square change of
+        the Jacobian by diffusion over its own square. Second order is trusted while it is below
+        the attribute `valid_below`, and `ntk_eigenvalue` of a mode only while its `mixing` is
+        small too.
 
     Raises
     ------
@@ -118,6 +119,7 @@ def expected_ntk(
     vectors = model.eigensystem[1]
     mean = np.stack([vectors @ (np.diag(statistics.lam) + c.total) @ vectors.T for c in changes])
     per_mode = {
+        "ntk_projection": ("NTK along its initial eigenvectors", eigenvalue),
         "progressive": ("change of the NTK by the mean dynamics", eigenvalue),
         "conservative": ("change of the NTK by the batches' noise", eigenvalue),
         "diffusive": ("change of the NTK by the Jacobian's random walk", eigenvalue),
@@ -126,6 +128,7 @@ def expected_ntk(
         "mixing": ("mean square share of other eigenvectors", "1"),
     }
     values = {
+        "ntk_projection": [statistics.lam + np.diagonal(c.total) for c in changes],
         "progressive": [np.diagonal(c.progressive) for c in changes],
         "conservative": [np.diagonal(c.conservative) for c in changes],
         "diffusive": [np.diagonal(c.diffusive) for c in changes],
@@ -140,6 +143,11 @@ def expected_ntk(
                 name: (("step", "mode"), np.stack(values[name]), {"long_name": long, "units": unit})
                 for name, (long, unit) in per_mode.items()
             },
+            "ntk_trace": (
+                "step",
+                np.trace(mean, axis1=1, axis2=2),
+                {"long_name": "trace of the NTK", "units": eigenvalue},
+            ),
             "relative_change": (
                 "step",
                 [c.relative_change for c in changes],
