@@ -21,13 +21,9 @@ def evaluate(
 ) -> Any:
     """Return the value for given arrays, in the arithmetic of their entries."""
     known = {name: _as_sympy(v) for name, v in values.items() if np.ndim(v) == 0}
-    pieces = list(_contracted(polynomial, values, unit))
-    numbers = [_substituted(scale, known) for scale, _ in pieces]
-    if not all(number.is_finite for number in numbers):
-        return _limit([scale for scale, _ in pieces], [array for _, array in pieces], known)
     total: Any = 0
-    for number, (_, array) in zip(numbers, pieces, strict=True):
-        total = total + _as_python(number) * array
+    for scale, array in _contracted(polynomial, values, unit):
+        total = total + _number(scale, known) * array
     return total
 
 
@@ -55,21 +51,18 @@ def _contracted(
         yield scale, np.einsum(*operands, [numbering[i] for i in free]) if operands else 1
 
 
-def _limit(scales: list[sp.Expr], arrays: list[Any], known: Mapping[str, sp.Expr]) -> Any:
-    """Add up before D is put in: coefficients for more points than there are cancel."""
-    others = {name: value for name, value in known.items() if name != D.name}
-    partial = [_substituted(scale, others) for scale in scales]
-
-    def entry(*amounts: Any) -> Any:
-        terms = (scale * _as_sympy(amount) for scale, amount in zip(partial, amounts, strict=True))
-        number = sp.cancel(sp.together(sp.Add(*terms))).subs(D, known[D.name])
+def _number(scale: sp.Expr, known: Mapping[str, sp.Expr]) -> Any:
+    """Put numbers in place of symbols; a rational result is a Python fraction."""
+    number = _substituted(scale, known)
+    if not number.is_finite:
+        # Moments of more points than there are have poles in D, which B takes away.
+        others = {name: value for name, value in known.items() if name != D.name}
+        number = sp.cancel(_substituted(scale, others)).subs(D, known.get(D.name, D))
         if not number.is_finite:
             raise InputError(
-                f"D must be a value where the polynomial is finite, got {known[D.name]}"
+                f"values must be where the polynomial is finite, got a pole of {scale}"
             )
-        return _as_python(number)
-
-    return np.vectorize(entry, otypes=[object])(*arrays)
+    return Fraction(int(number.p), int(number.q)) if number.is_Rational else float(number)
 
 
 def _substituted(scale: sp.Expr, known: Mapping[str, sp.Expr]) -> sp.Expr:
@@ -79,7 +72,3 @@ def _substituted(scale: sp.Expr, known: Mapping[str, sp.Expr]) -> sp.Expr:
 def _as_sympy(value: Any) -> sp.Expr:
     exact = isinstance(value, Fraction)
     return sp.Rational(value.numerator, value.denominator) if exact else sp.sympify(value)
-
-
-def _as_python(number: sp.Expr) -> Any:
-    return Fraction(int(number.p), int(number.q)) if number.is_Rational else float(number)

@@ -59,6 +59,8 @@ class GaussianField:
     def __init__(self, tensor: Tensor, covariance: Callable[[Indices, Indices], Polynomial]):
         self.tensor = tensor
         self.covariance = covariance
+        if max(tensor.slots.count(space) for space in (DATA, PARAMETERS)) > 4:
+            raise InputError(f"{tensor.name} must have at most 4 indices of a kind")
         first = _fresh(tensor, "abcd", "ijkl")
         second = _fresh(tensor, "efgh", "mnop")
         given = covariance(first, second)

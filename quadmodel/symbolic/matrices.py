@@ -221,8 +221,15 @@ def as_matrix(
     M*DiagonalPart(M)*M
     """
     free = [i for i in (rows, columns) if i is not None] or polynomial.free
-    if len(free) > 2 or set(polynomial.free) - set(free):
-        raise InputError(f"a matrix must have at most two free indices, got {len(polynomial.free)}")
+    count = max(len(free), len(polynomial.free))
+    if count > 2:
+        raise InputError(f"a matrix must have at most two free indices, got {count}")
+    if set(polynomial.free) - set(free) or len(set(free)) < len(free):
+        raise InputError(
+            "rows and columns must be the polynomial's free indices "
+            f"{', '.join(str(i.label) for i in polynomial.free)}, got "
+            f"{', '.join(str(i.label) for i in free)}"
+        )
     gathered: dict[tuple[sp.Expr, ...], sp.Expr] = {}
     for monomial, scale in polynomial.terms.items():
         numbers, matrix = _recognise(monomial, free)

@@ -62,6 +62,8 @@ class SamplingScheme:
         InputError
             On use, where a moment is needed that the table does not hold.
         """
+        if not all(isinstance(sizes, tuple) for sizes in moments):
+            raise InputError(f"moments must be by tuples of block sizes, got {list(moments)}")
         table = {tuple(sorted(k, reverse=True)): sp.sympify(v) for k, v in moments.items()}
 
         def moment(sizes: tuple[int, ...]) -> sp.Expr:

@@ -40,6 +40,7 @@ def test_without_names_it_lists(capsys):
         "03-noise-kernel",
         "04-gradient-statistics",
         "05-sharpening",
+        "06-expected-ntk",
         "formulas",
     ]
     assert all((COMMITTED / line.split()[1]).is_file() for line in lines)

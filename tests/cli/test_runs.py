@@ -222,7 +222,7 @@ def test_help(run):
         assert all(name in out for name in option.opts)
         assert option.help.split()[0] in out
     assert "--help" in out
-    assert "[default: 1000]" in out
+    assert re.search(r"\[default:\s+\(1000,\s+sharpening:\s+60\)\]", out)
     assert run("phase-diagram", "-h")[1] == out
 
 
