@@ -12,8 +12,11 @@ from .ensemble import Ensemble as Ensemble
 from .model import LowRankCurvature as LowRankCurvature
 from .model import QuadraticModel as QuadraticModel
 from .optimizer import SGD as SGD
+from .persistent_edge import persistent_edge as persistent_edge
 from .phase import phase_diagram as phase_diagram
+from .sharpening_diagram import sharpening_diagram as sharpening_diagram
 from .simulation.curvature_draws import sample_ntk as sample_ntk
+from .simulation.lyapunov import lyapunov_exponent as lyapunov_exponent
 from .simulation.trajectories import simulate as simulate
 from .theory.moments import late_time_rate as late_time_rate
 from .theory.moments import loss_floor as loss_floor
@@ -23,4 +26,6 @@ from .theory.noise_kernel import noise_kernel_norm as noise_kernel_norm
 from .theory.noise_kernel import phase_boundaries as phase_boundaries
 from .theory.predict import predict as predict
 from .theory.sharpening import expected_ntk as expected_ntk
+from .theory.typical import typical_critical_learning_rate as typical_critical_learning_rate
+from .theory.typical import typical_growth as typical_growth
 from .validate import validate as validate

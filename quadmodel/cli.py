@@ -18,6 +18,7 @@ from quadmodel._version import __version__
 from quadmodel.optimizer import SAMPLING_SCHEMES, SGD
 
 if TYPE_CHECKING:
+    import pandas as pd
     import xarray as xr
 
     from quadmodel.ensemble import Ensemble
@@ -25,6 +26,17 @@ if TYPE_CHECKING:
 
 _INPUTS = ("jacobian", "ntk", "eigenvalues")
 _FORMATS = (".png", ".pdf", ".svg")
+# What an option is where it is not given: for stability, for sharpening
+_DEFAULTS: dict[str, tuple[Any, Any]] = {
+    "n_data": (200, 60),
+    "n_params": (400, 240),
+    "spectrum": ("gaussian", "power-law"),
+    "curvature": (0.0, 0.003),
+    "learning_rates": (24, 12),
+    "batch_sizes": (12, 8),
+    "steps": (1000, 60),
+    "replicas": (16, 12),
+}
 
 
 @click.group(
@@ -72,11 +84,29 @@ class _Values(click.ParamType[Any]):
 
 
 @cli.command("phase-diagram")
-@click.option("--n-data", default=200, metavar="D", help="Data points of a random model.")
-@click.option("--n-params", default=400, metavar="P", help="Parameters of a random model.")
+@click.option(
+    "--observable",
+    type=click.Choice(["stability", "sharpening"]),
+    default="stability",
+    help="Growth of the loss, or of the largest NTK eigenvalue.",
+)
+@click.option(
+    "--n-data",
+    type=int,
+    metavar="D",
+    show_default="200, sharpening: 60",
+    help="Data points of a random model.",
+)
+@click.option(
+    "--n-params",
+    type=int,
+    metavar="P",
+    show_default="400, sharpening: 240",
+    help="Parameters of a random model.",
+)
 @click.option(
     "--spectrum",
-    default="gaussian",
+    show_default="gaussian, sharpening: power-law",
     metavar="LAW",
     help="NTK spectrum of a random model: gaussian (independent Jacobian entries), "
     "marchenko-pastur (its deterministic quantiles), power-law[:EXPONENT], or "
@@ -93,7 +123,7 @@ class _Values(click.ParamType[Any]):
 @click.option(
     "--curvature",
     type=float,
-    default=0.0,
+    show_default="0, sharpening: 0.003",
     metavar="SCALE",
     help="Standard deviation of independent Gaussian curvature; above 0 the model is quadratic.",
 )
@@ -103,13 +133,13 @@ class _Values(click.ParamType[Any]):
 @click.option(
     "--learning-rates",
     type=_Values(float, whole=False),
-    default="24",
+    show_default="24, sharpening: 12",
     help="How many, spread around both edges; or a list like 0.1,0.2; or LOW:HIGH:COUNT.",
 )
 @click.option(
     "--batch-sizes",
     type=_Values(int, whole=True),
-    default="12",
+    show_default="12, sharpening: 8",
     help="How many, spread from 1 to D; or a list like 1,8,64; or LOW:HIGH:COUNT.",
 )
 @click.option("--momentum", type=float, default=0.0, help="Momentum, inside (-1, 1).")
@@ -121,8 +151,13 @@ class _Values(click.ParamType[Any]):
     "--sampling", type=click.Choice(SAMPLING_SCHEMES), default=SAMPLING_SCHEMES[0],
     help="How batches are drawn.",
 )  # fmt: skip
-@click.option("--steps", type=int, default=1000, help="SGD steps per run.")
-@click.option("--replicas", type=int, default=16, help="Runs per cell.")
+@click.option("--steps", type=int, show_default="1000, sharpening: 60", help="SGD steps per run.")
+@click.option(
+    "--replicas",
+    type=int,
+    show_default="16, sharpening: 12",
+    help="Runs per cell; for sharpening, antithetic pairs of curvature draws.",
+)
 @click.option(
     "--refine", type=int, default=12, help="Learning rates of the finer scan around the boundary."
 )
@@ -139,11 +174,15 @@ def phase_diagram_command(**options: Any) -> None:
 
     Simulates SGD on a grid, predicts the edges of stability, writes a picture and a NetCDF file,
     and prints, per batch size, the predicted and the simulated critical learning rate and the
-    simulated critical noise kernel norm K, to be set beside 1.
+    simulated critical noise kernel norm K, to be set beside 1. With --observable sharpening:
+    predicted and simulated growth of the largest NTK eigenvalue, with random curvature.
     """
+    sharpening = options["observable"] == "sharpening"
+    for name, values in _DEFAULTS.items():
+        if options[name] is None:
+            options[name] = values[sharpening]
     picture, data = Path(options["picture"]), Path(options["data"])
-    if picture.suffix not in _FORMATS:
-        raise InputError(f"--picture must end in {', '.join(_FORMATS)}, got {picture}")
+    _check_picture(options["picture"])
     inputs = [options[name] for name in _INPUTS if options[name] is not None]
     for path in (picture, data):
         check_writable(path)
@@ -161,9 +200,13 @@ def phase_diagram_command(**options: Any) -> None:
         sampling=options["sampling"],
     )
     source = _source(options)
+    began = time.perf_counter()
+    if sharpening:
+        _sharpening(source, sgd, options)
+        click.echo(f"{time.perf_counter() - began:.1f} s\nwrote {picture} and {data}")
+        return
     from quadmodel.phase import phase_diagram
 
-    began = time.perf_counter()
     grid = phase_diagram(
         source,
         options["learning_rates"],
@@ -187,6 +230,35 @@ def phase_diagram_command(**options: Any) -> None:
         f"{elapsed:.1f} s, {done:,} replica-steps, {done / elapsed:,.0f} replica-steps per second"
     )
     click.echo(f"wrote {picture} and {data}")
+
+
+def _sharpening(source: Ensemble | QuadraticModel, sgd: SGD, options: dict[str, Any]) -> None:
+    """Map the growth of the largest eigenvalue, write both files and print the growths."""
+    from quadmodel.sharpening_diagram import sharpening_diagram
+
+    grid = sharpening_diagram(
+        source,
+        options["learning_rates"],
+        options["batch_sizes"],
+        sgd=sgd,
+        steps=options["steps"],
+        pairs=options["replicas"],
+        seed=options["seed"],
+        threads=options["threads"],
+        progress=True,
+    )
+    picture, data = Path(options["picture"]), Path(options["data"])
+    with write_atomically(data) as partial_data, write_atomically(picture) as partial_picture:
+        grid.to_netcdf(partial_data, engine="h5netcdf")
+        _draw(grid, partial_picture)
+    both = {"predicted": grid.predicted_growth, "simulated": grid.simulated_growth}
+    for name, growth in both.items():
+        frame = growth.to_pandas()
+        frame.index.name, frame.columns.name = "learning rate", "batch size"
+        click.echo(
+            f"{name} growth of the largest NTK eigenvalue in {options['steps']} steps, share"
+        )
+        click.echo(frame.to_string(float_format=lambda value: f"{value:.2e}", na_rep="-"))
 
 
 def _source(options: dict[str, Any]) -> Ensemble | QuadraticModel:
@@ -250,8 +322,14 @@ def _draw(grid: xr.Dataset, picture: Path) -> None:
 
     from quadmodel import plot
 
-    figure, ax = plt.subplots(figsize=(8, 6), layout="constrained")
-    plot.phase_diagram(grid, ax)
+    if "simulated_growth" in grid:
+        figure, axes = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
+        for ax, quantity in zip(axes, ("predicted_growth", "simulated_growth"), strict=True):
+            plot.sharpening_diagram(grid, ax, quantity=quantity)
+    else:
+        figure, ax = plt.subplots(figsize=(8, 6), layout="constrained")
+        draw = plot.persistent_edge if "run" in grid.dims else plot.phase_diagram
+        draw(grid, ax)
     figure.savefig(picture, dpi=150)
     plt.close(figure)
 
@@ -300,26 +378,43 @@ def _table(grid: xr.Dataset) -> str:
 @cli.command("validate")
 @click.option("--quick", is_flag=True, help="Under a minute instead of under ten.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option(
+    "--picture",
+    default="validate.png",
+    metavar="FILE",
+    help="Picture of runs that train at the stochastic edge, for the full battery.",
+)
 @click.option("--seed", type=int, default=0, help="Seed of models, batches and curvatures.")
 @click.option("--threads", type=int, default=None, help="Worker threads.  [default: all cores]")
 @click.pass_context
 def validate_command(
-    context: click.Context, quick: bool, as_json: bool, seed: int, threads: int | None
+    context: click.Context,
+    quick: bool,
+    as_json: bool,
+    picture: str,
+    seed: int,
+    threads: int | None,
 ) -> None:
     """Compare the theory's closed forms with Monte Carlo, one row each.
 
     Exits with 1 where a row differs by more than chance would give in one of a million batteries.
+    The full battery also follows runs with curvature that grows with the NTK, which train at the
+    stochastic edge: their noise kernel norms are printed and drawn, and are no verdict.
     """
     import json
 
     from quadmodel.validate import validate
 
+    if not quick:
+        _check_picture(picture)
     began = time.perf_counter()
     found = validate(quick=quick, seed=seed, threads=threads, progress=True)
     frame = found.to_dataframe()
+    edge = None if quick else _persistent_edge(Path(picture), seed, threads)
     if as_json:
         rows = [{"row": name, **values} for name, values in frame.to_dict("index").items()]
-        click.echo(json.dumps({**found.attrs, "rows": rows}, indent=1))
+        runs = {} if edge is None else {"persistent_edge": edge.to_dict("records")}
+        click.echo(json.dumps({**found.attrs, "rows": rows, **runs}, indent=1))
     else:
         frame = frame.assign(verdict=np.where(frame.agrees, "agrees", "DIFFERS"))
         columns = ["predicted", "measured", "standard_error", "z", "verdict"]
@@ -330,7 +425,31 @@ def validate_command(
         click.echo(
             f"{len(frame)} rows, {elapsed:.0f} s, |z| <= {worst:.2f} ({bound:.2f}): {verdict}"
         )
+        if edge is not None:
+            click.echo("\nruns at the persistent edge, medians over the last third of the steps")
+            click.echo(edge.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
+            click.echo(f"wrote {picture}")
     context.exit(0 if found.attrs["verdict"] == "agree" else 1)
+
+
+def _check_picture(picture: str) -> None:
+    if Path(picture).suffix not in _FORMATS:
+        raise InputError(f"--picture must end in {', '.join(_FORMATS)}, got {picture}")
+    check_writable(picture)
+
+
+def _persistent_edge(picture: Path, seed: int, threads: int | None) -> pd.DataFrame:
+    """Run the persistent edge, draw it, and return one line per run."""
+    from quadmodel.persistent_edge import late_table, persistent_edge
+
+    found = persistent_edge(seed=seed, threads=threads, progress=True)
+    with write_atomically(picture) as partial:
+        _draw(found, partial)
+    table = late_table(found)
+    frame = table.sel(quantile=0.5).drop_vars("quantile").to_dataframe().reset_index()
+    exact = table.noise_kernel_norm_exact.stack(row=("strength", "run"))
+    frame["exact_low"], frame["exact_high"] = exact.sel(quantile=0.25), exact.sel(quantile=0.75)
+    return frame
 
 
 @cli.command("derive")

@@ -19,8 +19,11 @@ from quadmodel.simulation._lanes import IntArray, Workers, workers
 from quadmodel.simulation.cells import MIN_STEPS, Cells, measure_cells
 from quadmodel.theory._inputs import METHODS, Spectrum
 from quadmodel.theory.noise_kernel import norm_or_infinity, phase_boundaries
+from quadmodel.theory.typical import typical_critical_on_spectrum
 
 PHASES = ("stable", "intermittent", "stochastically unstable", "deterministically unstable")
+# Predicted phase where the mean loss grows and the theory does not say what a typical one does.
+UNDECIDED = "undecided"
 
 _LABELS = {
     "mean_growth": ("growth rate of the mean loss", "1 / step"),
@@ -79,9 +82,11 @@ def phase_diagram(
     xarray.Dataset
         On (learning_rate, batch_size): `noise_kernel_norm` (also along `norm`: paper, finite,
         exact), `mean_growth`, `typical_growth` (per step, of the log loss) and their
-        ``..._standard_error``, `fraction_diverged`, `final_loss` (median), `phase`. Per batch size:
-        `critical_learning_rate` (predicted, along `norm`), `edge_of_stability`, and the same
-        measurements in the finer scan, ``scan_...`` along `scan`. Number: `crossing_batch_size`.
+        ``..._standard_error``, `fraction_diverged`, `final_loss` (median), `phase` and
+        `predicted_phase`. Per batch size, predicted: `critical_learning_rate` (along `norm`),
+        `typical_critical_learning_rate` (NaN where it does not hold), `edge_of_stability`; and the
+        same measurements in the finer scan, ``scan_...`` along `scan`. Number:
+        `crossing_batch_size`.
 
     Raises
     ------
@@ -98,6 +103,10 @@ def phase_diagram(
     - *intermittent*: the mean loss grows while the typical loss shrinks (rare runs carry the mean);
     - *stochastically unstable*: both grow, below the deterministic edge;
     - *deterministically unstable*: unstable, at or above it.
+
+    Predicted, they lie between the exact K = 1, the learning rate where
+    :func:`quadmodel.typical_growth` turns positive, and the deterministic edge; "undecided" is what
+    lies above K = 1 where the typical growth can't be predicted.
 
     How growth is measured, so that standard errors are honest although the plain mean over
     replicas would hang on rare runs. Of a linear model, typical growth is the mean over independent
@@ -151,7 +160,7 @@ def phase_diagram(
         spectrum = Spectrum(*model.eigensystem)
         if spectrum.edge == 0:
             raise InputError("source: the NTK must not vanish, got eigenvalues that are all zero")
-        boundaries = phase_boundaries(spectrum, sizes, template)
+        boundaries = _boundaries(spectrum, sizes, template, pool)
         rates = given_rates
         if rates is None:
             rates = _spread_learning_rates(boundaries, int(learning_rates))  # type: ignore[arg-type]
@@ -224,6 +233,23 @@ def _spread_learning_rates(boundaries: xr.Dataset, count: int) -> FloatArray:
     return np.geomspace(low, 1.6 * float(boundaries.edge_of_stability.max()), count)
 
 
+def _boundaries(spectrum: Spectrum, sizes: IntArray, template: SGD, pool: Workers) -> xr.Dataset:
+    """Return the edges of the mean loss, and that of the typical one."""
+    edges = phase_boundaries(spectrum, sizes, template)
+    mean_square = edges.critical_learning_rate.sel(norm="exact").values
+    typical = np.empty(sizes.size)
+
+    def work(some: slice) -> None:
+        for k in range(*some.indices(sizes.size)):
+            sgd = replace(template, batch_size=int(sizes[k]))
+            typical[k] = typical_critical_on_spectrum(spectrum, sgd, float(mean_square[k]))
+
+    pool.map(work, [slice(k, k + 1) for k in range(sizes.size)])
+    name = "learning rate above which typical runs diverge"
+    attrs = {"long_name": name, "units": "1 / NTK eigenvalue"}
+    return edges.assign(typical_critical_learning_rate=("batch_size", typical, attrs))
+
+
 def _norms(
     spectrum: Spectrum, template: SGD, rates: FloatArray, sizes: IntArray, pool: Workers
 ) -> FloatArray:
@@ -266,6 +292,23 @@ def _phases(rates: FloatArray, grid: dict[str, Any], edge: FloatArray) -> np.nda
     )
 
 
+def _predicted_phases(rates: FloatArray, boundaries: xr.Dataset) -> np.ndarray:
+    at = rates[:, None]
+    typical = boundaries.typical_critical_learning_rate.values
+    beyond = at >= boundaries.edge_of_stability.values
+    stable, intermittent, stochastic, deterministic = PHASES
+    return np.select(
+        [
+            beyond,
+            at < boundaries.critical_learning_rate.sel(norm="exact").values,
+            np.isnan(typical)[None, :],
+            at < typical,
+        ],
+        [deterministic, stable, UNDECIDED, intermittent],
+        stochastic,
+    )
+
+
 def _dataset(
     rates: FloatArray,
     sizes: IntArray,
@@ -279,10 +322,13 @@ def _dataset(
         lead = ("norm",) if value.ndim > len(dims) else ()
         return (*lead, *dims), value, {"long_name": long_name, "units": units}
 
+    plane = ("learning_rate", "batch_size")
     phases = _phases(rates, grid, boundaries.edge_of_stability.values)
+    predicted = _predicted_phases(rates, boundaries)
     return xr.Dataset(
-        {name: labelled(name, v, ("learning_rate", "batch_size")) for name, v in grid.items()}
-        | {"phase": (("learning_rate", "batch_size"), phases, {"long_name": "phase, simulated"})}
+        {name: labelled(name, v, plane) for name, v in grid.items()}
+        | {"phase": (plane, phases, {"long_name": "phase, simulated"})}
+        | {"predicted_phase": (plane, predicted, {"long_name": "phase, predicted"})}
         | {f"scan_{name}": labelled(name, v, ("batch_size", "scan")) for name, v in scan.items()}
         | {str(name): variable for name, variable in boundaries.data_vars.items()},
         coords={

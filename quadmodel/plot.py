@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from quadmodel._validation import FloatArray
+from quadmodel._validation import FloatArray, InputError, as_choice, as_integer
 from quadmodel.compare import critical_noise_kernel_norm
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ def phase_diagram(grid: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     Returns
     -------
     list of matplotlib.artist.Artist
-        The cells, the lines, the simulated boundary with its 95% interval, and the marks of
-        intermittent cells.
+        The cells, the lines (that of the typical edge, thin, where it is predicted), the simulated
+        boundary with its 95% interval, and the marks of intermittent cells.
 
     Raises
     ------
@@ -83,6 +83,11 @@ def phase_diagram(grid: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
         if not grid.attrs["momentum"] and not grid.attrs["weight_decay"]
         else "deterministic edge",
     )
+    typical = grid.get("typical_critical_learning_rate")
+    if typical is not None and np.isfinite(typical).any():
+        artists += ax.plot(
+            sizes, typical, color="#CC79A7", linewidth=0.8, label="typical edge, predicted"
+        )
     found = critical.where(np.isfinite(critical.learning_rate), drop=True)
     bars = np.abs(
         np.stack([found.learning_rate_low, found.learning_rate_high]) - found.learning_rate.values
@@ -155,6 +160,188 @@ def loss(sim: xr.Dataset, pred: xr.Dataset | None = None, ax: Axes | None = None
         artists += ax.plot(pred.step, pred.loss, color=_THEORY, ls="--", label="predicted mean")
     ax.set(xlabel="step", ylabel="loss", yscale="log")
     ax.legend(fontsize="small")
+    return artists
+
+
+def sharpening(
+    pred: xr.Dataset, sim: xr.Dataset | None = None, ax: Axes | None = None, *, mode: int = 0
+) -> list[Artist]:
+    r"""Draw the three parts of an eigenvalue's growth, and simulation over their sum.
+
+    Parameters
+    ----------
+    pred : xarray.Dataset
+        From :func:`quadmodel.expected_ntk`.
+    sim : xarray.Dataset, optional
+        From :func:`quadmodel.sample_ntk`, drawn with two standard errors.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; a new figure if left out.
+    mode : int, optional
+        Eigenvector of the initial NTK, 0 for the largest eigenvalue.
+
+    Returns
+    -------
+    list of matplotlib.artist.Artist
+        The lines, and the error bars of the simulation.
+
+    Raises
+    ------
+    InputError
+        If `pred` is not of that kind or has no such mode.
+
+    Notes
+    -----
+    Change of :math:`v_\alpha^\top\Theta v_\alpha` in units of 1 / learning rate, against SGD
+    steps.
+
+    References
+    ----------
+    .. [1] arXiv:2404.19261, section 4; derivations/06-expected-ntk.md.
+    """
+    if "conservative" not in pred or "mode" not in pred.dims:
+        raise InputError("pred must be of expected_ntk(), got another Dataset")
+    mode = as_integer("mode", mode, low=0, high=pred.sizes["mode"] - 1)
+    ax = _axes(ax)
+    at = pred.isel(mode=mode)
+    artists: list[Artist] = []
+    colours = {"progressive": "#009E73", "conservative": "#0072B2", "diffusive": "#CC79A7"}
+    for name, colour in colours.items():
+        artists += ax.plot(at.step, at[name], color=colour, linestyle="--", label=name)
+    grown = at.ntk_projection - at.ntk_projection.isel(step=0)
+    artists += ax.plot(at.step, grown, color=_THEORY, label="sum: closed form")
+    if sim is not None:
+        values = sim.ntk_projection.isel(mode=mode)
+        values = values - values.isel(step=0)
+        error = 2 * values.std("replica", ddof=1) / values.sizes["replica"] ** 0.5
+        bars = ax.errorbar(
+            values.step,
+            values.mean("replica"),
+            error,
+            fmt="o",
+            markersize=3,
+            capsize=2,
+            color=_SIMULATION,
+            label="simulated (2 standard errors)",
+        )
+        artists += bars.get_children()
+    ax.axhline(0, color="grey", linewidth=0.8)
+    ax.set(xlabel="SGD steps", ylabel="growth of the NTK along the mode (1 / learning rate)")
+    ax.legend()
+    return artists
+
+
+def sharpening_diagram(
+    grid: xr.Dataset, ax: Axes | None = None, *, quantity: str = "simulated_growth"
+) -> list[Artist]:
+    r"""Draw the growth of the largest NTK eigenvalue over learning rate and batch size.
+
+    Parameters
+    ----------
+    grid : xarray.Dataset
+        From :func:`quadmodel.sharpening_diagram`.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; a new figure if left out.
+    quantity : {"simulated_growth", "predicted_growth"}, optional
+        What the colour stands for.
+
+    Returns
+    -------
+    list of matplotlib.artist.Artist
+        The cells and the lines.
+
+    Raises
+    ------
+    InputError
+        If `grid` is not a sharpening diagram, or there is no such quantity.
+
+    Notes
+    -----
+    Red grows, blue shrinks, as a share of the initial eigenvalue; grey: diverged, or beyond what
+    second order in the curvature can say. Colours saturate at the growth without batch noise.
+
+    References
+    ----------
+    .. [1] arXiv:2404.19261, section 4; derivations/06-expected-ntk.md.
+    """
+    if "simulated_growth" not in grid:
+        raise InputError("grid must be of sharpening_diagram(), got another Dataset")
+    as_choice("quantity", quantity, ("simulated_growth", "predicted_growth"))
+    ax = _axes(ax)
+    values = grid[quantity].transpose("learning_rate", "batch_size").values
+    reach = float(np.nanmax(np.abs(grid.predicted_growth.isel(batch_size=-1))))
+    ax.set_facecolor("0.8")
+    cells = ax.pcolormesh(
+        _cell_edges(grid.batch_size.values),
+        _cell_edges(grid.learning_rate.values),
+        np.where(np.isfinite(values), values, np.nan),
+        cmap="RdBu_r",
+        vmin=-reach,
+        vmax=reach,
+    )
+    label = grid[quantity].attrs["long_name"]
+    ax.figure.colorbar(cells, ax=ax, label=f"{label} (share)", extend="both")
+    artists: list[Artist] = [cells]
+    for name in grid.norm.values:
+        text, style = _EDGES[str(name)]
+        line = grid.critical_learning_rate.sel(norm=name)
+        artists += ax.plot(grid.batch_size, line, label=text, **style)
+    artists += ax.plot(
+        grid.batch_size,
+        grid.edge_of_stability,
+        color="#009E73",
+        linestyle="-.",
+        label="deterministic edge",
+    )
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel="batch size (data points)",
+        ylabel="learning rate (1 / NTK eigenvalue)",
+    )
+    ax.legend(fontsize="small")
+    return artists
+
+
+def persistent_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
+    r"""Draw the exact noise kernel norm of runs that train at the stochastic edge.
+
+    Parameters
+    ----------
+    found : xarray.Dataset
+        From :func:`quadmodel.persistent_edge`.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; a new figure if left out.
+
+    Returns
+    -------
+    list of matplotlib.artist.Artist
+        A line per run, one colour per curvature strength.
+
+    Raises
+    ------
+    InputError
+        If `found` is of another kind.
+
+    Notes
+    -----
+    Exact noise kernel norm, without unit, against SGD steps; 1 is the edge.
+
+    References
+    ----------
+    .. [1] Goes beyond arXiv:2404.19261; see :func:`quadmodel.persistent_edge`.
+    """
+    if "scaled_largest_eigenvalue" not in found:
+        raise InputError("found must be of persistent_edge(), got another Dataset")
+    ax = _axes(ax)
+    artists: list[Artist] = []
+    for n, strength in enumerate(found.strength.values):
+        for run in range(found.sizes["run"]):
+            norm = found.noise_kernel_norm_exact.isel(strength=n, run=run)
+            label = f"q = {strength:g}" if run == 0 else None
+            artists += ax.plot(norm.step, norm, color=f"C{n}", linewidth=0.9, label=label)
+    ax.axhline(1, color="black", linewidth=0.8)
+    ax.set(xlabel="SGD steps", ylabel="noise kernel norm (exact)", ylim=(0, 1.6))
+    ax.legend(title="curvature strength")
     return artists
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 import xarray as xr
 
 import quadmodel as qm
 from quadmodel._validation import InputError
-from quadmodel.phase import PHASES
+from quadmodel.phase import PHASES, UNDECIDED
 from quadmodel.simulation.cells import measure_cells
+from quadmodel.theory.typical import typical_critical_learning_rate
 
 STABLE, INTERMITTENT, STOCHASTIC, DETERMINISTIC = PHASES
 METHODS = ("paper", "finite", "exact")
@@ -48,7 +51,9 @@ def test_layout(grid):
         "scan_noise_kernel_norm": ("norm", *scan),
         "scan_learning_rate": scan,
         "phase": plane,
+        "predicted_phase": plane,
         "critical_learning_rate": ("norm", "batch_size"),
+        "typical_critical_learning_rate": ("batch_size",),
         "edge_of_stability": ("batch_size",),
         "crossing_batch_size": (),
     }
@@ -98,6 +103,68 @@ def test_intermittent_phase_lies_between_the_edges():
     assert grid.phase.values[:, 0].tolist() == [STABLE, INTERMITTENT, STOCHASTIC]
 
 
+@pytest.fixture(scope="module")
+def wide():
+    """A wide intermittent phase at 80 of 200 points: 0.9% of the learning rate."""
+    model = qm.Ensemble(200, 400).sample(0)
+    sgd = qm.SGD(1.0, 80)
+    mean = qm.critical_learning_rate(model.ntk(), sgd, method="exact")
+    typical = typical_critical_learning_rate(model.ntk(), sgd)
+    edge = qm.edge_of_stability(model.ntk(), sgd)
+    rates = [0.97 * mean, (mean * typical) ** 0.5, 1.03 * typical, 1.1 * edge]
+    return diagram(model, rates, [80, 200], refine=0, steps=1024, replicas=64)
+
+
+@pytest.mark.statistical
+def test_predicted_phases_are_the_simulated_ones(wide):
+    """In the middle of the predicted phase both growth rates are more than 5 errors from 0."""
+    expected = [STABLE, INTERMITTENT, STOCHASTIC, DETERMINISTIC]
+    assert wide.predicted_phase.sel(batch_size=80).values.tolist() == expected
+    assert wide.phase.sel(batch_size=80).values.tolist() == expected
+    for name in ("mean_growth", "typical_growth"):
+        cell = wide.isel(learning_rate=1).sel(batch_size=80)
+        assert abs(float(cell[name])) > 5 * float(cell[f"{name}_standard_error"])
+
+
+def test_predicted_phases(wide, grid):
+    for found in (wide, grid):
+        for (i, j), phase in np.ndenumerate(found.predicted_phase.values):
+            rate = float(found.learning_rate[i])
+            mean = float(found.critical_learning_rate.sel(norm="exact")[j])
+            typical = float(found.typical_critical_learning_rate[j])
+            if rate < mean:
+                assert phase == STABLE
+            elif rate >= float(found.edge_of_stability[j]):
+                assert phase == DETERMINISTIC
+            elif math.isnan(typical):
+                assert phase == UNDECIDED
+            else:
+                assert phase == (INTERMITTENT if rate < typical else STOCHASTIC)
+    # twelve points are too few for a prediction
+    assert np.isnan(grid.typical_critical_learning_rate.sel(batch_size=1))
+    assert UNDECIDED in grid.predicted_phase.sel(batch_size=1)
+    # full batches have no noise
+    full = wide.sel(batch_size=200)
+    assert float(full.typical_critical_learning_rate) == float(full.edge_of_stability)
+    assert set(full.predicted_phase.values.tolist()) == {STABLE, DETERMINISTIC}
+
+
+def test_typical_edge_is_drawn(wide, grid):
+    mpl.use("agg")
+    import matplotlib.pyplot as plt
+
+    label = "typical edge, predicted"
+    for found in (wide, grid.drop_vars("typical_critical_learning_rate")):
+        artists = qm.plot.phase_diagram(found)
+        drawn = [line for line in artists if line.get_label() == label]
+        assert len(drawn) == (found is wide)
+        for line in drawn:
+            np.testing.assert_array_equal(
+                line.get_ydata(), found.typical_critical_learning_rate.values
+            )
+    plt.close("all")
+
+
 def test_null_space_does_not_hide_stability():
     """Growth is that on the range of the NTK, however long the runs."""
     model = qm.Ensemble(8, 5, qm.spectra.PowerLaw(0.5)).sample(5)
@@ -130,6 +197,11 @@ def test_theory_beside_the_simulation(sgd):
     edges = qm.phase_boundaries(ntk, grid.batch_size.values, sgd)
     for name in edges.data_vars:
         np.testing.assert_allclose(grid[name], edges[name], rtol=1e-12)
+    for size, edge in zip(
+        grid.batch_size.values, grid.typical_critical_learning_rate.values, strict=True
+    ):
+        expected = typical_critical_learning_rate(ntk, replace(sgd, batch_size=int(size)))
+        assert edge == pytest.approx(expected, rel=1e-9, nan_ok=True)
     edge = qm.edge_of_stability(ntk, sgd)
     np.testing.assert_allclose(grid.edge_of_stability, edge)
     assert {grid.attrs[k] for k in ("momentum", "weight_decay")} == {sgd.momentum, sgd.weight_decay}
@@ -279,10 +351,9 @@ def test_netcdf_round_trip(grid, tmp_path):
     grid.to_netcdf(path, engine="h5netcdf")
     with xr.open_dataset(path, engine="h5netcdf") as back:
         back.load()
-    xr.testing.assert_identical(
-        back.drop_vars(["phase", "norm"]), grid.drop_vars(["phase", "norm"])
-    )
-    for name in ("phase", "norm"):
+    texts = ["phase", "predicted_phase", "norm"]
+    xr.testing.assert_identical(back.drop_vars(texts), grid.drop_vars(texts))
+    for name in texts:
         assert back[name].values.tolist() == grid[name].values.tolist()
     xr.testing.assert_identical(
         qm.critical_noise_kernel_norm(back), qm.critical_noise_kernel_norm(grid)

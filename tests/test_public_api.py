@@ -28,16 +28,21 @@ NAMES = [
     "expected_ntk",
     "late_time_rate",
     "loss_floor",
+    "lyapunov_exponent",
     "noise_kernel_norm",
+    "persistent_edge",
     "phase_boundaries",
     "phase_diagram",
     "plot",
     "predict",
     "residuals",
     "sample_ntk",
+    "sharpening_diagram",
     "simulate",
     "spectra",
     "symbolic",
+    "typical_critical_learning_rate",
+    "typical_growth",
     "validate",
 ]
 MODULES = ["curvature", "datasets", "eigenvectors", "plot", "residuals", "spectra", "symbolic"]
@@ -134,7 +139,10 @@ def test_docstrings_of_modules(name):
             assert [p for p in inspect.signature(value).parameters if not documents(value, p)] == []
 
 
-@pytest.mark.parametrize("name", ["phase_diagram", "loss", "spectrum"])
+@pytest.mark.parametrize(
+    "name",
+    ["phase_diagram", "loss", "persistent_edge", "sharpening", "sharpening_diagram", "spectrum"],
+)
 def test_docstrings_of_plots(name):
     assert {"Parameters", "Returns", "Raises"} <= sections(getattr(qm.plot, name))
 

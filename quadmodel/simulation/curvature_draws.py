@@ -17,7 +17,10 @@ from quadmodel._version import __version__
 from quadmodel.curvature import CurvatureLaw, IndependentCurvature
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
-from quadmodel.simulation._lanes import Stepper, Workers, start_lanes
+from quadmodel.simulation._lanes import IntArray, Lanes, Stepper, Workers, start_lanes
+
+# A run whose NTK has grown beyond this has diverged.
+_LARGEST = 1e100
 
 
 def sample_ntk(
@@ -124,7 +127,13 @@ def sample_ntk(
         values = []
         for sign in (1.0, -1.0):
             curved = QuadraticModel(model.residual, model.jacobian, _signed(drawn, sign))
-            values.append(list(_ntks(curved, sgd, recorded, batches, seed, pair)))
+            lanes = start_lanes(
+                curved,
+                np.full(batches, sgd.learning_rate),
+                np.full(batches, sgd.batch_size),
+                np.arange(batches),
+            )
+            values.append(list(_ntks(curved, sgd, recorded.tolist(), lanes, seed, pair)))
         ntks = np.array(values)  # sign, record, sequence, row, column
         projected = np.einsum("ia,srnij,ja->ra", vectors, ntks, vectors, optimize=True)
         bad = ~np.isfinite(ntks).all(axis=(0, 2, 3, 4))
@@ -205,22 +214,100 @@ class _Serial(Workers):
 
 
 def _ntks(
-    model: QuadraticModel, sgd: SGD, recorded: Any, batches: int, seed: int, pair: int
+    model: QuadraticModel, sgd: SGD, recorded: Any, lanes: Lanes, seed: int, pair: int
 ) -> Iterator[FloatArray]:
-    """Yield the NTKs of all sequences of batches at every record; NaN once one has diverged."""
-    lanes = start_lanes(
-        model,
-        np.full(batches, sgd.learning_rate),
-        np.full(batches, sgd.batch_size),
-        np.arange(batches),
-    )
+    """Yield the NTKs of all lanes at every record; NaN for those that have diverged."""
     stepper = Stepper(model, sgd, seed=seed, model_index=pair)
     before = 0
-    for step in recorded.tolist():
+    for step in recorded:
         stepper.advance(lanes, before, step - before, _Serial())
         before = step
-        if not lanes.alive.all():
-            yield np.full((batches, model.n_data, model.n_data), np.nan)
-            continue
-        jacobians = np.stack([model.jacobian_at(theta) for theta in lanes.state])
-        yield jacobians @ jacobians.transpose(0, 2, 1) / model.n_data
+        ntks = np.full((len(lanes.replica), model.n_data, model.n_data), np.nan)
+        for lane in np.flatnonzero(lanes.alive):
+            ntks[lane] = model.ntk(lanes.state[lane])
+        # On the way to divergence: too large for an eigensolver.
+        ntks[np.abs(ntks).max(axis=(1, 2)) > _LARGEST] = np.nan
+        yield ntks
+
+
+def growth_over_cells(
+    model: QuadraticModel,
+    law: CurvatureLaw,
+    sgd: SGD,
+    learning_rate: FloatArray,
+    batch_size: IntArray,
+    *,
+    steps: int,
+    pairs: int,
+    batches: int,
+    seed: int,
+    threads: int | None,
+    advance: Callable[[int], object] = lambda pairs: None,
+) -> FloatArray:
+    """Return the growth of the largest NTK eigenvalue per antithetic pair and cell.
+
+    Parameters
+    ----------
+    model : QuadraticModel
+        Jacobian and residual at the start.
+    law : CurvatureLaw
+        Law of the curvature; all cells share its draws.
+    sgd : SGD
+        Momentum, weight decay and sampling scheme.
+    learning_rate, batch_size : ndarray, shape (cells,)
+        The cells.
+    steps, pairs, batches : int
+        Steps, pairs of draws, and sequences of batches per draw.
+    seed : int
+        As for :func:`sample_ntk`.
+    threads : int or None
+        Worker threads.
+    advance : callable, optional
+        Told how many pairs are done.
+
+    Returns
+    -------
+    ndarray, shape (pairs, cells)
+        In units of an NTK eigenvalue; +inf for cells where a run diverged.
+
+    Raises
+    ------
+    MemoryError
+        If the draws of the curvature don't fit in memory.
+    """
+    cells = len(learning_rate)
+    lanes = cells * batches
+    count = min(threads or os.cpu_count() or 1, pairs)
+    one = 2 * law.nbytes(model.n_data, model.n_params)
+    one += 8 * lanes * (6 * model.n_params + model.n_data**2)
+    check_memory("the draws of the curvature", float(count) * one)
+    start = float(model.eigensystem[0][0])
+
+    def follow(pair: int) -> FloatArray:
+        stream = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(pair,)))
+        drawn = law.sample(stream, model.n_data, model.n_params)
+        grown = np.zeros(cells)
+        for sign in (1.0, -1.0):
+            curved = QuadraticModel(model.residual, model.jacobian, _signed(drawn, sign))
+            runs = start_lanes(
+                curved,
+                np.repeat(learning_rate, batches),
+                np.repeat(batch_size, batches),
+                np.tile(np.arange(batches), cells),
+            )
+            (ntks,) = _ntks(curved, sgd, [steps], runs, seed, pair)
+            gone = np.logical_not(np.isfinite(ntks).all(axis=(1, 2)))
+            top = np.linalg.eigvalsh(np.where(gone[:, None, None], 0.0, ntks))[:, -1]
+            top[gone] = np.inf
+            grown += 0.5 * (top.reshape(cells, batches).mean(axis=1) - start)
+        return grown
+
+    with (
+        threadpool_limits(limits=1, user_api="blas"),
+        ThreadPoolExecutor(count) as pool,
+    ):
+        results = []
+        for result in pool.map(follow, range(pairs)):
+            results.append(result)
+            advance(1)
+    return np.stack(results)

@@ -1,16 +1,94 @@
-"""What is measured along a run: residuals, NTK spectrum, noise kernel norm."""
+"""What can be measured along a run, and how the noise kernel norms are."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quadmodel._validation import FloatArray
+from quadmodel._validation import FloatArray, InputError
 from quadmodel.model import LowRankCurvature, QuadraticModel
 from quadmodel.optimizer import SGD
+from quadmodel.simulation._lanczos import largest_eigenvalue
 
-# Jacobians of this many replicas are held at a time.
-_BLOCK = 8
+_PER_RUN = ("replica", "step")
+_EIGENVALUE = "1 / learning rate"
+
+
+@dataclass(frozen=True)
+class Observable:
+    """How a variable is labelled, and what it is once a run has diverged."""
+
+    long_name: str
+    units: str
+    dims: tuple[str, ...] = _PER_RUN
+    diverged: float = np.nan
+
+
+OBSERVABLES = {
+    "loss": Observable("loss", "loss", diverged=np.inf),
+    "squared_distance": Observable(
+        "squared distance from the initial parameters", "parameter^2", diverged=np.inf
+    ),
+    "ntk_largest_eigenvalue": Observable("largest eigenvalue of the NTK", _EIGENVALUE),
+    "ntk_trace": Observable("trace of the NTK", _EIGENVALUE),
+    "ntk_eigenvalue": Observable("eigenvalue of the NTK", _EIGENVALUE, (*_PER_RUN, "mode")),
+    "noise_kernel_norm": Observable("noise kernel norm (paper)", "1"),
+    "noise_kernel_norm_finite": Observable("noise kernel norm (finite size)", "1"),
+    "noise_kernel_norm_exact": Observable("noise kernel norm (exact)", "1"),
+    "hessian_largest_eigenvalue": Observable("largest eigenvalue of the loss Hessian", _EIGENVALUE),
+    "batch_sharpness": Observable("batch sharpness", _EIGENVALUE),
+    "gradient_noise_interaction": Observable("gradient-noise interaction", _EIGENVALUE),
+    "residual_overlap": Observable("share of the squared residual along the top eigenvector", "1"),
+    "mode_energy": Observable(
+        "mean squared residual along an NTK eigenvector", "residual^2", ("step", "mode"), np.inf
+    ),
+}
+# What a record takes unless told otherwise: for it, Q is read once and one NTK is factorised.
+DEFAULT = (
+    "loss",
+    "squared_distance",
+    "ntk_largest_eigenvalue",
+    "ntk_trace",
+    "noise_kernel_norm",
+    "noise_kernel_norm_finite",
+    "mode_energy",
+)
+
+
+def as_observables(value: Sequence[str] | str | None) -> tuple[str, ...]:
+    """Return the names of observables in their own order, or raise InputError.
+
+    Parameters
+    ----------
+    value : None, "all" or sequence of str
+        None stands for the default ones.
+
+    Returns
+    -------
+    tuple of str
+        Names, each once.
+
+    Raises
+    ------
+    InputError
+        If a name is not known.
+    """
+    if value is None:
+        return DEFAULT
+    if isinstance(value, str) and value == "all":
+        return tuple(OBSERVABLES)
+    known = ", ".join(OBSERVABLES)
+    names: Any = value  # whatever came
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise InputError(f'observables must be "all" or a sequence among {known}; got {value!r}')
+    for name in names:
+        if not isinstance(name, str) or name not in OBSERVABLES:
+            raise InputError(f"observables must be among {known}; got {name!r}")
+    return tuple(name for name in OBSERVABLES if name in names)
 
 
 def residuals(model: QuadraticModel, state: FloatArray) -> FloatArray:
@@ -38,37 +116,6 @@ def residuals(model: QuadraticModel, state: FloatArray) -> FloatArray:
     for i, matrix in enumerate(model.curvature):
         z[:, i] += 0.5 * np.einsum("nk,nk->n", state @ matrix, state)
     return z
-
-
-def ntk_eigenvalues(model: QuadraticModel, state: FloatArray) -> FloatArray:
-    """Return the NTK spectra of replicas of a quadratic model.
-
-    Parameters
-    ----------
-    model : QuadraticModel
-        The model.
-    state : ndarray, shape (replicas, n_params)
-        Parameters.
-
-    Returns
-    -------
-    ndarray, shape (replicas, n_data)
-        Eigenvalues in descending order, in units of 1 / learning rate.
-    """
-    spectra = np.empty((len(state), model.n_data))
-    for first in range(0, len(state), _BLOCK):
-        theta = state[first : first + _BLOCK]
-        jacobians = np.repeat(model.jacobian[None], len(theta), axis=0)
-        if isinstance(model.curvature, LowRankCurvature):
-            for jacobian, one in zip(jacobians, theta, strict=True):
-                jacobian += model.curvature.times(one)
-        elif model.curvature is not None:
-            for i, matrix in enumerate(model.curvature):
-                jacobians[:, i] += theta @ matrix
-        ntk = jacobians @ jacobians.transpose(0, 2, 1) / model.n_data
-        spectra[first : first + _BLOCK] = np.linalg.eigvalsh(ntk)[:, ::-1]
-    rounding = 4 * model.n_data * np.finfo(np.float64).eps * spectra[:, :1]
-    return np.where(spectra > rounding, spectra, 0.0)
 
 
 def noise_kernel_norms(
@@ -107,15 +154,94 @@ def noise_kernel_norms(
         fed_back, stable = _stationary_energy(eigenvalues, eta, sgd)
         per_mode = (eta * eigenvalues) ** 2 * fed_back
         paper = ((n_data - b) / b * per_mode).sum(axis=-1) / n_data
-        own, mutual = _weight_moments(sgd.sampling, n_data, b)
+        own, mutual = weight_moments(sgd.sampling, n_data, b)
         # A mode's noise: own * (mean energy) + mutual * (what other points share with it).
         finite = ((own - mutual) * per_mode / (1 - mutual * per_mode)).sum(axis=-1) / n_data
     contracts = np.all(stable, axis=-1)
     return np.where(contracts, paper, np.inf), np.where(contracts, finite, np.inf)
 
 
-def _weight_moments(sampling: str, n_data: int, b: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return the variance of one batch weight and the covariance of two."""
+def exact_noise_kernel_norm(eigenvalues: FloatArray, vectors: FloatArray, sgd: SGD) -> float:
+    r"""Measure the exact noise kernel norm of one NTK.
+
+    Parameters
+    ----------
+    eigenvalues : ndarray, shape (n_data,)
+        NTK eigenvalues.
+    vectors : ndarray, shape (n_data, n_data)
+        Eigenvectors, in columns.
+    sgd : SGD
+        All of it.
+
+    Returns
+    -------
+    float
+        Noise kernel norm; +inf where a mode is unstable without noise.
+
+    Notes
+    -----
+    Follows the definition. Unit energy at a data point makes a unit of batch noise there; a
+    pair of modes carries its share of that noise on, and what energy all pairs return to a
+    point, summed over time, is one entry of a matrix with non-negative entries. Its largest
+    eigenvalue is K. The time sum of a pair is the stationary covariance of
+    :math:`(z_t, z_{t-1})` under a unit of noise at every step, with the noise of its own energy
+    that all points share fed back; it is solved from its 4 x 4 linear system. The eigenvalue comes
+    from Lanczos, from the uniform vector, to which the Perron vector can't be orthogonal.
+
+    References
+    ----------
+    .. [1] A. Agarwala, J. Pennington, arXiv:2404.19261, section 3, for the definition.
+    """
+    n_data = len(eigenvalues)
+    own, mutual = (float(m) for m in weight_moments(sgd.sampling, n_data, float(sgd.batch_size)))
+    c1, c2, p, q = _recursion(eigenvalues, sgd.learning_rate, sgd)
+    moving = eigenvalues > 0
+    if not np.all(_contracts(c1, c2) | ~moving):
+        return float("inf")
+    response = np.zeros((n_data, n_data))
+    for a in np.flatnonzero(moving):
+        b = np.flatnonzero(moving[a:]) + a
+        noise = sgd.learning_rate**2 * eigenvalues[a] * eigenvalues[b]
+        # unknowns E z z~, E z z~_old, E z_old z~, E z_old z~_old, with z of mode a and z~ of mode b
+        seen = np.array([p * p, -p * q, -p * q, q * q])  # E u u~ from them
+        system = np.tile(np.eye(4), (len(b), 1, 1))
+        system[:, 0] -= np.stack(
+            [c1[a] * c1[b], c1[a] * c2[b], c2[a] * c1[b], c2[a] * c2[b]], axis=-1
+        )
+        system[:, 0] -= mutual * noise[:, None] * seen
+        system[:, 1, 0], system[:, 1, 2] = -c1[a], -c2[a]
+        system[:, 2, 0] -= c1[b]
+        system[:, 2, 1] -= c2[b]
+        system[:, 3, 0] = -1.0
+        unit = np.zeros((len(b), 4, 1))
+        unit[:, 0, 0] = noise
+        response[a, b] = response[b, a] = np.linalg.solve(system, unit)[..., 0] @ seen
+
+    def product(energy: FloatArray) -> FloatArray:
+        per_pair = response * (vectors.T @ (energy[:, None] * vectors))
+        returned: FloatArray = np.einsum("ia,ia->i", vectors @ per_pair, vectors)
+        return returned
+
+    return (own - mutual) * largest_eigenvalue(product, np.ones(n_data))
+
+
+def weight_moments(sampling: str, n_data: int, b: Any) -> tuple[Any, Any]:
+    """Return the variance of one batch weight and the covariance of two.
+
+    Parameters
+    ----------
+    sampling : str
+        Sampling scheme.
+    n_data : int
+        Number of data points.
+    b : float or ndarray
+        Batch size.
+
+    Returns
+    -------
+    own, mutual : float or ndarray
+        Like `b`.
+    """
     once = b / n_data
     if sampling == "without_replacement":
         twice = once * (b - 1) / max(n_data - 1, 1)
@@ -123,20 +249,16 @@ def _weight_moments(sampling: str, n_data: int, b: FloatArray) -> tuple[FloatArr
     if sampling == "with_replacement":  # multinomial counts
         share = 1 / n_data
         return b * share * (1 - share) / once**2, -b * share**2 / once**2
-    return (once - once**2) / once**2, np.zeros_like(once)
+    return (once - once**2) / once**2, 0.0 * once
 
 
 def _stationary_energy(
     lam: FloatArray, eta: FloatArray, sgd: SGD
 ) -> tuple[FloatArray, NDArray[np.bool_]]:
     """Return E u^2 where the gradient is taken, for unit noise per step; and which are stable."""
-    mu = sgd.momentum
-    slope = eta * (lam + sgd.weight_decay)
-    p, q = (1 + mu, mu) if sgd.nesterov else (1.0, 0.0)
-    # z' = z + mu (z - z_old) - slope (p z - q z_old)
-    c1, c2 = 1 + mu - slope * p, -mu + slope * q
+    c1, c2, p, q = _recursion(lam, eta, sgd)
     # unknowns E z^2, E z z_old, E z_old^2
-    system = np.zeros((*slope.shape, 3, 3))
+    system = np.zeros((*c1.shape, 3, 3))
     system[..., 0, 0] = 1 - c1**2
     system[..., 0, 1] = -2 * c1 * c2
     system[..., 0, 2] = -(c2**2)
@@ -146,9 +268,22 @@ def _stationary_energy(
     system[..., 2, 2] = 1.0
     moving = lam > 0
     system[~moving] = np.eye(3)
-    noise = np.zeros((*slope.shape, 3, 1))
+    noise = np.zeros((*c1.shape, 3, 1))
     noise[..., 0, 0] = 1.0
     solution = np.linalg.solve(system, noise)[..., 0]
     now, cross, old = solution[..., 0], solution[..., 1], solution[..., 2]
-    stable = (np.abs(c2) < 1) & (np.abs(c1) < 1 - c2) | ~moving
+    stable = _contracts(c1, c2) | ~moving
     return np.where(moving, p**2 * now - 2 * p * q * cross + q**2 * old, 0.0), stable
+
+
+def _recursion(lam: FloatArray, eta: Any, sgd: SGD) -> tuple[FloatArray, FloatArray, float, float]:
+    """Return c1, c2, p, q of z' = c1 z + c2 z_old, with gradients taken at u = p z - q z_old."""
+    mu = sgd.momentum
+    slope = eta * (lam + sgd.weight_decay)
+    p, q = (1 + mu, mu) if sgd.nesterov else (1.0, 0.0)
+    return 1 + mu - slope * p, -mu + slope * q, p, q
+
+
+def _contracts(c1: FloatArray, c2: FloatArray) -> NDArray[np.bool_]:
+    """Return where both roots of x^2 = c1 x + c2 lie inside the unit circle."""
+    return (np.abs(c2) < 1) & (np.abs(c1) < 1 - c2)

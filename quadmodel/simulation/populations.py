@@ -98,13 +98,63 @@ def population_growth(
     .. [1] A. Doucet, A. Johansen, "A tutorial on particle filtering and smoothing: fifteen years
        later" (2009), for the redrawing and its unbiasedness.
     """
-    n_cells, n_data = len(learning_rate), model.n_data
-    check_memory("the populations", 8.0 * 4 * n_cells * replicas * n_data)
+    n_cells = len(learning_rate)
+    check_memory("the populations", 8.0 * 4 * n_cells * replicas * model.n_data)
     generator = np.random.default_rng([seed, first_replica])
-    eigenvalues, vectors = model.eigensystem
-    reached = vectors[:, eigenvalues > 0]
     edges = np.linspace(0, steps, _BLOCKS + 1).astype(np.int64)
     lengths = np.diff(edges)[_MEASURED:]
+
+    def growth(select: bool, first: int) -> FloatArray:
+        number = first + np.arange(n_cells * replicas).reshape(n_cells, replicas)
+        state = random_directions(model, generator, number.shape)
+        cells = (learning_rate, batch_size, number)
+        blocks = follow(
+            model, state, *cells, sgd, edges, select=select, seed=seed, pool=pool, advance=advance
+        )
+        return blocks[_MEASURED:]
+
+    blocks = growth(True, first_replica)[:, :, 0]
+    members = growth(False, first_replica + n_cells * replicas).sum(axis=0) / lengths.sum()
+    with np.errstate(invalid="ignore"):
+        return _of_mean(blocks, lengths), growth_of_members(members)
+
+
+def random_directions(
+    model: QuadraticModel, generator: np.random.Generator, shape: tuple[int, int]
+) -> FloatArray:
+    """Return normal residuals in the range of the NTK, shape (cells, members, n_data)."""
+    eigenvalues, vectors = model.eigensystem
+    reached = vectors[:, eigenvalues > 0]
+    directions = generator.standard_normal((*shape, model.n_data)) @ reached @ reached.T
+    return np.asarray(directions)
+
+
+def follow(
+    model: QuadraticModel,
+    state: FloatArray,
+    learning_rate: FloatArray,
+    batch_size: IntArray,
+    number: IntArray,
+    sgd: SGD,
+    edges: IntArray,
+    *,
+    select: bool,
+    seed: int,
+    pool: Workers,
+    advance: Callable[[int], object] = lambda replica_steps: None,
+) -> FloatArray:
+    """Step residuals in place from step edges[0] to edges[-1], their sizes set back to 1.
+
+    `state` has shape (cells, members, n_data), `number` (replica numbers) (cells, members). Returns
+    the growth of the log loss per block between two edges and per cell: of each member, or if
+    `select` of their mean, members being redrawn in proportion to their losses.
+    """
+    n_cells, members, n_data = state.shape
+    eigenvalues, vectors = model.eigensystem
+    reached = vectors[:, eigenvalues > 0]
+    whole = reached.shape[1] == n_data
+    ntk, old = model.ntk(), state.copy()
+    growth = np.zeros((len(edges) - 1, n_cells, 1 if select else members))
     options = (
         sgd.momentum,
         sgd.nesterov,
@@ -113,48 +163,40 @@ def population_growth(
         np.uint64(seed),
         0,
     )
-    ntk = model.ntk()
-    stretch = steps if reached.shape[1] == n_data else _LEAK_STEPS
 
-    def follow(select: bool, first: int) -> FloatArray:
-        """Return the growth of the log loss per measured block, cell and member."""
-        number = first + np.arange(n_cells * replicas).reshape(n_cells, replicas)
-        state = generator.standard_normal((n_cells, replicas, n_data)) @ reached @ reached.T
-        old = state.copy()
-        growth = np.zeros((_BLOCKS, n_cells, 1 if select else replicas))
+    def work(some: slice, block: int) -> None:
+        first, last = int(edges[block]), int(edges[block + 1])
+        stretch = last - first if whole else _LEAK_STEPS
+        for step in range(first, last, max(stretch, 1)):
+            _kernels.advance_populations(
+                ntk,
+                state[some],
+                old[some],
+                learning_rate[some],
+                batch_size[some],
+                number[some],
+                select,
+                *options,
+                step,
+                min(stretch, last - step),
+                growth[block, some],
+            )
+            if not whole:
+                state[some] = state[some] @ reached @ reached.T
+                old[some] = old[some] @ reached @ reached.T
 
-        def work(some: slice, block: int) -> None:
-            first, last = int(edges[block]), int(edges[block + 1])
-            for step in range(first, last, stretch):
-                _kernels.advance_populations(
-                    ntk,
-                    state[some],
-                    old[some],
-                    learning_rate[some],
-                    batch_size[some],
-                    number[some],
-                    select,
-                    *options,
-                    step,
-                    min(stretch, last - step),
-                    growth[block, some],
-                )
-                if stretch < steps:
-                    state[some] = state[some] @ reached @ reached.T
-                    old[some] = old[some] @ reached @ reached.T
+    chunks = [slice(i, i + _CHUNK) for i in range(0, n_cells, _CHUNK)]
+    for block in range(len(edges) - 1):
+        pool.map(partial(work, block=block), chunks)
+        advance(n_cells * members * int(edges[block + 1] - edges[block]))
+    return growth
 
-        chunks = [slice(i, i + _CHUNK) for i in range(0, n_cells, _CHUNK)]
-        for block in range(_BLOCKS):
-            pool.map(partial(work, block=block), chunks)
-            advance(n_cells * replicas * int(edges[block + 1] - edges[block]))
-        return growth[_MEASURED:]
 
-    blocks = follow(True, first_replica)[:, :, 0]
-    members = follow(False, first_replica + n_cells * replicas).sum(axis=0) / lengths.sum()
-    with np.errstate(invalid="ignore"):
-        spread = members.std(axis=1, ddof=1) / replicas**0.5
-        typical = Growth(members.mean(axis=1), np.where(np.isfinite(spread), spread, 0.0))
-        return _of_mean(blocks, lengths), typical
+def growth_of_members(members: FloatArray) -> Growth:
+    """Return the mean growth per cell and its standard error over independent members."""
+    with np.errstate(invalid="ignore"):  # infinite where a residual has vanished or exploded
+        spread = members.std(axis=1, ddof=1) / members.shape[1] ** 0.5
+        return Growth(members.mean(axis=1), np.where(np.isfinite(spread), spread, 0.0))
 
 
 def _of_mean(blocks: FloatArray, lengths: IntArray) -> Growth:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from quadmodel._progress import progress_bar
-from quadmodel._validation import FloatArray, InputError, as_integer, check_memory
+from quadmodel._validation import InputError, as_integer, check_memory
 from quadmodel._version import __version__
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
-from quadmodel.simulation import observables
-from quadmodel.simulation._lanes import Lanes, Stepper, Workers, groups, start_lanes, workers
+from quadmodel.simulation._lanes import Lanes, Stepper, start_lanes, workers
+from quadmodel.simulation._measure import SAMPLED_BATCHES, Gauge, bytes_needed
+from quadmodel.simulation._snapshots import Snapshots
+from quadmodel.simulation.observables import OBSERVABLES, as_observables
 
 
 def simulate(
@@ -24,6 +27,7 @@ def simulate(
     replicas: int = 1,
     seed: int = 0,
     record_every: int | None = None,
+    observables: Sequence[str] | str | None = None,
     model_index: int = 0,
     threads: int | None = None,
     progress: bool = False,
@@ -46,6 +50,8 @@ def simulate(
     record_every : int, optional
         Steps between two records; by default every step of a linear model, and about fifty records
         of a quadratic one, whose full loss and NTK cost more than a step.
+    observables : sequence of str, or "all", optional
+        What to record, by the names below; those marked with a star by default.
     model_index : int, optional
         Number of the model among several that share a seed.
     threads : int, optional
@@ -56,17 +62,40 @@ def simulate(
     Returns
     -------
     xarray.Dataset
-        `loss`, `ntk_largest_eigenvalue`, `ntk_trace`, `noise_kernel_norm` and
-        `noise_kernel_norm_finite` (replica, step); `mode_energy` and its standard error over
-        replicas (step, mode), along the eigenvectors of the initial NTK; `divergence_step`
-        (replica), -1 for runs that did not diverge. A run that diverges (squared norm beyond 1e200
-        of its start, or 1e100 in parameters) stops there; from then on its loss and mode energies
-        are +inf and its NTK is NaN.
+        With dimensions (replica, step) unless said otherwise; :math:`\theta` is the displacement
+        from the initial parameters, and z, J, the NTK :math:`\Theta = JJ^\top/D` with its
+        eigenvalues :math:`\lambda` and eigenvectors v are those at the step:
+
+        - `loss`*: :math:`L = |z|^2/(2D)`.
+        - `squared_distance`*: :math:`|\theta|^2`, in units of parameter^2.
+        - `ntk_largest_eigenvalue`*, `ntk_trace`*, and `ntk_eigenvalue` (replica, step, mode), all
+          of them in descending order; in units of 1 / learning rate.
+        - `noise_kernel_norm`*, `noise_kernel_norm_finite`*, `noise_kernel_norm_exact`: K of the
+          present NTK, without unit, in the three forms of :func:`quadmodel.noise_kernel_norm`.
+        - `hessian_largest_eigenvalue`: of :math:`H = \nabla^2L = (J^\top J + \sum_az_aQ_a)/D`, in
+          units of 1 / learning rate.
+        - `batch_sharpness`: mean of :math:`g_B^\top H_Bg_B/|g_B|^2`, in units of 1 / learning rate,
+          over 32 batches that are drawn for it, with gradient :math:`g_B = J^\top Wz/D` and
+          Hessian :math:`H_B = (J^\top WJ + \sum_aw_az_aQ_a)/D` of the batch; those without gradient
+          don't count.
+        - `gradient_noise_interaction`: :math:`E_B[g_B^\top Hg_B]/|\nabla L|^2`, in units of
+          1 / learning rate, exactly, over all batches.
+        - `residual_overlap`: :math:`(v_1\cdot z)^2/|z|^2`, without unit, along the top eigenvector
+          of the present NTK.
+        - `mode_energy`* and `mode_energy_standard_error`* (step, mode): mean over replicas of the
+          squared residual along each eigenvector of the *initial* NTK, in units of residual^2.
+        - `divergence_step`* (replica): -1 for runs that did not diverge; always there.
+
+        L, its gradients and Hessians are without the term of weight decay. A run that diverges
+        (squared norm beyond 1e200 of its start, or 1e100 in parameters) stops there; from then on
+        its loss, its squared distance and the mode energies are +inf, and everything else is NaN.
+        So is what a vanishing residual or gradient leaves undefined.
 
     Raises
     ------
     InputError
-        If an argument is out of range or the batch is larger than the data.
+        If an argument is out of range, the batch is larger than the data, or an observable is not
+        known.
     MemoryError
         If the records don't fit in memory.
 
@@ -78,9 +107,24 @@ def simulate(
     with :math:`\varphi_t` as in :class:`quadmodel.SGD`; in function space
     :math:`z_{t+1} = z_t + \mu(z_t-z_{t-1}) - \eta\Theta W_tu_t - \eta\rho(u_t-z_0)`.
 
+    *What a record costs*, for dense curvature, per replica and in multiplications. By default one
+    pass over Q (:math:`DP^2`: as much as D/B steps) gives J, and from it z; the NTK takes
+    :math:`D^2P`, and one factorisation without eigenvectors, :math:`\tfrac43D^3`, gives all
+    eigenvalues, of which K needs every one: nothing is left for a Lanczos iteration to save.
+    `hessian_largest_eigenvalue` and `gradient_noise_interaction` share one more pass, for
+    :math:`\sum_az_aQ_a`; then Lanczos takes a few dozen products of :math:`P(2D+P)`, and the other
+    one of :math:`DP^2`. `batch_sharpness` costs as much as 32 steps.
+    `noise_kernel_norm_exact` and `residual_overlap` need eigenvectors, :math:`O(D^3)`. Replicas
+    share the passes, so that each takes less of the memory's time.
+
+    Batches for `batch_sharpness` are, like those of the steps, a function of (seed, model_index,
+    replica, step), from counters that no step uses.
+
     References
     ----------
     .. [1] A. Agarwala, J. Pennington, arXiv:2404.19261, section 2.
+    .. [2] A. Andreyev, P. Beneventano, arXiv:2412.20553, for batch sharpness and gradient-noise
+       interaction.
 
     Examples
     --------
@@ -99,12 +143,13 @@ def simulate(
     replicas = as_integer("replicas", replicas, high=2**32 - 1)
     seed = as_integer("seed", seed, low=0, high=2**64 - 1)
     model_index = as_integer("model_index", model_index, low=0, high=2**32 - 1)
+    names = as_observables(observables)
     threads = None if threads is None else as_integer("threads", threads)
     if record_every is None:
         record_every = 1 if model.curvature is None else max(1, steps // 50)
     record_every = as_integer("record_every", record_every)
     recorded = np.arange(0, steps + 1, record_every)
-    check_memory("the simulation", _bytes_needed(model, replicas, recorded.size))
+    check_memory("the simulation", _bytes_needed(model, replicas, recorded.size, names))
 
     lanes = start_lanes(
         model,
@@ -113,13 +158,14 @@ def simulate(
         np.arange(replicas),
     )
     stepper = Stepper(model, sgd, seed=seed, model_index=model_index)
-    record = _Record(model, sgd, replicas, recorded.size)
+    record = _Record(names, replicas, recorded.size, model.n_data)
     with workers(threads) as pool, progress_bar(steps, what="simulate", show=progress) as bar:
-        record.take(0, lanes, pool)
-        for k, step in enumerate(recorded[1:], start=1):
+        snapshots = Snapshots(Gauge(model, sgd, seed, model_index, pool))
+        record.take(0, 0, lanes, snapshots)
+        for k, step in enumerate(recorded[1:].tolist(), start=1):
             if lanes.alive.any():
-                stepper.advance(lanes, int(recorded[k - 1]), int(step - recorded[k - 1]), pool)
-            record.take(k, lanes, pool)
+                stepper.advance(lanes, step - record_every, record_every, pool)
+            record.take(k, step, lanes, snapshots)
             bar.update(record_every)
         if recorded[-1] < steps:  # the last, unrecorded stretch decides about divergence
             stepper.advance(lanes, int(recorded[-1]), int(steps - recorded[-1]), pool)
@@ -133,113 +179,79 @@ def simulate(
         "n_params": model.n_params,
         **sgd.spec(),
     }
-    return record.dataset(recorded, lanes, attrs)
+    return record.dataset(recorded, lanes.diverged_at, attrs)
 
 
-def _bytes_needed(model: QuadraticModel, replicas: int, n_records: int) -> float:
-    state = model.n_data if model.curvature is None else 6 * model.n_params + 2 * model.n_data
-    return 8.0 * (replicas * (3 * state + 6 * n_records) + 3 * n_records * model.n_data)
+def _bytes_needed(
+    model: QuadraticModel, replicas: int, n_records: int, names: tuple[str, ...]
+) -> float:
+    state = model.n_data if model.curvature is None else 2 * model.n_params
+    sizes = {"replica": replicas, "step": n_records, "mode": model.n_data}
+    records = sum(np.prod([sizes[d] for d in OBSERVABLES[name].dims]) for name in names)
+    stepping = 0 if model.curvature is None else 3 * (4 * model.n_params + 2 * model.n_data)
+    return 8.0 * (replicas * (3 * state + stepping) + records + 2 * n_records * model.n_data) + (
+        bytes_needed(model, replicas, names)
+    )
 
 
 class _Record:
     """Collects the observables of all replicas, record by record."""
 
-    def __init__(self, model: QuadraticModel, sgd: SGD, replicas: int, n_records: int) -> None:
-        self._model, self._sgd = model, sgd
-        self._spectrum, self._vectors = model.eigensystem
-        self.loss = np.full((replicas, n_records), np.inf)
-        self.largest = np.full((replicas, n_records), np.nan)
-        self.trace, self.paper, self.finite = (self.largest.copy() for _ in range(3))
-        self.energy = np.full((n_records, model.n_data), np.inf)
-        self.energy_error = np.full((n_records, model.n_data), np.nan)
+    def __init__(self, names: tuple[str, ...], replicas: int, n_records: int, n_data: int) -> None:
+        sizes = {"replica": replicas, "step": n_records, "mode": n_data}
+        self._names = names
+        self._arrays = {
+            name: np.full([sizes[d] for d in OBSERVABLES[name].dims], OBSERVABLES[name].diverged)
+            for name in names
+        }
+        self._energy_error = np.full((n_records, n_data), np.nan)
 
-    def take(self, k: int, lanes: Lanes, pool: Workers) -> None:
+    def take(self, k: int, step: int, lanes: Lanes, snapshots: Snapshots) -> None:
         """Measure all lanes at record `k`."""
-        moments = pool.map(lambda rows: self._measure(k, lanes, rows), groups(len(lanes.replica)))
-        if not lanes.alive.all():
+        if not self._names:
             return
-        # Sums in the order of the groups, which the number of threads doesn't change.
+        moments = []
+        with_energy = "mode_energy" in self._names and bool(lanes.alive.all())
+        for rows, snapshot in snapshots.take(lanes, step):
+            for name in self._names:
+                if name != "mode_energy":
+                    self._arrays[name][rows, k] = getattr(snapshot, name)
+            if with_energy:
+                moments.append(snapshot.mode_energy_moments())
+        if not with_energy:
+            return
+        # Sums in the order of the parts, which the number of threads doesn't change.
         count = len(lanes.replica)
         mean = sum(m[0] for m in moments) / count
-        self.energy[k] = mean
+        self._arrays["mode_energy"][k] = mean
         if count > 1:
             with np.errstate(over="ignore"):
                 spread = sum(m[1] + m[2] * (m[0] / m[2] - mean) ** 2 for m in moments)
-            self.energy_error[k] = np.sqrt(spread / (count - 1) / count)
+            self._energy_error[k] = np.sqrt(spread / (count - 1) / count)
 
-    def _measure(self, k: int, lanes: Lanes, rows: slice) -> tuple[FloatArray, FloatArray, int]:
-        """Fill the columns of one group; return sum, scatter and number of its mode energies."""
-        model = self._model
-        alive = np.flatnonzero(lanes.alive[rows]) + rows.start
-        z = observables.residuals(model, lanes.state[alive])
-        self.loss[alive, k] = np.einsum("na,na->n", z, z) / (2 * model.n_data)
-        if model.curvature is None:
-            spectra = np.broadcast_to(self._spectrum, (min(1, len(alive)), model.n_data))
-        else:
-            spectra = observables.ntk_eigenvalues(model, lanes.state[alive])
-        some = alive[: len(spectra)]
-        paper, finite = observables.noise_kernel_norms(
-            spectra, lanes.learning_rate[some], lanes.batch_size[some].astype(float), self._sgd
-        )
-        self.largest[alive, k] = spectra[:, 0] if len(alive) else []
-        self.trace[alive, k] = spectra.sum(axis=1)
-        self.paper[alive, k], self.finite[alive, k] = paper, finite
-        energy = (z @ self._vectors) ** 2
-        total = energy.sum(axis=0)
-        with np.errstate(over="ignore"):  # a run on its way to divergence
-            scatter = ((energy - total / max(len(alive), 1)) ** 2).sum(axis=0)
-        return total, scatter, max(len(alive), 1)
-
-    def dataset(self, recorded: Any, lanes: Lanes, attrs: dict[str, Any]) -> xr.Dataset:
+    def dataset(self, recorded: Any, diverged_at: Any, attrs: dict[str, Any]) -> xr.Dataset:
         """Label everything."""
-        per_run = ("replica", "step")
-        eigenvalue = "1 / learning rate"
-        return xr.Dataset(
-            {
-                "loss": (per_run, self.loss, {"long_name": "loss", "units": "loss"}),
-                "ntk_largest_eigenvalue": (
-                    per_run,
-                    self.largest,
-                    {"long_name": "largest eigenvalue of the NTK", "units": eigenvalue},
-                ),
-                "ntk_trace": (
-                    per_run,
-                    self.trace,
-                    {"long_name": "trace of the NTK", "units": eigenvalue},
-                ),
-                "noise_kernel_norm": (
-                    per_run,
-                    self.paper,
-                    {"long_name": "noise kernel norm (paper)", "units": "1"},
-                ),
-                "noise_kernel_norm_finite": (
-                    per_run,
-                    self.finite,
-                    {"long_name": "noise kernel norm (finite size)", "units": "1"},
-                ),
-                "mode_energy": (
-                    ("step", "mode"),
-                    self.energy,
-                    {
-                        "long_name": "mean squared residual along an NTK eigenvector",
-                        "units": "residual^2",
-                    },
-                ),
-                "mode_energy_standard_error": (
-                    ("step", "mode"),
-                    self.energy_error,
-                    {"long_name": "standard error over replicas", "units": "residual^2"},
-                ),
-                "divergence_step": (
-                    "replica",
-                    lanes.diverged_at,
-                    {"long_name": "step at which the run diverged, or -1", "units": "SGD steps"},
-                ),
-            },
-            coords={
-                "replica": np.arange(len(lanes.replica)),
-                "step": ("step", recorded, {"units": "SGD steps"}),
-                "mode": np.arange(self._model.n_data),
-            },
-            attrs=attrs,
+        variables: dict[str, Any] = {}
+        for name in self._names:
+            label = OBSERVABLES[name]
+            named: dict[str, Any] = {"long_name": label.long_name, "units": label.units}
+            variables[name] = (label.dims, self._arrays[name], named)
+            if name == "batch_sharpness":
+                named["sampled_batches"] = SAMPLED_BATCHES
+            if name == "mode_energy":
+                variables["mode_energy_standard_error"] = (
+                    label.dims,
+                    self._energy_error,
+                    {"long_name": "standard error over replicas", "units": label.units},
+                )
+        variables["divergence_step"] = (
+            "replica",
+            diverged_at,
+            {"long_name": "step at which the run diverged, or -1", "units": "SGD steps"},
         )
+        coords = {
+            "replica": np.arange(len(diverged_at)),
+            "step": ("step", recorded, {"units": "SGD steps"}),
+            "mode": np.arange(self._energy_error.shape[1]),
+        }
+        return xr.Dataset(variables, coords, attrs)

@@ -17,6 +17,7 @@ from tests.oracles import naive_sgd
 
 SCHEMES = ("without_replacement", "with_replacement", "bernoulli")
 PER_RUN = (
+    "squared_distance",
     "loss", "ntk_largest_eigenvalue", "ntk_trace", "noise_kernel_norm", "noise_kernel_norm_finite"
 )  # fmt: skip
 

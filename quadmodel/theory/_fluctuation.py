@@ -1,0 +1,246 @@
+r"""One-step fluctuation of the quadratic form :math:`\ell = s^\top Ls` that grows by r exactly.
+
+s is the residual, or with momentum the pair of the last two. All formulas of this file are of the
+kind that `_generated` holds and wait to be emitted.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+
+from quadmodel._validation import FloatArray
+from quadmodel.optimizer import SGD
+from quadmodel.theory import _formulas as formulas
+from quadmodel.theory import _generated as generated
+
+
+class Eigenmatrices(NamedTuple):
+    """Eigenmatrices of the second-moment map and of its adjoint, over pairs of modes.
+
+    `now`, `cross`, `old` are the blocks of E s s^T, s = (z_t, z_(t-1)); `adjoint_...` those of L;
+    `at_gradient` is the moment of the point of the gradient, and eta^2 Theta L_now Theta as well.
+    """
+
+    growth: float
+    now: FloatArray
+    cross: FloatArray
+    old: FloatArray
+    adjoint_now: FloatArray
+    adjoint_cross: FloatArray
+    adjoint_old: FloatArray
+    at_gradient: FloatArray
+
+
+def eigenmatrices(
+    lam: FloatArray, vectors: FloatArray, sgd: SGD, growth: float, energies: FloatArray
+) -> Eigenmatrices:
+    r"""Return both eigenmatrices from the growth factor and the energies of the points.
+
+    `energies` is the Perron vector of the noise kernel discounted by `growth`; `lam` holds positive
+    eigenvalues only. The noise kernel is symmetric, so the adjoint has the same Perron vector.
+    """
+    n_data = len(vectors)
+    gamma, kappa = formulas.batch_weight_covariance(sgd, n_data)
+    here, there = (slice(None), None), (None, slice(None))  # first and second mode of a pair
+    pair = lam[here], lam[there], sgd
+    dressed = formulas.dressed_response(
+        formulas.pair_response(*pair, growth=growth), gamma, kappa, n_data
+    )
+    spread = vectors.T @ (energies[:, None] * vectors)
+    at_gradient = gamma * dressed * spread
+    noise = generated.noise_moment(at_gradient, spread, gamma, kappa, n_data)
+    now = at_gradient
+    if sgd.nesterov:
+        now = formulas.pair_response(*pair, growth=growth, at_gradient=False) * noise
+    a, b = formulas.mode_recursion(lam, sgd)
+    a, a_other, b, b_other = a[here], a[there], b[here], b[there]
+    ahead, behind = formulas.extrapolation(sgd)
+    adjoint = at_gradient / (sgd.learning_rate**2 * lam[here] * lam[there])
+    both = growth**2 - b * b_other
+    cross = (growth * a - b * a_other) / both * now
+    seen = ahead * behind * noise
+    adjoint_cross = b * b_other * a_other * adjoint - growth * b_other * a * adjoint
+    adjoint_cross = (adjoint_cross + (b_other - growth) * seen) / both
+    return Eigenmatrices(
+        growth,
+        now,
+        cross,
+        now / growth,
+        adjoint,
+        adjoint_cross,
+        (b * b_other * adjoint + behind**2 * noise) / growth,
+        at_gradient,
+    )
+
+
+def one_step_variance(lam: FloatArray, vectors: FloatArray, sgd: SGD, m: Eigenmatrices) -> float:
+    r"""Return :math:`E_s\mathrm{Var}(\ell'|s)/(r^2E_s\ell^2)` at Gaussian s, over all batches."""
+    # l' = r l - 2 sum_i g_i u_i x_i + sum_ij N_ij u_i u_j (x_i x_j - E x_i x_j), x = w - 1,
+    # u the point of the gradient, g = eta Theta [L A s]_now, N = eta^2 Theta L_now Theta.
+    a, b = formulas.mode_recursion(lam, sgd)
+    ahead, behind = formulas.extrapolation(sgd)
+    drive = sgd.learning_rate * lam[:, None]
+    of_now = drive * (m.adjoint_now * a + m.adjoint_cross)  # g = of_now z_t - of_old z_(t-1)
+    if sgd.momentum == 0.0:
+        slope_point = of_now @ m.now
+        slope_slope = slope_point @ of_now.T
+        product = m.adjoint_now @ m.now
+    else:
+        of_old = drive * (m.adjoint_now * b)
+        with_now = of_now @ m.now - of_old @ m.cross.T
+        with_old = of_now @ m.cross - of_old @ m.old
+        slope_point = ahead * with_now - behind * with_old
+        slope_slope = with_now @ of_now.T - with_old @ of_old.T
+        product = np.block(
+            [[m.adjoint_now, m.adjoint_cross], [m.adjoint_cross.T, m.adjoint_old]]
+        ) @ np.block([[m.now, m.cross], [m.cross.T, m.old]])
+    square = np.trace(product) ** 2 + 2 * np.sum(product * product.T)
+    point, slope_point, slope_slope = (
+        vectors @ matrix @ vectors.T for matrix in (m.at_gradient, slope_point, slope_slope)
+    )
+    weights = weight_moments(sgd, len(vectors))
+    gamma, kappa = formulas.batch_weight_covariance(sgd, len(vectors))
+    variance = (
+        _second_order(point, slope_point, slope_slope, gamma, kappa)
+        + _third_order(point, slope_point, weights)
+        + _fourth_order(point, weights, gamma, kappa)
+    )
+    return max(float(variance / (m.growth**2 * square)), 0.0)  # below only by rounding
+
+
+def _second_order(
+    point: FloatArray, mixed: FloatArray, slope: FloatArray, gamma: float, kappa: float
+) -> float:
+    r"""Return :math:`4\sum_{ij}E[x_ix_j]E[g_iu_ig_ju_j]`.
+
+    Moments at all data points: `point` E u u^T, `mixed` E g u^T, `slope` E g g^T.
+    """
+    own = np.diagonal(slope) @ np.diagonal(point) + 2 * np.sum(np.diagonal(mixed) ** 2)
+    total = np.trace(mixed) ** 2 + np.sum(slope * point) + np.sum(mixed * mixed.T)
+    return float(4 * gamma * (own - kappa * total / len(point)))
+
+
+def _third_order(point: FloatArray, mixed: FloatArray, weights: WeightMoments) -> float:
+    r"""Return :math:`-4\sum_{ijk}E[x_ix_jx_k]N_{jk}E[g_iu_iu_ju_k]`, N being `point`."""
+    p, q = np.diagonal(point), np.diagonal(mixed)
+    squared = point @ point
+    across = mixed * point
+    one = 3 * np.sum(p**2 * q)
+    two = (
+        q.sum() * (p @ p)
+        + 2 * across.sum(axis=0) @ p
+        + 4 * q @ np.diagonal(squared)
+        + 2 * across.sum(axis=1) @ p
+    )
+    three = q.sum() * np.trace(squared) + 2 * np.sum(mixed * squared)
+    return float(-4 * (weights.c3 * one + weights.c21 * two + weights.c111 * three))
+
+
+def _fourth_order(point: FloatArray, weights: WeightMoments, gamma: float, kappa: float) -> float:
+    r"""Return :math:`\sum(E[x_ix_jx_kx_l]-E[x_ix_j]E[x_kx_l])N_{ij}N_{kl}E[u_iu_ju_ku_l]`."""
+    p, share = np.diagonal(point), kappa / len(point)
+    squared = point @ point
+    entries = point**2
+    s = np.diagonal(squared)
+    cubed = np.sum(p * np.sum(squared * point, axis=1))  # sum_i P_ii (P^3)_ii
+    trace, fourth = np.trace(squared), np.sum(squared**2)
+    pairs, mixed, quartic = (p @ p) ** 2, p @ entries @ p, np.sum(entries**2)
+    joined = (p @ p) * trace + 2 * cubed
+    free = trace**2 + 2 * fourth
+    return float(
+        weights.c4 * 3 * np.sum(p**4)
+        + weights.c31 * 12 * (p**2) @ s
+        + weights.c22 * (pairs + 4 * mixed + 4 * quartic)
+        + weights.c211 * (2 * joined + 4 * cubed + 8 * np.sum(s**2))
+        + weights.c1111 * free
+        - gamma**2 * (pairs + 2 * mixed - 2 * share * joined + share**2 * free)
+    )
+
+
+class WeightMoments(NamedTuple):
+    r"""Third and fourth moments of the batch weights x = w - 1, in products of deltas.
+
+    :math:`E[x_ix_jx_k] = c_3\delta_{ijk} + c_{21}(\delta_{ij}+\delta_{jk}+\delta_{ik}) + c_{111}`
+    and in the same way :math:`E[x_ix_jx_kx_l]`: a coefficient belongs to all partitions of the
+    indices into blocks of these sizes.
+    """
+
+    c3: float
+    c21: float
+    c111: float
+    c4: float
+    c31: float
+    c22: float
+    c211: float
+    c1111: float
+
+
+def weight_moments(sgd: SGD, n_data: int) -> WeightMoments:
+    """Return the moments of the scheme, from exact integers."""
+    scale = Fraction(n_data, sgd.batch_size)
+    of_counts = _COUNT_MOMENTS[sgd.sampling]
+
+    def central(*sizes: int) -> Fraction:
+        """Return E prod_b x_b^size over different points b; of no meaning where there are few."""
+        if len(sizes) > n_data:
+            return Fraction(0)
+        total = Fraction(0)
+        for powers in itertools.product(*(range(size + 1) for size in sizes)):
+            ways = math.prod(map(math.comb, sizes, powers))
+            sign = (-1) ** (sum(sizes) - sum(powers))
+            raw = of_counts(tuple(k for k in powers if k), n_data, sgd.batch_size)
+            total += sign * ways * scale ** sum(powers) * raw
+        return total
+
+    m3, m21, m111 = central(3), central(2, 1), central(1, 1, 1)
+    m4, m31, m22 = central(4), central(3, 1), central(2, 2)
+    m211, m1111 = central(2, 1, 1), central(1, 1, 1, 1)
+    coefficients = (
+        m3 - 3 * m21 + 2 * m111,
+        m21 - m111,
+        m111,
+        m4 - 4 * m31 - 3 * m22 + 12 * m211 - 6 * m1111,
+        m31 - 3 * m211 + 2 * m1111,
+        m22 - 2 * m211 + m1111,
+        m211 - m1111,
+        m1111,
+    )
+    return WeightMoments(*map(float, coefficients))
+
+
+def _without_replacement(powers: tuple[int, ...], n_data: int, batch_size: int) -> Fraction:
+    points = len(powers)
+    return Fraction(math.perm(batch_size, points), math.perm(n_data, points))
+
+
+def _with_replacement(powers: tuple[int, ...], n_data: int, batch_size: int) -> Fraction:
+    # Powers of a multiplicity in falling factorials, whose moments are B^(n) / D^n.
+    total = Fraction(0)
+    for parts in itertools.product(*(range(1, k + 1) for k in powers)):
+        ways = math.prod(map(_stirling, powers, parts))
+        total += ways * Fraction(math.perm(batch_size, sum(parts)), n_data ** sum(parts))
+    return total
+
+
+def _bernoulli(powers: tuple[int, ...], n_data: int, batch_size: int) -> Fraction:
+    return Fraction(batch_size, n_data) ** len(powers)
+
+
+_COUNT_MOMENTS: dict[str, Callable[[tuple[int, ...], int, int], Fraction]] = {
+    "without_replacement": _without_replacement,
+    "with_replacement": _with_replacement,
+    "bernoulli": _bernoulli,
+}
+
+
+def _stirling(power: int, parts: int) -> int:
+    """Return the number of partitions of `power` objects into `parts` blocks."""
+    if parts in (0, power):
+        return int(parts == power)
+    return parts * _stirling(power - 1, parts) + _stirling(power - 1, parts - 1)

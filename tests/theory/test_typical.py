@@ -1,0 +1,286 @@
+"""Typical growth: eigenmatrices and one-step variance against enumeration, edges, validity."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import quadmodel as qm
+from quadmodel._validation import InputError
+from quadmodel.theory import _fluctuation, typical
+from quadmodel.theory._inputs import as_finite_spectrum
+from quadmodel.theory.typical import typical_critical_learning_rate, typical_growth
+from tests.oracles import enumeration
+from tests.oracles.one_step import one_step, weight_fluctuations
+
+SCHEMES = ("without_replacement", "with_replacement", "bernoulli")
+NUMBERS = (
+    "typical_growth", "mean_growth", "one_step_variance", "relaxation_steps", "participation",
+    "valid",
+)  # fmt: skip
+
+
+def random_ntk(seed: int, n_data: int, n_params: int) -> np.ndarray:
+    jacobian = np.random.default_rng(seed).normal(size=(n_data, n_params))
+    return jacobian @ jacobian.T / n_data
+
+
+def of_oracle(sgd: qm.SGD) -> tuple:
+    """Return what the oracles take behind the NTK."""
+    return (
+        sgd.learning_rate, sgd.batch_size, sgd.sampling, sgd.momentum, sgd.nesterov,
+        sgd.weight_decay,
+    )  # fmt: skip
+
+
+def configurations() -> list:
+    """Return (ntk, sgd): all schemes and kinds of momentum, at K = 0.6 to 2."""
+    found = []
+    momenta = [(0.0, False), (0.6, False), (-0.4, False), (0.6, True), (-0.2, True)]
+    cases = itertools.product(SCHEMES, momenta, (0.0, 0.3))
+    for number, (sampling, (momentum, nesterov), decay) in enumerate(cases):
+        n_data, n_params = ((5, 8), (4, 6), (5, 3), (4, 2), (3, 9))[number % 5]
+        batch_size = 1 + number % min(3, n_data - 1)
+        ntk = random_ntk(200 + number, n_data, n_params)
+        sgd = qm.SGD(1.0, batch_size, momentum, nesterov, decay, sampling)
+        level = (0.6, 1.0, 2.0)[number % 3]
+        eta = qm.critical_learning_rate(ntk, sgd, method="exact", level=level)
+        name = f"D{n_data}-P{n_params}-B{batch_size}-{sampling}-mu{momentum}"
+        name += f"{'-nesterov' * nesterov}-rho{decay}-K{level}"
+        found.append(pytest.param(ntk, replace(sgd, learning_rate=eta), id=name))
+    for n_data, n_params, batch_size, sampling in (
+        (6, 9, 1, "without_replacement"),
+        (6, 9, 4, "without_replacement"),
+        (6, 4, 2, "with_replacement"),
+        (6, 7, 3, "bernoulli"),
+        (2, 3, 1, "without_replacement"),
+        (3, 3, 2, "without_replacement"),
+        (3, 2, 3, "with_replacement"),
+        (5, 1, 2, "without_replacement"),
+    ):
+        ntk = random_ntk(31 * n_data + batch_size, n_data, n_params)
+        sgd = qm.SGD(1.0, batch_size, sampling=sampling)
+        eta = qm.critical_learning_rate(ntk, sgd, method="exact", level=1.2)
+        name = f"D{n_data}-P{n_params}-B{batch_size}-{sampling}"
+        found.append(pytest.param(ntk, replace(sgd, learning_rate=eta), id=name))
+    return found
+
+
+CONFIGURATIONS = configurations()
+
+
+def matrices_of(ntk: np.ndarray, sgd: qm.SGD) -> tuple[_fluctuation.Eigenmatrices, np.ndarray]:
+    spectrum = as_finite_spectrum(ntk)
+    reached = spectrum.eigenvalues > 0
+    lam, vectors = spectrum.eigenvalues[reached], spectrum.vectors[:, reached]
+    perron = typical._perron(lam, vectors, sgd, 1.0, np.ones(len(ntk)))
+    return _fluctuation.eigenmatrices(lam, vectors, sgd, perron.growth, perron.energies), vectors
+
+
+@pytest.mark.parametrize(("ntk", "sgd"), CONFIGURATIONS)
+def test_growth_and_variance_of_all_batches(ntk, sgd):
+    found, expected = typical_growth(ntk, sgd), one_step(ntk, *of_oracle(sgd))
+    assert float(found.mean_growth) == pytest.approx(math.log(expected.growth), abs=1e-11)
+    assert float(found.one_step_variance) == pytest.approx(expected.variance, rel=1e-10)
+    assert expected.variance > 1e-4
+    assert float(found.typical_growth) == pytest.approx(
+        math.log(expected.growth) - expected.variance / 2, abs=1e-10
+    )
+    rate = qm.late_time_rate(ntk, sgd, method="exact")
+    assert float(found.mean_growth) == pytest.approx(math.log(rate), abs=1e-11)
+
+
+@pytest.mark.parametrize(("ntk", "sgd"), CONFIGURATIONS)
+def test_eigenmatrices_of_the_dense_operator(ntk, sgd):
+    expected = one_step(ntk, *of_oracle(sgd))
+    found, vectors = matrices_of(ntk, sgd)
+    for blocks, matrix in (
+        ((found.now, found.cross, found.old), expected.moment),
+        ((found.adjoint_now, found.adjoint_cross, found.adjoint_old), expected.adjoint),
+    ):
+        now, cross, old = (vectors @ block @ vectors.T for block in blocks)
+        whole = now if sgd.momentum == 0 else np.block([[now, cross], [cross.T, old]])
+        np.testing.assert_allclose(
+            whole / np.trace(whole), matrix, atol=1e-10 * np.abs(matrix).max()
+        )
+    energies = np.diagonal(vectors @ found.at_gradient @ vectors.T)
+    participation = len(ntk) * np.sum(energies**2) / energies.sum() ** 2
+    assert float(typical_growth(ntk, sgd).participation) == pytest.approx(participation, rel=1e-9)
+
+
+@pytest.mark.parametrize("sampling", SCHEMES)
+@pytest.mark.parametrize(("n_data", "batch_size"), [(1, 1), (2, 1), (3, 2), (4, 1), (4, 3), (5, 2)])
+def test_moments_of_the_weights(n_data, batch_size, sampling):
+    """Sums of products of deltas give the moments of any data points, equal or not."""
+    c = _fluctuation.weight_moments(qm.SGD(1.0, batch_size, sampling=sampling), n_data)
+    for (i, j, k), expected in weight_fluctuations(n_data, batch_size, sampling, 3).items():
+        found = c.c3 * (i == j == k) + c.c21 * ((i == j) + (j == k) + (i == k)) + c.c111
+        assert found == pytest.approx(float(expected), rel=1e-12, abs=1e-12)
+    for points, expected in weight_fluctuations(n_data, batch_size, sampling, 4).items():
+        total = c.c1111
+        pairs = [(a, b) for a, b in itertools.combinations(range(4), 2) if points[a] == points[b]]
+        total += c.c211 * len(pairs)
+        total += c.c22 * sum(set(p).isdisjoint(q) for p, q in itertools.combinations(pairs, 2))
+        triples = itertools.combinations(points, 3)
+        total += c.c31 * sum(len(set(triple)) == 1 for triple in triples)
+        total += c.c4 * (len(set(points)) == 1)
+        assert total == pytest.approx(float(expected), rel=1e-12, abs=1e-12)
+
+
+def test_wrong_variances_fail_against_enumeration(monkeypatch):
+    """Negative control: without some third or fourth moments, or at those of another scheme."""
+    ntk, sgd = random_ntk(3, 5, 8), qm.SGD(0.4, 2)
+    expected = one_step(ntk, *of_oracle(sgd)).variance
+    assert float(typical_growth(ntk, sgd).one_step_variance) == pytest.approx(expected, rel=1e-10)
+    moments = _fluctuation.weight_moments
+    for change in (
+        lambda s, n: moments(s, n)._replace(c3=0.0, c21=0.0, c111=0.0),
+        lambda s, n: moments(s, n)._replace(c31=0.0),
+        lambda s, n: moments(s, n)._replace(c111=0.0),
+        lambda s, n: moments(s, n)._replace(c1111=0.0),
+        lambda s, n: moments(replace(s, sampling="bernoulli"), n),
+    ):
+        monkeypatch.setattr(_fluctuation, "weight_moments", change)
+        wrong = float(typical_growth(ntk, sgd).one_step_variance)
+        assert abs(wrong / expected - 1) > 1e-4
+
+
+@pytest.mark.parametrize("sampling", SCHEMES)
+def test_one_mode_is_a_product_of_numbers(sampling):
+    """A single mode has an exact typical growth, E log (1 - eta lambda sum_i w_i v_i^2)^2."""
+    vector = np.array([0.5, -0.1, 0.7, 0.3])
+    vector /= np.linalg.norm(vector)
+    drawn = enumeration.batches(4, 2, sampling)
+    for eta in (0.02, 0.04, 0.08):
+        found = typical_growth(np.outer(vector, vector), qm.SGD(eta, 2, sampling=sampling))
+        exact = sum(p * math.log((1 - eta * (w @ vector**2)) ** 2) for p, w in drawn)
+        gap = abs(float(found.typical_growth) - exact)
+        half = float(found.one_step_variance) / 2
+        # third order in the noise, which is at most eta D / B
+        assert gap < 0.3 * half
+        assert gap < 2 * (2 * eta) ** 3
+        # negative control: the mean's growth is wrong by half the variance
+        assert abs(float(found.mean_growth) - exact) > 0.7 * half
+
+
+def test_what_does_not_change_it():
+    ntk, sgd = random_ntk(4, 40, 60), qm.SGD(1.0, 3, momentum=0.3, weight_decay=0.1)
+    sgd = replace(sgd, learning_rate=qm.critical_learning_rate(ntk, sgd, method="exact"))
+    here = typical_growth(ntk, sgd)
+    order = np.random.default_rng(0).permutation(40)
+    scaled = replace(sgd, learning_rate=sgd.learning_rate / 2, weight_decay=0.2)
+    for there in (typical_growth(ntk[order][:, order], sgd), typical_growth(2 * ntk, scaled)):
+        for name in NUMBERS:
+            assert float(there[name]) == pytest.approx(float(here[name]), rel=1e-8, abs=1e-11)
+    assert typical_growth(ntk, sgd).identical(here)
+
+
+def test_layout():
+    found = typical_growth(random_ntk(4, 30, 50), qm.SGD(0.02, 3, nesterov=True, momentum=0.5))
+    assert list(found.data_vars) == list(NUMBERS)
+    assert dict(found.sizes) == {}
+    assert all({"long_name", "units"} <= set(found[name].attrs) for name in NUMBERS)
+    assert found.attrs["n_data"] == 30
+    assert found.attrs["batch_size"] == 3
+    difference = found.mean_growth - found.one_step_variance / 2
+    assert float(found.typical_growth) == float(difference)
+    product = float(found.one_step_variance * found.relaxation_steps)
+    assert bool(found.valid) is (product <= typical._VALID)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_full_batches(momentum):
+    ntk = random_ntk(5, 8, 12)
+    sgd = qm.SGD(0.1, 8, momentum)
+    found = typical_growth(ntk, sgd)
+    radius = enumeration.deterministic_radius(ntk, 0.1, momentum)
+    assert float(found.typical_growth) == pytest.approx(2 * math.log(radius), rel=1e-9)
+    assert float(found.one_step_variance) == 0
+    assert bool(found.valid)
+    edge = qm.edge_of_stability(ntk, sgd)
+    assert typical_critical_learning_rate(ntk, sgd) == pytest.approx(edge, rel=1e-12)
+    one = typical_growth(np.array([[2.0]]), qm.SGD(0.1, 1, sampling="with_replacement"))
+    assert float(one.typical_growth) == pytest.approx(2 * math.log(0.8))
+
+
+def test_noise_below_rounding():
+    """A slow mode that outlives what noise feeds: no noise to speak of, and no NaN."""
+    ntk = np.diag([1.0, 1.0, 1e-14])
+    found = typical_growth(ntk, qm.SGD(0.1, 1))
+    assert float(found.typical_growth) == pytest.approx(0, abs=1e-12)
+    assert np.isfinite([float(found[name]) for name in NUMBERS]).all()
+    # all modes annihilated without noise
+    annihilated = typical_growth(np.eye(2), qm.SGD(1.0, 2))
+    assert float(annihilated.typical_growth) == -math.inf
+
+
+@pytest.mark.parametrize(
+    "ntk",
+    [np.eye(40), np.diag(np.linspace(0.5, 1, 40)), random_ntk(1, 60, 20_000)],
+    ids=["equal", "different", "almost orthogonal"],
+)
+def test_not_valid_where_points_hardly_share_modes(ntk):
+    sgd = qm.SGD(1.0, 2)
+    eta = qm.critical_learning_rate(ntk, sgd, method="exact", level=1.3)
+    assert not bool(typical_growth(ntk, replace(sgd, learning_rate=eta)).valid)
+
+
+@pytest.mark.parametrize(
+    "sgd",
+    [
+        qm.SGD(1.0, 1),
+        qm.SGD(1.0, 30, sampling="bernoulli"),
+        qm.SGD(1.0, 10, momentum=0.5, weight_decay=0.01),
+        qm.SGD(1.0, 10, momentum=0.5, nesterov=True),
+    ],
+    ids=["plain", "bernoulli", "heavy ball", "nesterov"],
+)
+def test_typical_edge(sgd):
+    """Growth vanishes there; it lies above the mean-square edge by half the variance."""
+    ntk = random_ntk(3, 150, 220)
+    edge = typical_critical_learning_rate(ntk, sgd)
+    mean_square = qm.critical_learning_rate(ntk, sgd, method="exact")
+    assert mean_square < edge < 1.05 * mean_square
+    at = typical_growth(ntk, replace(sgd, learning_rate=edge))
+    assert bool(at.valid)
+    slope = float(
+        typical_growth(ntk, replace(sgd, learning_rate=1.001 * edge)).typical_growth
+        - at.typical_growth
+    )
+    assert abs(float(at.typical_growth)) < 1e-5 * slope
+    assert float(at.mean_growth) == pytest.approx(float(at.one_step_variance) / 2, rel=1e-3)
+    assert typical_critical_learning_rate(ntk, replace(sgd, learning_rate=3.0)) == edge
+    spectrum = as_finite_spectrum(ntk)
+    assert typical.typical_critical_on_spectrum(spectrum, sgd, mean_square) == edge
+
+
+@pytest.mark.parametrize("function", [typical_growth, typical_critical_learning_rate])
+def test_bad_input(function):
+    sgd = qm.SGD(0.1, 3)
+    for ntk, message in (
+        (np.ones(4), "^ntk must be the full matrix, got eigenvalues only"),
+        (np.zeros((4, 4)), "^ntk must not vanish"),
+        (-np.eye(4), "^ntk must be positive semidefinite"),
+        (np.ones((4, 3)), "^ntk"),
+        (np.full((4, 4), np.nan), "^ntk must hold finite"),
+        (np.eye(2), "^batch_size must be between 1 and n_data=2, got 3"),
+        (qm.spectra.MarchenkoPastur(0.5), "^ntk"),
+    ):
+        with pytest.raises(InputError, match=message):
+            function(ntk, sgd)
+    with pytest.raises(InputError, match=r"^sgd must be an SGD"):
+        function(np.eye(4), 0.1)
+
+
+def test_memory(monkeypatch):
+    monkeypatch.setattr("quadmodel._validation.psutil.virtual_memory", lambda: _Memory())
+    with pytest.raises(MemoryError, match="the prediction needs"):
+        typical_growth(np.eye(4), qm.SGD(0.1, 2))
+
+
+class _Memory:
+    available = 1000
