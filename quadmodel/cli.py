@@ -412,9 +412,15 @@ def validate_command(
     frame = found.to_dataframe()
     edge = None if quick else _persistent_edge(Path(picture), seed, threads)
     if as_json:
-        rows = [{"row": name, **values} for name, values in frame.to_dict("index").items()]
-        runs = {} if edge is None else {"persistent_edge": edge.to_dict("records")}
-        click.echo(json.dumps({**found.attrs, "rows": rows, **runs}, indent=1))
+        tables = {"rows": frame.reset_index()}
+        if edge is not None:
+            tables["persistent_edge"] = edge
+        rows = {
+            name: [{key: _or_null(value) for key, value in row.items()} for row in records]
+            for name, records in ((name, t.to_dict("records")) for name, t in tables.items())
+        }
+        summary = {key: _or_null(value) for key, value in found.attrs.items()}
+        click.echo(json.dumps({**summary, **rows}, indent=1, allow_nan=False))
     else:
         frame = frame.assign(verdict=np.where(frame.agrees, "agrees", "DIFFERS"))
         columns = ["predicted", "measured", "standard_error", "z", "verdict"]
@@ -430,6 +436,11 @@ def validate_command(
             click.echo(edge.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
             click.echo(f"wrote {picture}")
     context.exit(0 if found.attrs["verdict"] == "agree" else 1)
+
+
+def _or_null(value: Any) -> Any:
+    """Return a value as JSON knows it: it has no NaN."""
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _check_picture(picture: str) -> None:

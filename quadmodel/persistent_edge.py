@@ -242,6 +242,8 @@ def late_table(found: xr.Dataset) -> xr.Dataset:
     late = found.isel(step=slice(-(found.sizes["step"] // 3), None))
     survived = found.divergence_step < 0
     names = [name for name in found if "step" in found[name].dims]
-    table = late[names].where(survived).quantile([0.25, 0.5, 0.75], dim="step")
+    # Any number for runs that diverged, masked afterwards: quantiles of nothing would warn.
+    quantiles = late[names].where(survived, 0.0).quantile([0.25, 0.5, 0.75], dim="step")
+    table = quantiles.where(survived)
     training = (table.loss.sel(quantile=0.5) > 1e-3) & survived
     return table.assign(at_edge=training, divergence_step=found.divergence_step)
