@@ -15,7 +15,7 @@ from quadmodel._version import __version__
 from quadmodel.ensemble import Ensemble
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
-from quadmodel.simulation._lanes import IntArray, Workers, workers
+from quadmodel.simulation._lanes import IntArray, Workers, as_precision, workers
 from quadmodel.simulation.cells import MIN_STEPS, Cells, measure_cells
 from quadmodel.theory._inputs import METHODS, Spectrum
 from quadmodel.theory.noise_kernel import norm_or_infinity, phase_boundaries
@@ -47,6 +47,7 @@ def phase_diagram(
     replicas: int = 16,
     seed: int = 0,
     refine: int = 12,
+    precision: str = "float64",
     threads: int | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
@@ -72,6 +73,8 @@ def phase_diagram(
     refine : int, optional
         Learning rates of a second, finer scan per batch size, between the columns where the
         simulated growth rates change sign; 0 for none.
+    precision : {"float64", "mixed"}, optional
+        As for :func:`quadmodel.simulate`; "mixed" needs a model with dense curvature.
     threads : int, optional
         Worker threads; all available cores by default. Results don't depend on it.
     progress : bool, optional
@@ -144,6 +147,7 @@ def phase_diagram(
     sizes = _as_batch_sizes(batch_sizes, source.n_data)
 
     model = source.sample(seed) if isinstance(source, Ensemble) else source
+    precision = as_precision(precision, model)
     attrs = {
         "kind": "phase diagram",
         **(source.spec() if isinstance(source, Ensemble) else {"model": repr(source)}),
@@ -153,6 +157,7 @@ def phase_diagram(
         "steps": steps,
         "replicas": replicas,
         "refine": refine,
+        "precision": precision,
         "seed": str(seed),
         "quadmodel_version": __version__,
     }
@@ -166,7 +171,7 @@ def phase_diagram(
             rates = _spread_learning_rates(boundaries, int(learning_rates))  # type: ignore[arg-type]
 
         def evaluate(at: FloatArray, b: IntArray, first: int, what: str) -> tuple[Any, int]:
-            cells = Cells(at, b, template, steps, replicas, seed, first)
+            cells = Cells(at, b, template, steps, replicas, seed, first, precision)
             measured = measure_cells(model, cells, pool, what=what, show=progress)
             norms = _norms(spectrum, template, at, b, pool)
             return measured.variables() | {"noise_kernel_norm": norms}, measured.replica_steps

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numba
@@ -14,16 +15,22 @@ import scipy.linalg.cython_blas  # noqa: F401  Numba's np.dot uses it; it must b
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from quadmodel._validation import FloatArray
+from quadmodel._validation import FloatArray, InputError, as_choice
 from quadmodel.model import LowRankCurvature, QuadraticModel
 from quadmodel.optimizer import SAMPLING_SCHEMES, SGD
-from quadmodel.simulation import _kernels
+from quadmodel.simulation import _kernels, _linear_kernels, _vector_kernels, _vectors
+from quadmodel.simulation._columns import tiled
 
 IntArray = NDArray[np.int64]
 
 # A run counts as diverged when its squared norm passes this multiple of its initial scale: far from
 # overflow, far above anything that comes back.
 _LIMIT = {"linear": 1e200, "quadratic": 1e100}
+# Operations per step from which on threads share the data points instead of the lanes, and parts.
+_SHARED, _PARTS = 3e6, 4
+# How Q and its products are kept.
+_STORED = {"float64": np.dtype(np.float64), "mixed": np.dtype(np.float32)}
+PRECISIONS = tuple(_STORED)
 
 
 @dataclass
@@ -44,6 +51,17 @@ class Lanes:
     def alive(self) -> NDArray[np.bool_]:
         """Which lanes have not diverged."""
         return self.diverged_at < 0
+
+    def rows(self, rows: slice) -> tuple[Any, ...]:
+        """Return some lanes as the kernels take them."""
+        return (
+            self.state[rows],
+            self.old[rows],
+            self.learning_rate[rows],
+            self.batch_size[rows],
+            self.replica[rows],
+            self.diverged_at[rows],
+        )
 
 
 def start_lanes(
@@ -66,30 +84,24 @@ def start_lanes(
 
 
 class Stepper:
-    """Advances lanes on one model with one kind of SGD; groups run in parallel threads.
+    """Advances lanes on one model with one kind of SGD, in parallel threads.
 
-    Groups are fixed by the number of lanes, not of threads: a matrix product may round differently
-    with its shape, and results must be the same bits for any number of threads.
+    How the work is cut depends on model and lanes alone, not on the number of threads: sums and
+    matrix products may round differently with their extent, and results must be the same bits.
     """
 
-    def __init__(self, model: QuadraticModel, sgd: SGD, *, seed: int, model_index: int = 0) -> None:
-        """Choose the kernel and its fixed arguments."""
-        self._arrays: tuple[Any, ...]
-        self._kernel: Any
-        if model.curvature is None:
-            self._kernel = _kernels.advance_linear
-            self._arrays = (model.ntk(), model.residual)
-            self._limit = _LIMIT["linear"] * max(float(model.residual @ model.residual), 1e-100)
-        else:
-            self._limit = _LIMIT["quadratic"]
-            if isinstance(model.curvature, LowRankCurvature):
-                self._kernel = _kernels.advance_low_rank
-                low_rank = model.curvature
-                self._arrays = (low_rank.coefficients, low_rank.vectors)
-            else:
-                self._kernel = _kernels.advance_dense
-                self._arrays = (model.curvature,)
-            self._arrays += (model.jacobian, model.residual)
+    def __init__(
+        self,
+        model: QuadraticModel,
+        sgd: SGD,
+        *,
+        seed: int,
+        model_index: int = 0,
+        precision: str = "float64",
+    ) -> None:
+        """Choose the kernels and arrange what they read."""
+        self._linear = model.curvature is None
+        limit = _LIMIT["linear"] * max(float(model.residual @ model.residual), 1e-100)
         self._options = (
             sgd.momentum,
             sgd.nesterov,
@@ -97,32 +109,126 @@ class Stepper:
             SAMPLING_SCHEMES.index(sgd.sampling),
             np.uint64(seed),
             model_index,
+            limit if self._linear else _LIMIT["quadratic"],
         )
+        self._n_data, self._padded = model.n_data, model.n_params
+        self._arrays: tuple[Any, ...]
+        curvature, jacobian = model.curvature, model.jacobian
+        if curvature is None:
+            self._arrays = (*tiled(model.ntk()), model.ntk(), model.residual)
+            return
+        kernels: Any = _vector_kernels if _vectors.AVAILABLE else _kernels
+        if isinstance(curvature, LowRankCurvature):
+            self._rows, self._advance = kernels.low_rank_rows, kernels.advance_low_rank
+            self._arrays = (curvature.vectors, curvature.coefficients, jacobian)
+            self._operations = 4.0 * curvature.vectors[0].size
+            if _vectors.AVAILABLE:
+                rows = _vector_kernels.stacked(curvature.vectors, jacobian)
+                self._arrays = (rows, curvature.coefficients)
+                self._padded = rows.size // (model.n_data * (1 + curvature.coefficients.shape[1]))
+        else:
+            dtype = _STORED[precision]
+            self._rows, self._advance = kernels.dense_rows, kernels.advance_dense
+            self._arrays = (np.asarray(curvature, dtype), jacobian)
+            self._operations = 2.0 * model.n_params**2
+            if _vectors.AVAILABLE:
+                self._arrays = _vector_kernels.packed(curvature, jacobian, dtype)
+                self._padded = self._arrays[1].shape[1]
+        self._arrays += (model.residual,)
 
     def advance(self, lanes: Lanes, first_step: int, n_steps: int, workers: Workers) -> None:
         """Take `n_steps` steps with every lane, in place."""
+        count = len(lanes.replica)
+        if self._linear:
 
-        def work(rows: slice) -> None:
-            self._kernel(
-                *self._arrays,
-                lanes.state[rows],
-                lanes.old[rows],
-                lanes.learning_rate[rows],
-                lanes.batch_size[rows],
-                lanes.replica[rows],
-                lanes.diverged_at[rows],
-                *self._options,
-                first_step,
-                n_steps,
-                self._limit,
-            )
+            def step_linear(rows: slice) -> None:
+                options = (*self._options[:-1], first_step, n_steps, self._options[-1])
+                _linear_kernels.advance_linear(*self._arrays, *lanes.rows(rows), *options)
 
-        workers.map(work, groups(len(lanes.replica)))
+            workers.map(step_linear, groups(count, 256))
+        elif float(lanes.batch_size.sum()) * self._operations < _SHARED:
+
+            def step(rows: slice) -> None:
+                some, room = lanes.rows(rows), self._room(rows.stop - rows.start, 1)
+                self._advance(self._arrays, some, self._options, room, first_step, n_steps)
+
+            workers.map(step, groups(count, 1024))
+        else:
+            self._share(lanes, first_step, n_steps, workers)
+
+    def _share(self, lanes: Lanes, first_step: int, n_steps: int, workers: Workers) -> None:
+        """Take steps in which threads share the data points, each with its part of the gradient."""
+        every = [
+            (lanes.rows(rows), self._room(rows.stop - rows.start, _PARTS))
+            for rows in groups(len(lanes.replica), 1024, at_least=1024)
+        ]
+        parts = [(group, part) for group in range(len(every)) for part in range(_PARTS)]
+
+        def begin(group: int, step: int) -> None:
+            some, room = every[group]
+            if step > first_step:
+                _kernels.apply_gradients(some, self._options, step - 1, room[-1])
+            if step < first_step + n_steps:
+                _kernels.draw_lanes(some, self._options, step, *room[:-1])
+
+        def add(task: tuple[int, int]) -> None:
+            group, part = task
+            point, _, _, pointer, entries, gradients = every[group][1]
+            # About as many lanes for every part.
+            shares = np.arange(part, part + 2) * (pointer[-1] / _PARTS)
+            first, last = np.searchsorted(pointer[:-1], shares)
+            last = self._n_data if part == _PARTS - 1 else last
+            self._rows(self._arrays, point, pointer, entries, first, last, gradients[part])
+
+        for step in range(first_step, first_step + n_steps + 1):
+            workers.map(partial(begin, step=step), range(len(every)))
+            if step < first_step + n_steps:
+                workers.map(add, parts)
+
+    def _room(self, count: int, parts: int) -> tuple[Any, ...]:
+        """Return arrays that the kernels write to."""
+        shape = count + 1, self._padded
+        return (
+            np.zeros(shape),
+            np.empty((count, self._n_data), np.int64),
+            np.zeros(count, np.int64),
+            np.zeros(self._n_data + 1, np.int64),
+            np.empty(count * self._n_data, np.int64),
+            np.zeros((parts, *shape)),
+        )
 
 
-def groups(n_lanes: int) -> list[slice]:
-    """Cut lanes into about four groups of 8 to 1024."""
-    size = min(max(-(-n_lanes // 4), 8), 1024)
+def as_precision(precision: Any, model: QuadraticModel) -> str:
+    """Return the precision if the model has what it is about.
+
+    Raises
+    ------
+    InputError
+        If it is not known, or not "float64" for a model without dense curvature.
+    """
+    precision = as_choice("precision", precision, PRECISIONS)
+    if precision != "float64" and not isinstance(model.curvature, np.ndarray):
+        raise InputError(
+            f'precision must be "float64" for a model without dense curvature, got "{precision}"'
+        )
+    return precision
+
+
+def stored_bytes(model: QuadraticModel, precision: str = "float64") -> float:
+    """Return what a stepper keeps beside the model, in bytes."""
+    if isinstance(model.curvature, LowRankCurvature) and _vectors.AVAILABLE:
+        return 8.0 * (model.curvature.vectors.size + model.jacobian.size)
+    if not isinstance(model.curvature, np.ndarray):
+        return 0.0
+    size = _STORED[precision].itemsize
+    if _vectors.AVAILABLE:
+        return float(_vector_kernels.packed_bytes(*model.jacobian.shape, _STORED[precision]))
+    return 0.0 if precision == "float64" else float(size * model.curvature.size)
+
+
+def groups(n_lanes: int, at_most: int = 1024, *, at_least: int = 8) -> list[slice]:
+    """Cut lanes into about four groups."""
+    size = min(max(-(-n_lanes // 4), at_least), at_most)
     return [slice(first, min(first + size, n_lanes)) for first in range(0, n_lanes, size)]
 
 
@@ -133,9 +239,11 @@ class Workers:
         """Wrap a pool."""
         self._pool = pool
 
-    def map(self, work: Callable[[slice], Any], slices: list[slice]) -> list[Any]:
-        """Run `work` on every slice and return the results in order."""
-        return list(self._pool.map(work, slices))
+    def map(self, work: Callable[[Any], Any], pieces: Sequence[Any]) -> list[Any]:
+        """Run `work` on every piece and return the results in order."""
+        if len(pieces) == 1:
+            return [work(pieces[0])]
+        return list(self._pool.map(work, pieces))
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit, uint32, uint64
 
 from quadmodel.batches import draw_batch, philox
-from quadmodel.simulation._kernels import _FAST
+from quadmodel.simulation._columns import _FAST
 
 
 @njit(cache=True, nogil=True)

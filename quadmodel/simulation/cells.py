@@ -14,7 +14,15 @@ from quadmodel._validation import FloatArray, check_memory
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
 from quadmodel.simulation import observables
-from quadmodel.simulation._lanes import IntArray, Lanes, Stepper, Workers, groups, start_lanes
+from quadmodel.simulation._lanes import (
+    IntArray,
+    Lanes,
+    Stepper,
+    Workers,
+    groups,
+    start_lanes,
+    stored_bytes,
+)
 from quadmodel.simulation.populations import Growth, population_growth
 
 MIN_STEPS = 32
@@ -43,6 +51,7 @@ class Cells:
     replicas: int
     seed: int
     first_replica: int = 0
+    precision: str = "float64"
 
     def __len__(self) -> int:
         """Return the number of cells."""
@@ -128,7 +137,7 @@ def measure_cells(
     total = (cell.size + (2 * int(members.sum()) if linear else 0)) * cells.steps
     with progress_bar(total, what=what, show=show) as bar:
         recorded = np.linspace(0, cells.steps, 2 if linear else _WINDOWS + 1).astype(np.int64)
-        stepper = Stepper(model, cells.sgd, seed=cells.seed)
+        stepper = Stepper(model, cells.sgd, seed=cells.seed, precision=cells.precision)
         losses = np.full((cell.size, recorded.size), model.loss())
         for k in range(1, recorded.size):
             n_steps = int(recorded[k] - recorded[k - 1])
@@ -160,7 +169,8 @@ def _start_runs(model: QuadraticModel, cells: Cells) -> tuple[Lanes, IntArray, I
     kept = (row == 0) | ~cells.deterministic(model.n_data)[cell]
     cell, row = cell[kept], row[kept]
     width = model.n_data if model.curvature is None else 4 * model.n_params + 2 * model.n_data
-    check_memory("the runs", 8.0 * cell.size * (2 * width + _WINDOWS))
+    runs = 8.0 * cell.size * (2 * width + _WINDOWS)
+    check_memory("the runs", runs + stored_bytes(model, cells.precision))
     number = cells.first_replica + cell * cells.replicas + row
     lanes = start_lanes(model, cells.learning_rate[cell], cells.batch_size[cell], number)
     return lanes, cell, row

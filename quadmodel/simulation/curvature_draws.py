@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -208,9 +208,9 @@ class _Serial(Workers):
     def __init__(self) -> None:
         """Take nothing."""
 
-    def map(self, work: Callable[[slice], Any], slices: list[slice]) -> list[Any]:
-        """Run `work` on every slice in order."""
-        return [work(some) for some in slices]
+    def map(self, work: Callable[[Any], Any], pieces: Sequence[Any]) -> list[Any]:
+        """Run `work` on every piece in order."""
+        return [work(piece) for piece in pieces]
 
 
 def _ntks(

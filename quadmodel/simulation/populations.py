@@ -11,7 +11,8 @@ import numpy as np
 from quadmodel._validation import FloatArray, check_memory
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SAMPLING_SCHEMES, SGD
-from quadmodel.simulation import _kernels
+from quadmodel.simulation import _linear_kernels
+from quadmodel.simulation._columns import tiled
 from quadmodel.simulation._lanes import IntArray, Workers
 
 # The steps are cut into blocks; during the first half directions relax.
@@ -154,6 +155,7 @@ def follow(
     reached = vectors[:, eigenvalues > 0]
     whole = reached.shape[1] == n_data
     ntk, old = model.ntk(), state.copy()
+    columns = tiled(ntk)
     growth = np.zeros((len(edges) - 1, n_cells, 1 if select else members))
     options = (
         sgd.momentum,
@@ -168,7 +170,8 @@ def follow(
         first, last = int(edges[block]), int(edges[block + 1])
         stretch = last - first if whole else _LEAK_STEPS
         for step in range(first, last, max(stretch, 1)):
-            _kernels.advance_populations(
+            _linear_kernels.advance_populations(
+                *columns,
                 ntk,
                 state[some],
                 old[some],

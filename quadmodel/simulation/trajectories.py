@@ -13,7 +13,14 @@ from quadmodel._validation import InputError, as_integer, check_memory
 from quadmodel._version import __version__
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
-from quadmodel.simulation._lanes import Lanes, Stepper, start_lanes, workers
+from quadmodel.simulation._lanes import (
+    Lanes,
+    Stepper,
+    as_precision,
+    start_lanes,
+    stored_bytes,
+    workers,
+)
 from quadmodel.simulation._measure import SAMPLED_BATCHES, Gauge, bytes_needed
 from quadmodel.simulation._snapshots import Snapshots
 from quadmodel.simulation.observables import OBSERVABLES, as_observables
@@ -29,6 +36,7 @@ def simulate(
     record_every: int | None = None,
     observables: Sequence[str] | str | None = None,
     model_index: int = 0,
+    precision: str = "float64",
     threads: int | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
@@ -54,6 +62,10 @@ def simulate(
         What to record, by the names below; those marked with a star by default.
     model_index : int, optional
         Number of the model among several that share a seed.
+    precision : {"float64", "mixed"}, optional
+        "mixed" keeps a dense curvature and its products with parameters in single precision, at
+        half the memory and about twice the speed; parameters, residuals and gradients stay in
+        double precision, and records are measured with the curvature as it was given.
     threads : int, optional
         Worker threads; all available cores by default. Results don't depend on it.
     progress : bool, optional
@@ -143,13 +155,15 @@ def simulate(
     replicas = as_integer("replicas", replicas, high=2**32 - 1)
     seed = as_integer("seed", seed, low=0, high=2**64 - 1)
     model_index = as_integer("model_index", model_index, low=0, high=2**32 - 1)
+    precision = as_precision(precision, model)
     names = as_observables(observables)
     threads = None if threads is None else as_integer("threads", threads)
     if record_every is None:
         record_every = 1 if model.curvature is None else max(1, steps // 50)
     record_every = as_integer("record_every", record_every)
     recorded = np.arange(0, steps + 1, record_every)
-    check_memory("the simulation", _bytes_needed(model, replicas, recorded.size, names))
+    needed = _bytes_needed(model, replicas, recorded.size, names) + stored_bytes(model, precision)
+    check_memory("the simulation", needed)
 
     lanes = start_lanes(
         model,
@@ -157,7 +171,7 @@ def simulate(
         np.full(replicas, sgd.batch_size),
         np.arange(replicas),
     )
-    stepper = Stepper(model, sgd, seed=seed, model_index=model_index)
+    stepper = Stepper(model, sgd, seed=seed, model_index=model_index, precision=precision)
     record = _Record(names, replicas, recorded.size, model.n_data)
     with workers(threads) as pool, progress_bar(steps, what="simulate", show=progress) as bar:
         snapshots = Snapshots(Gauge(model, sgd, seed, model_index, pool))
@@ -174,6 +188,7 @@ def simulate(
         "steps": steps,
         "seed": str(seed),
         "model_index": model_index,
+        "precision": precision,
         "quadmodel_version": __version__,
         "n_data": model.n_data,
         "n_params": model.n_params,

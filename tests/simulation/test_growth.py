@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import t as student
 
 import quadmodel as qm
-from quadmodel.simulation import _kernels
+from quadmodel.simulation import _linear_kernels
 from quadmodel.simulation._lanes import workers
 from quadmodel.simulation.cells import Cells, measure_cells
 from quadmodel.simulation.populations import population_growth
@@ -112,7 +112,7 @@ def test_redrawing_keeps_the_mean_and_everyones_share(members):
     direction = state / np.sqrt(energy)[:, None]
     for k in range(count):
         redrawn, behind, level = state.copy(), old.copy(), energy.copy()
-        _kernels._redraw(redrawn, behind, level, (k + 0.5) / count)
+        _linear_kernels._redraw(redrawn, behind, level, (k + 0.5) / count)
         np.testing.assert_allclose(level, energy.mean(), rtol=1e-12)
         np.testing.assert_allclose((redrawn**2).sum(axis=1), energy.mean(), rtol=1e-12)
         source = np.argmax(redrawn @ direction.T, axis=1)

@@ -54,6 +54,7 @@ def test_layout(kind):
     assert all({"long_name", "units"} <= set(sim[name].attrs) for name in sim.data_vars)
     assert sim.attrs == {
         "kind": "simulation", "steps": 10, "seed": str(2**63), "model_index": 5,
+        "precision": "float64",
         "quadmodel_version": qm.__version__, "n_data": 6, "n_params": 8, "learning_rate": 0.1,
         "batch_size": 2, "momentum": 0.5, "nesterov": 0, "weight_decay": 0.0,
         "sampling": "bernoulli",

@@ -1,0 +1,255 @@
+"""Compiled loops for curvature on processors with wide vectors.
+
+The same steps as those of `_kernels`, which serves other processors and is the oracle of these.
+Dense Q is stored once for both triangles, in double or single precision; parameters, residual and
+gradient are in double precision always. What a lane computes doesn't depend on its neighbours.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from quadmodel.simulation._columns import _FAST
+from quadmodel.simulation._kernels import apply_gradients, draw_lanes
+from quadmodel.simulation._vectors import (
+    BYTES,
+    add,
+    add_pairs,
+    add_rows,
+    both_ways,
+    fma,
+    gather,
+    load,
+    loads,
+    loads_like,
+    one_way,
+    prefetch,
+    scatter,
+    spread,
+    store,
+    stores,
+    write_totals,
+    zeros_like,
+)
+
+# Rows of Q per block: their sums and points fill half of the 32 registers.
+_BLOCK = 8
+_WIDTH = BYTES // 8
+# Numbers of lanes and of rows as lengths of tuples, which the compiler unrolls loops over.
+_LANES = _FOUR = (0, 0, 0, 0)
+_ONE = (0,)
+
+
+def packed(curvature, jacobian, dtype):
+    """Return Q with both triangles stored once, shape (n_data, elements), and J padded to it."""
+    n_data, n_params = jacobian.shape
+    order = _padded(n_params, dtype)
+    wide = np.zeros((n_data, order))
+    wide[:, :n_params] = jacobian
+    stored = np.empty((n_data, _packed_size(order)), dtype)
+    pack_symmetric(curvature, order, stored)
+    return stored, wide
+
+
+def packed_bytes(n_data, n_params, dtype):
+    """Return the size of both arrays of `packed`."""
+    order = _padded(n_params, dtype)
+    return n_data * (dtype.itemsize * _packed_size(order) + 8 * order)
+
+
+def _padded(n_params, dtype):
+    """Return the number of parameters rounded up to whole vectors."""
+    width = BYTES // np.dtype(dtype).itemsize
+    return -(-n_params // width) * width
+
+
+def _packed_size(order):
+    """Return how many elements are stored: blocks of eight rows and 8, 16, ... columns."""
+    blocks = order // _BLOCK
+    return _BLOCK * _BLOCK * blocks * (blocks + 1) // 2
+
+
+@njit(cache=True, nogil=True)
+def pack_symmetric(matrices, order, stored):
+    """Write one triangle of each in blocks of eight rows, each block column by column."""
+    n = matrices.shape[1]
+    for i in range(len(matrices)):
+        place = 0
+        for first in range(0, order, _BLOCK):
+            for column in range(first + _BLOCK):
+                for row in range(first, first + _BLOCK):
+                    inside = row < n and column < n
+                    stored[i, place] = matrices[i, row, column] if inside else 0.0
+                    place += 1
+
+
+@njit(cache=True, nogil=True)
+def symmetric_product(packed, at, point, product, order, width, wanted, places):
+    """Write Q point, for `width` vectors side by side, to `product`, which must be zero.
+
+    Eight sums and eight points stay in registers while a block of eight rows is read; off the
+    diagonal every element of Q is used for its row and for its column. On the way the rows at
+    `places` of the two arrays in `wanted` come into the cache, for the product after this one.
+    """
+    for first in range(0, order, _BLOCK):
+        for k in range(width):
+            prefetch(wanted[0], places[k] + first)
+            prefetch(wanted[1], places[k] + first)
+        own = loads(point, first * width, width, 8)
+        sums = loads(product, first * width, width, 8)
+        for column in range(first):
+            there = column * width
+            sums, back = both_ways(sums, own, packed, at, load(point, there), load(product, there))
+            store(product, there, back)
+            at += _BLOCK
+        for column in range(first, first + _BLOCK):
+            sums = one_way(sums, packed, at, load(point, column * width))
+            at += _BLOCK
+        stores(product, first * width, width, sums)
+
+
+@njit(cache=True, nogil=True)
+def _aligned(count, like):
+    """Return zeros that begin where a vector does."""
+    spare = BYTES // like.itemsize
+    memory = np.zeros(count + spare, like.dtype)
+    first = (-np.int64(memory.ctypes.data) % BYTES) // like.itemsize
+    return memory[first : first + count]
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST)
+def dense_rows(arrays, point, pointer, entries, first_row, last_row, gradient):
+    """Add the gradients that some data points have for the lanes that drew them.
+
+    `arrays` are those of `packed` and the residual; lane a, in row a of `point` and `gradient`,
+    belongs to data point i if it is in entries[pointer[i] : pointer[i + 1]]; the last row is zero
+    and stands in where fewer lanes than a vector's width are left. Q_i serves them from the nearest
+    cache, and residual and gradient follow before the next lanes.
+    """
+    packed, jacobian, residual = arrays
+    order, width = point.shape[1], BYTES // packed.itemsize
+    rows_of_q, rows_of_j = packed.reshape(-1), jacobian.reshape(-1)
+    at_point, at_gradient = _aligned(order * width, packed), _aligned(order * width, packed)
+    points, gradients, nobody = point.reshape(-1), gradient.reshape(-1), len(point) - 1
+    places, following = np.empty(width, np.int64), np.empty(width, np.int64)
+    z, curved = np.empty(width), np.empty(width, packed.dtype)
+    for i in range(first_row, last_row):
+        for first in range(pointer[i], pointer[i + 1], width):
+            count = min(width, pointer[i + 1] - first)
+            for a in range(width):
+                places[a] = (entries[first + a] if a < count else nobody) * order
+                following[a] = entries[min(first + count + a, pointer[last_row] - 1)] * order
+            for k in range(0, order, width):
+                gather(points, places, k, at_point)
+            at_gradient[:] = 0.0
+            symmetric_product(
+                rows_of_q,
+                i * packed.shape[1],
+                at_point,
+                at_gradient,
+                order,
+                width,
+                (points, gradients),
+                following,
+            )
+            even = odd = spread(packed.dtype.type(0.0))
+            for k in range(0, order * width, 2 * width):
+                even = fma(load(at_point, k), load(at_gradient, k), even)
+                odd = fma(load(at_point, k + width), load(at_gradient, k + width), odd)
+            store(curved, 0, add(even, odd))
+            for a in range(count):
+                straight, lane = 0.0, entries[first + a]
+                for k in range(order):
+                    straight += jacobian[i, k] * point[lane, k]
+                z[a] = residual[i] + straight + 0.5 * curved[a]
+            z[count:] = 0.0
+            for k in range(0, order, width):
+                scatter(gradients, places, k, at_gradient, rows_of_j, i * order, z)
+
+
+def stacked(vectors, jacobian):
+    """Return J_i and the vectors u_ir of each data point, one below the other, padded.
+
+    Shape (n_data, 1 + rank, order), flat.
+    """
+    n_data, rank, n_params = vectors.shape
+    order = _padded(n_params, jacobian.dtype)
+    rows = np.zeros((n_data, 1 + rank, order))
+    rows[:, 0, :n_params], rows[:, 1:, :n_params] = jacobian, vectors
+    return rows.reshape(-1)
+
+
+@njit(cache=True, nogil=True)
+def _products(like, rows, at, order, points, places, found, first):
+    """Write the products of rows and lanes to `found`; as many rows as the tuple `like` is long."""
+    sums = zeros_like(like, _LANES, rows)
+    for k in range(0, order, _WIDTH):
+        sums = add_pairs(sums, loads_like(like, rows, at + k, order), points, places, k)
+    write_totals(sums, found, first)
+
+
+@njit(cache=True, nogil=True)
+def _add_weighted(like, rows, at, order, gradients, places, weights, first):
+    """Add rows to the gradients of the lanes, each with its weight."""
+    for k in range(0, order, _WIDTH):
+        some = loads_like(like, rows, at + k, order)
+        add_rows(gradients, places, k, some, weights, first, _LANES)
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST)
+def low_rank_rows(arrays, point, pointer, entries, first_row, last_row, gradient):
+    """Do the same as `dense_rows` for curvature sum_r s_r u_r u_r^T per data point.
+
+    `arrays` are that of `stacked`, the s_r, and the residual. For four lanes at a time, products of
+    J_i and of four u_r with all four points stay in registers; then the same rows, still in the
+    second-level cache, are added to the gradients.
+    """
+    rows, coefficients, residual = arrays
+    order, rank = point.shape[1], coefficients.shape[1]
+    points, gradients, nobody = point.reshape(-1), gradient.reshape(-1), len(point) - 1
+    places, weight = np.empty(4, np.int64), np.zeros(4 * (1 + rank))
+    fours = (1 + rank) // 4 * 4
+    for i in range(first_row, last_row):
+        top = i * (1 + rank) * order
+        for first in range(pointer[i], pointer[i + 1], 4):
+            count = min(4, pointer[i + 1] - first)
+            for a in range(4):
+                places[a] = (entries[first + a] if a < count else nobody) * order
+            for k in range(0, fours, 4):
+                _products(_FOUR, rows, top + k * order, order, points, places, weight, 4 * k)
+            for k in range(fours, 1 + rank):
+                _products(_ONE, rows, top + k * order, order, points, places, weight, 4 * k)
+            for a in range(4):
+                z = residual[i] + weight[a] if a < count else 0.0
+                for r in range(1, rank + 1):
+                    z += 0.5 * coefficients[i, r - 1] * weight[4 * r + a] ** 2
+                weight[a] = z
+                for r in range(1, rank + 1):
+                    weight[4 * r + a] *= z * coefficients[i, r - 1]
+            for k in range(0, fours, 4):
+                _add_weighted(_FOUR, rows, top + k * order, order, gradients, places, weight, 4 * k)
+            for k in range(fours, 1 + rank):
+                _add_weighted(_ONE, rows, top + k * order, order, gradients, places, weight, 4 * k)
+
+
+@njit(cache=True, nogil=True)
+def advance_dense(arrays, lanes, options, room, first_step, n_steps):
+    """Take many steps with some lanes, all data points in turn; `gradients` has one part."""
+    point, batches, length, pointer, entries, gradients = room
+    for step in range(first_step, first_step + n_steps):
+        draw_lanes(lanes, options, step, point, batches, length, pointer, entries)
+        dense_rows(arrays, point, pointer, entries, 0, len(pointer) - 1, gradients[0])
+        apply_gradients(lanes, options, step, gradients)
+
+
+@njit(cache=True, nogil=True)
+def advance_low_rank(arrays, lanes, options, room, first_step, n_steps):
+    """Take many steps with some lanes, all data points in turn; `gradients` has one part."""
+    point, batches, length, pointer, entries, gradients = room
+    for step in range(first_step, first_step + n_steps):
+        draw_lanes(lanes, options, step, point, batches, length, pointer, entries)
+        low_rank_rows(arrays, point, pointer, entries, 0, len(pointer) - 1, gradients[0])
+        apply_gradients(lanes, options, step, gradients)

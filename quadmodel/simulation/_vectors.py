@@ -1,0 +1,420 @@
+"""Vectors of 64 bytes for Numba: values that the compiled kernels keep in registers.
+
+`load`, `store`, `spread`, `fma` and a few unrolled loops over tuples of vectors. Loops written with
+them say which number stays where, which plain loops leave to the compiler's luck: the symmetric
+product below them reaches the speed of a matrix product. A width of 64 bytes needs AVX-512 to pay;
+`AVAILABLE` says whether this processor has it.
+"""
+
+# mypy: disable-error-code="no-untyped-def,misc,no-untyped-call"
+
+from __future__ import annotations
+
+import llvmlite.binding
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, register_model
+
+BYTES = 64
+AVAILABLE = bool(llvmlite.binding.get_host_cpu_features().get("avx512f", False))
+
+_I32, _I64 = ir.IntType(32), ir.IntType(64)
+_FLOATS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
+
+
+class Vector(types.Type):
+    """Numba's type of a vector: its element type and how many there are."""
+
+    def __init__(self, dtype) -> None:
+        self.dtype = dtype
+        self.width = 8 * BYTES // dtype.bitwidth
+        super().__init__(f"Vector({dtype} x {self.width})")
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager, vector) -> None:
+        super().__init__(manager, vector, ir.VectorType(_FLOATS[vector.dtype], vector.width))
+
+
+def _pointer(context, builder, kind, array, at, vector=None):
+    """Return the pointer to an element of a contiguous array, or to a vector there."""
+    pointer = builder.gep(context.make_array(kind)(context, builder, array).data, [at])
+    return pointer if vector is None else builder.bitcast(pointer, ir.PointerType(vector))
+
+
+def _plus(builder, at, number):
+    return builder.add(at, ir.Constant(_I64, number))
+
+
+def _spread(builder, scalar, vector):
+    nothing = ir.Constant(vector, ir.Undefined)
+    first = builder.insert_element(nothing, scalar, ir.Constant(_I32, 0))
+    return builder.shuffle_vector(first, nothing, _indices([0] * vector.count))
+
+
+def _indices(values):
+    return ir.Constant(ir.VectorType(_I32, len(values)), values)
+
+
+def _fma(builder, a, b, c):
+    vector = a.type
+    bits = 32 if isinstance(vector.element, ir.FloatType) else 64
+    function = cgutils.get_or_insert_function(
+        builder.module,
+        ir.FunctionType(vector, [vector] * 3),
+        f"llvm.fma.v{vector.count}f{bits}",
+    )
+    return builder.call(function, [a, b, c])
+
+
+def _elements(context, builder, kind, array, at, count, vector):
+    """Return `count` elements from `at` on, each spread over a vector."""
+    return [
+        _spread(
+            builder,
+            builder.load(_pointer(context, builder, kind, array, _plus(builder, at, k))),
+            vector,
+        )
+        for k in range(count)
+    ]
+
+
+@intrinsic
+def load(typing, array, at):
+    """Return the vector that starts at element `at` of a flat array."""
+    result = Vector(array.dtype)
+
+    def code(context, builder, signature, arguments):
+        vector = context.get_value_type(result)
+        pointer = _pointer(context, builder, array, *arguments, vector)
+        return builder.load(pointer, align=array.dtype.bitwidth // 8)
+
+    return result(array, types.intp), code
+
+
+@intrinsic
+def store(typing, array, at, vector):
+    """Write a vector to element `at` of a flat array and those that follow."""
+
+    def code(context, builder, signature, arguments):
+        data, place, value = arguments
+        pointer = _pointer(context, builder, array, data, place, value.type)
+        builder.store(value, pointer, align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, vector), code
+
+
+@intrinsic(prefer_literal=True)
+def loads(typing, array, at, stride, count):
+    """Return a tuple of `count` (a literal) vectors, `stride` elements apart."""
+    vector = Vector(array.dtype)
+    result = types.UniTuple(vector, count.literal_value)
+
+    def code(context, builder, signature, arguments):
+        data, at, stride, _ = arguments
+        found = []
+        for _ in range(count.literal_value):
+            kind = context.get_value_type(vector)
+            pointer = _pointer(context, builder, signature.args[0], data, at, kind)
+            found.append(builder.load(pointer, align=array.dtype.bitwidth // 8))
+            at = builder.add(at, stride)
+        return context.make_tuple(builder, result, found)
+
+    return result(array, types.intp, types.intp, count), code
+
+
+@intrinsic
+def stores(typing, array, at, stride, vectors):
+    """Write a tuple of vectors, `stride` elements apart."""
+
+    def code(context, builder, signature, arguments):
+        data, at, stride, values = arguments
+        for value in cgutils.unpack_tuple(builder, values):
+            pointer = _pointer(context, builder, array, data, at, value.type)
+            builder.store(value, pointer, align=array.dtype.bitwidth // 8)
+            at = builder.add(at, stride)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, vectors), code
+
+
+@intrinsic
+def spread(typing, scalar):
+    """Return a vector of equal elements."""
+    result = Vector(scalar)
+
+    def code(context, builder, signature, arguments):
+        return _spread(builder, arguments[0], context.get_value_type(result))
+
+    return result(scalar), code
+
+
+@intrinsic
+def prefetch(typing, array, at):
+    """Ask for the cache line of element `at` of a flat array, to be in the second-level cache."""
+
+    def code(context, builder, signature, arguments):
+        pointer = _pointer(context, builder, array, *arguments)
+        address = builder.bitcast(pointer, ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [address.type, _I32, _I32, _I32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        read, second, data = (ir.Constant(_I32, number) for number in (0, 2, 1))
+        builder.call(function, [address, read, second, data])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), code
+
+
+@intrinsic
+def add(typing, a, b):
+    """Return a + b."""
+
+    def code(context, builder, signature, arguments):
+        return builder.fadd(*arguments)
+
+    return a(a, a), code
+
+
+@intrinsic
+def fma(typing, a, b, c):
+    """Return a b + c."""
+
+    def code(context, builder, signature, arguments):
+        return _fma(builder, *arguments)
+
+    return a(a, a, a), code
+
+
+@intrinsic
+def add_multiple(typing, sums, scalar, array, at):
+    """Return sums_k + scalar v_k, v_k being the vectors that follow each other from `at` on."""
+
+    def code(context, builder, signature, arguments):
+        sums_, scalar_, array_, at_ = arguments
+        sums_ = cgutils.unpack_tuple(builder, sums_)
+        kind, bytes_ = sums_[0].type, array.dtype.bitwidth // 8
+        by = _spread(builder, scalar_, kind)
+        for k, sum_ in enumerate(sums_):
+            place = _plus(builder, at_, k * kind.count)
+            value = builder.load(
+                _pointer(context, builder, array, array_, place, kind), align=bytes_
+            )
+            sums_[k] = _fma(builder, by, value, sum_)
+        return context.make_tuple(builder, sums, sums_)
+
+    return sums(sums, scalar, array, types.intp), code
+
+
+@intrinsic
+def loads_like(typing, like, array, at, stride):
+    """Return as many vectors as `like`, a tuple, is long, `stride` elements apart."""
+    result = types.UniTuple(Vector(array.dtype), len(like))
+
+    def code(context, builder, signature, arguments):
+        _, data, at, stride = arguments
+        kind, found = context.get_value_type(result.dtype), []
+        for _ in range(len(like)):
+            pointer = _pointer(context, builder, array, data, at, kind)
+            found.append(builder.load(pointer, align=array.dtype.bitwidth // 8))
+            at = builder.add(at, stride)
+        return context.make_tuple(builder, result, found)
+
+    return result(like, array, types.intp, types.intp), code
+
+
+@intrinsic
+def zeros_like(typing, rows, lanes, array):
+    """Return a zero vector for every pair of elements of two tuples."""
+    result = types.UniTuple(Vector(array.dtype), len(rows) * len(lanes))
+
+    def code(context, builder, signature, arguments):
+        zero = ir.Constant(context.get_value_type(result.dtype), None)
+        return context.make_tuple(builder, result, [zero] * len(result))
+
+    return result(rows, lanes, array), code
+
+
+@intrinsic
+def add_pairs(typing, sums, rows, array, places, at):
+    """Return sums + rows_r v_l for every pair, v_l being the vector at array[places[l] + at]."""
+    lanes = len(sums) // len(rows)
+
+    def code(context, builder, signature, arguments):
+        sums_, rows_, array_, places_, at_ = arguments
+        sums_, rows_ = (cgutils.unpack_tuple(builder, values) for values in (sums_, rows_))
+        for lane in range(lanes):
+            place = builder.add(_at(context, builder, places, places_, lane), at_)
+            pointer = _pointer(context, builder, array, array_, place, rows_[0].type)
+            value = builder.load(pointer, align=array.dtype.bitwidth // 8)
+            for r, row in enumerate(rows_):
+                k = r * lanes + lane
+                sums_[k] = _fma(builder, row, value, sums_[k])
+        return context.make_tuple(builder, sums, sums_)
+
+    return sums(sums, rows, array, places, types.intp), code
+
+
+@intrinsic
+def write_totals(typing, sums, array, at):
+    """Write the sum of the elements of each vector to array[at], array[at + 1], ..."""
+
+    def code(context, builder, signature, arguments):
+        sums_, array_, at_ = arguments
+        for k, value in enumerate(cgutils.unpack_tuple(builder, sums_)):
+            half = value.type.count // 2
+            while half:
+                low, high = (
+                    builder.shuffle_vector(value, value, _indices(list(range(first, first + half))))
+                    for first in (0, half)
+                )
+                value, half = builder.fadd(low, high), half // 2
+            total = builder.extract_element(value, ir.Constant(_I32, 0))
+            builder.store(total, _pointer(context, builder, array, array_, _plus(builder, at_, k)))
+        return context.get_dummy_value()
+
+    return types.void(sums, array, types.intp), code
+
+
+@intrinsic
+def add_rows(typing, array, places, at, rows, weights, first, like):
+    """Add sum_r weights[first + r lanes + l] rows_r to the vector at array[places[l] + at].
+
+    For every l of the tuple `like`, whose length is the number of lanes.
+    """
+    lanes = len(like)
+
+    def code(context, builder, signature, arguments):
+        array_, places_, at_, rows_, weights_, first_, _ = arguments
+        rows_ = cgutils.unpack_tuple(builder, rows_)
+        for lane in range(lanes):
+            place = builder.add(_at(context, builder, places, places_, lane), at_)
+            pointer = _pointer(context, builder, array, array_, place, rows_[0].type)
+            value = builder.load(pointer, align=array.dtype.bitwidth // 8)
+            for r, row in enumerate(rows_):
+                number = _plus(builder, first_, r * lanes + lane)
+                weight = builder.load(_pointer(context, builder, weights, weights_, number))
+                value = _fma(builder, _spread(builder, weight, row.type), row, value)
+            builder.store(value, pointer, align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, places, types.intp, rows, weights, types.intp, like), code
+
+
+@intrinsic
+def both_ways(typing, sums, own, array, at, other, back):
+    """Use each element q_k = array[at + k] twice.
+
+    Returns sums_k + q_k other for every k, and back + sum_k q_k own_k.
+    """
+    result = types.Tuple((sums, back))
+
+    def code(context, builder, signature, arguments):
+        sums_, own_, array_, at_, other_, back_ = arguments
+        sums_, own_ = (cgutils.unpack_tuple(builder, values) for values in (sums_, own_))
+        q = _elements(context, builder, array, array_, at_, len(own_), other_.type)
+        for k in range(len(own_)):
+            sums_[k] = _fma(builder, q[k], other_, sums_[k])
+        # Two chains, since each waits for itself.
+        odd = builder.fmul(q[1], own_[1])
+        for k in range(0, len(own_), 2):
+            back_ = _fma(builder, q[k], own_[k], back_)
+        for k in range(3, len(own_), 2):
+            odd = _fma(builder, q[k], own_[k], odd)
+        done = context.make_tuple(builder, sums, sums_)
+        return context.make_tuple(builder, result, [done, builder.fadd(back_, odd)])
+
+    return result(sums, own, array, types.intp, other, back), code
+
+
+@intrinsic
+def one_way(typing, sums, array, at, other):
+    """Return sums_k + array[at + k] other for every k."""
+
+    def code(context, builder, signature, arguments):
+        sums_, array_, at_, other_ = arguments
+        sums_ = cgutils.unpack_tuple(builder, sums_)
+        q = _elements(context, builder, array, array_, at_, len(sums_), other_.type)
+        added = [_fma(builder, *pair) for pair in zip(q, [other_] * len(q), sums_, strict=True)]
+        return context.make_tuple(builder, sums, added)
+
+    return sums(sums, array, types.intp, other), code
+
+
+def _transposed(builder, rows):
+    """Exchange rows and columns of a square block, halves within ever larger blocks."""
+    count, step = len(rows), 1
+    while step < count:
+        for r in (r for r in range(count) if not r & step):
+            low = [c if not c & step else count + c - step for c in range(count)]
+            high = [c + step if not c & step else count + c for c in range(count)]
+            a, b = rows[r], rows[r + step]
+            rows[r] = builder.shuffle_vector(a, b, _indices(low))
+            rows[r + step] = builder.shuffle_vector(a, b, _indices(high))
+        step *= 2
+    return rows
+
+
+def _at(context, builder, kind, places, k):
+    return builder.load(_pointer(context, builder, kind, places, ir.Constant(_I64, k)))
+
+
+@intrinsic
+def gather(typing, array, places, at, into):
+    """Load a square block of doubles, write it transposed to `into` from at * width on.
+
+    Its row k starts at array[places[k] + at]. `into` may be of single precision.
+    """
+    vector = Vector(into.dtype)
+
+    def code(context, builder, signature, arguments):
+        array_, places_, at, into_ = arguments
+        kind, bytes_ = context.get_value_type(vector), into.dtype.bitwidth // 8
+        wide, rows = ir.VectorType(ir.DoubleType(), vector.width), []
+        for k in range(vector.width):
+            place = builder.add(_at(context, builder, places, places_, k), at)
+            pointer = _pointer(context, builder, array, array_, place, wide)
+            row = builder.load(pointer, align=8)
+            rows.append(row if kind == wide else builder.fptrunc(row, kind))
+        place = builder.mul(at, ir.Constant(_I64, vector.width))
+        for row in _transposed(builder, rows):
+            pointer = _pointer(context, builder, into, into_, place, kind)
+            builder.store(row, pointer, align=bytes_)
+            place = _plus(builder, place, vector.width)
+        return context.get_dummy_value()
+
+    return types.void(array, places, types.intp, into), code
+
+
+@intrinsic
+def scatter(typing, array, places, at, source, base, base_at, factor):
+    """Add factor[k] (base + row k) to array[places[k] + at] and what follows, in double precision.
+
+    Row k is column k of the block that is contiguous in `source` from at * width on.
+    """
+    vector = Vector(source.dtype)
+
+    def code(context, builder, signature, arguments):
+        array_, places_, at, source_, base_, base_at, factor_ = arguments
+        kind, bytes_ = context.get_value_type(vector), source.dtype.bitwidth // 8
+        wide = ir.VectorType(ir.DoubleType(), vector.width)
+        place, rows = builder.mul(at, ir.Constant(_I64, vector.width)), []
+        for _ in range(vector.width):
+            pointer = _pointer(context, builder, source, source_, place, kind)
+            rows.append(builder.load(pointer, align=bytes_))
+            place = _plus(builder, place, vector.width)
+        pointer = _pointer(context, builder, base, base_, builder.add(base_at, at), wide)
+        shared = builder.load(pointer, align=8)
+        for k, row in enumerate(_transposed(builder, rows)):
+            if kind != wide:
+                row = builder.fpext(row, wide)
+            place = builder.add(_at(context, builder, places, places_, k), at)
+            pointer = _pointer(context, builder, array, array_, place, wide)
+            by = _spread(builder, _at(context, builder, factor, factor_, k), wide)
+            sum_ = _fma(builder, by, builder.fadd(shared, row), builder.load(pointer, align=8))
+            builder.store(sum_, pointer, align=8)
+        return context.get_dummy_value()
+
+    return types.void(array, places, types.intp, source, base, types.intp, factor), code
