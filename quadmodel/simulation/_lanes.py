@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -51,6 +51,15 @@ class Lanes:
     def alive(self) -> NDArray[np.bool_]:
         """Which lanes have not diverged."""
         return self.diverged_at < 0
+
+    def chosen(self, which: NDArray[np.bool_]) -> Lanes:
+        """Return a copy of some lanes."""
+        return Lanes(*(getattr(self, field.name)[which] for field in fields(self)))
+
+    def put_back(self, which: NDArray[np.bool_], moved: Lanes) -> None:
+        """Write back what has changed in a copy of some lanes."""
+        for name in ("state", "old", "diverged_at"):
+            getattr(self, name)[which] = getattr(moved, name)
 
     def rows(self, rows: slice) -> tuple[Any, ...]:
         """Return some lanes as the kernels take them."""
@@ -125,7 +134,7 @@ class Stepper:
             if _vectors.AVAILABLE:
                 rows = _vector_kernels.stacked(curvature.vectors, jacobian)
                 self._arrays = (rows, curvature.coefficients)
-                self._padded = rows.size // (model.n_data * (1 + curvature.coefficients.shape[1]))
+                self._padded = rows.shape[2]
         else:
             dtype = _STORED[precision]
             self._rows, self._advance = kernels.dense_rows, kernels.advance_dense

@@ -39,7 +39,7 @@ from quadmodel.simulation._vectors import (
 _BLOCK = 8
 _WIDTH = BYTES // 8
 # Numbers of lanes and of rows as lengths of tuples, which the compiler unrolls loops over.
-_LANES = _FOUR = (0, 0, 0, 0)
+_FOUR = (0, 0, 0, 0)
 _ONE = (0,)
 
 
@@ -173,33 +173,56 @@ def dense_rows(arrays, point, pointer, entries, first_row, last_row, gradient):
 def stacked(vectors, jacobian):
     """Return J_i and the vectors u_ir of each data point, one below the other, padded.
 
-    Shape (n_data, 1 + rank, order), flat.
+    The shape is (n_data, 1 + rank, order).
     """
     n_data, rank, n_params = vectors.shape
     order = _padded(n_params, jacobian.dtype)
     rows = np.zeros((n_data, 1 + rank, order))
     rows[:, 0, :n_params], rows[:, 1:, :n_params] = jacobian, vectors
-    return rows.reshape(-1)
+    return rows
 
 
 @njit(cache=True, nogil=True)
-def _products(like, rows, at, order, points, places, found, first):
-    """Write the products of rows and lanes to `found`; as many rows as the tuple `like` is long."""
-    sums = zeros_like(like, _LANES, rows)
+def _products(like, lanes, rows, at, order, points, places, found, first):
+    """Write the products of rows and lanes, as many as the tuples are long, to `found`."""
+    sums = zeros_like(like, lanes, rows)
     for k in range(0, order, _WIDTH):
         sums = add_pairs(sums, loads_like(like, rows, at + k, order), points, places, k)
     write_totals(sums, found, first)
 
 
 @njit(cache=True, nogil=True)
-def _add_weighted(like, rows, at, order, gradients, places, weights, first):
+def _add_weighted(like, lanes, rows, at, order, gradients, places, weights, first):
     """Add rows to the gradients of the lanes, each with its weight."""
     for k in range(0, order, _WIDTH):
         some = loads_like(like, rows, at + k, order)
-        add_rows(gradients, places, k, some, weights, first, _LANES)
+        add_rows(gradients, places, k, some, weights, first, lanes)
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
+def _low_rank_block(lanes, rows, coefficients, residual, points, gradients, places, weight):
+    """Add the gradients that one data point has for as many lanes as the tuple is long."""
+    rank, width = len(coefficients), len(lanes)
+    order, rows = rows.shape[1], rows.reshape(-1)
+    fours = (1 + rank) // 4 * 4
+    for k in range(0, fours, 4):
+        _products(_FOUR, lanes, rows, k * order, order, points, places, weight, width * k)
+    for k in range(fours, 1 + rank):
+        _products(_ONE, lanes, rows, k * order, order, points, places, weight, width * k)
+    for a in range(width):
+        z = residual + weight[a]
+        for r in range(rank):
+            z += 0.5 * coefficients[r] * weight[width * (r + 1) + a] ** 2
+        weight[a] = z
+        for r in range(rank):
+            weight[width * (r + 1) + a] *= z * coefficients[r]
+    for k in range(0, fours, 4):
+        _add_weighted(_FOUR, lanes, rows, k * order, order, gradients, places, weight, width * k)
+    for k in range(fours, 1 + rank):
+        _add_weighted(_ONE, lanes, rows, k * order, order, gradients, places, weight, width * k)
+
+
+@njit(cache=True, nogil=True)
 def low_rank_rows(arrays, point, pointer, entries, first_row, last_row, gradient):
     """Do the same as `dense_rows` for curvature sum_r s_r u_r u_r^T per data point.
 
@@ -208,31 +231,20 @@ def low_rank_rows(arrays, point, pointer, entries, first_row, last_row, gradient
     second-level cache, are added to the gradients.
     """
     rows, coefficients, residual = arrays
-    order, rank = point.shape[1], coefficients.shape[1]
-    points, gradients, nobody = point.reshape(-1), gradient.reshape(-1), len(point) - 1
-    places, weight = np.empty(4, np.int64), np.zeros(4 * (1 + rank))
-    fours = (1 + rank) // 4 * 4
+    order, nobody = point.shape[1], len(point) - 1
+    points, gradients = point.reshape(-1), gradient.reshape(-1)
+    places, weight = np.empty(4, np.int64), np.empty(4 * rows.shape[1])
     for i in range(first_row, last_row):
-        top = i * (1 + rank) * order
         for first in range(pointer[i], pointer[i + 1], 4):
             count = min(4, pointer[i + 1] - first)
             for a in range(4):
+                # Beyond the last lane one that nobody looks at.
                 places[a] = (entries[first + a] if a < count else nobody) * order
-            for k in range(0, fours, 4):
-                _products(_FOUR, rows, top + k * order, order, points, places, weight, 4 * k)
-            for k in range(fours, 1 + rank):
-                _products(_ONE, rows, top + k * order, order, points, places, weight, 4 * k)
-            for a in range(4):
-                z = residual[i] + weight[a] if a < count else 0.0
-                for r in range(1, rank + 1):
-                    z += 0.5 * coefficients[i, r - 1] * weight[4 * r + a] ** 2
-                weight[a] = z
-                for r in range(1, rank + 1):
-                    weight[4 * r + a] *= z * coefficients[i, r - 1]
-            for k in range(0, fours, 4):
-                _add_weighted(_FOUR, rows, top + k * order, order, gradients, places, weight, 4 * k)
-            for k in range(fours, 1 + rank):
-                _add_weighted(_ONE, rows, top + k * order, order, gradients, places, weight, 4 * k)
+            own = rows[i], coefficients[i], residual[i], points, gradients, places, weight
+            if count == 1:
+                _low_rank_block(_ONE, *own)
+            else:
+                _low_rank_block(_FOUR, *own)
 
 
 @njit(cache=True, nogil=True)
