@@ -5,7 +5,7 @@ second-level cache, sixteen vectors of sums stay in registers while the columns 
 added, and the lanes take their turn at one tile. Elsewhere whole columns are added to whole lanes.
 """
 
-# mypy: disable-error-code="no-untyped-def"
+# mypy: ignore-errors
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ _WIDTH = BYTES // 8
 _LARGE, _SMALL = 16 * _WIDTH, 4 * _WIDTH
 
 
-def tiled(ntk):
+def tiled(ntk, in_tiles=_vectors.AVAILABLE):
     """Return the NTK as `add_columns` wants it, and the length of a lane.
 
     Parameters
     ----------
     ntk : ndarray, shape (n_data, n_data)
         Symmetric.
+    in_tiles : bool, optional
+        Whether for `add_columns_in_tiles` or for `add_whole_columns`.
 
     Returns
     -------
@@ -35,7 +37,7 @@ def tiled(ntk):
         Tiles one after another, flat, each with a row per data point; and n_data rounded up.
     """
     n_data = len(ntk)
-    if not _vectors.AVAILABLE:
+    if not in_tiles:
         return np.ascontiguousarray(ntk).reshape(-1), n_data
     order = -(-n_data // _SMALL) * _SMALL
     wide = np.zeros((n_data, order))

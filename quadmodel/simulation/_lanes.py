@@ -22,6 +22,10 @@ from quadmodel.simulation import _kernels, _linear_kernels, _vector_kernels, _ve
 from quadmodel.simulation._columns import tiled
 
 IntArray = NDArray[np.int64]
+# Compiled functions know more about their arguments than mypy does.
+_LINEAR: Any = _linear_kernels
+_BY_VECTORS: Any = _vector_kernels
+_BY_LOOPS: Any = _kernels
 
 # A run counts as diverged when its squared norm passes this multiple of its initial scale: far from
 # overflow, far above anything that comes back.
@@ -29,7 +33,7 @@ _LIMIT = {"linear": 1e200, "quadratic": 1e100}
 # Operations per step from which on threads share the data points instead of the lanes, and parts.
 _SHARED, _PARTS = 3e6, 4
 # How Q and its products are kept.
-_STORED = {"float64": np.dtype(np.float64), "mixed": np.dtype(np.float32)}
+_STORED: dict[str, Any] = {"float64": np.dtype(np.float64), "mixed": np.dtype(np.float32)}
 PRECISIONS = tuple(_STORED)
 
 
@@ -126,13 +130,13 @@ class Stepper:
         if curvature is None:
             self._arrays = (*tiled(model.ntk()), model.ntk(), model.residual)
             return
-        kernels: Any = _vector_kernels if _vectors.AVAILABLE else _kernels
+        kernels = _BY_VECTORS if _vectors.AVAILABLE else _BY_LOOPS
         if isinstance(curvature, LowRankCurvature):
             self._rows, self._advance = kernels.low_rank_rows, kernels.advance_low_rank
             self._arrays = (curvature.vectors, curvature.coefficients, jacobian)
             self._operations = 4.0 * curvature.vectors[0].size
             if _vectors.AVAILABLE:
-                rows = _vector_kernels.stacked(curvature.vectors, jacobian)
+                rows = _BY_VECTORS.stacked(curvature.vectors, jacobian)
                 self._arrays = (rows, curvature.coefficients)
                 self._padded = rows.shape[2]
         else:
@@ -141,7 +145,7 @@ class Stepper:
             self._arrays = (np.asarray(curvature, dtype), jacobian)
             self._operations = 2.0 * model.n_params**2
             if _vectors.AVAILABLE:
-                self._arrays = _vector_kernels.packed(curvature, jacobian, dtype)
+                self._arrays = _BY_VECTORS.packed(curvature, jacobian, dtype)
                 self._padded = self._arrays[1].shape[1]
         self._arrays += (model.residual,)
 
@@ -152,7 +156,7 @@ class Stepper:
 
             def step_linear(rows: slice) -> None:
                 options = (*self._options[:-1], first_step, n_steps, self._options[-1])
-                _linear_kernels.advance_linear(*self._arrays, *lanes.rows(rows), *options)
+                _LINEAR.advance_linear(*self._arrays, *lanes.rows(rows), *options)
 
             workers.map(step_linear, groups(count, 256))
         elif float(lanes.batch_size.sum()) * self._operations < _SHARED:
@@ -176,9 +180,9 @@ class Stepper:
         def begin(group: int, step: int) -> None:
             some, room = every[group]
             if step > first_step:
-                _kernels.apply_gradients(some, self._options, step - 1, room[-1])
+                _BY_LOOPS.apply_gradients(some, self._options, step - 1, room[-1])
             if step < first_step + n_steps:
-                _kernels.draw_lanes(some, self._options, step, *room[:-1])
+                _BY_LOOPS.draw_lanes(some, self._options, step, *room[:-1])
 
         def add(task: tuple[int, int]) -> None:
             group, part = task
@@ -215,12 +219,12 @@ def as_precision(precision: Any, model: QuadraticModel) -> str:
     InputError
         If it is not known, or not "float64" for a model without dense curvature.
     """
-    precision = as_choice("precision", precision, PRECISIONS)
-    if precision != "float64" and not isinstance(model.curvature, np.ndarray):
+    name: str = as_choice("precision", precision, PRECISIONS)
+    if name != "float64" and not isinstance(model.curvature, np.ndarray):
         raise InputError(
-            f'precision must be "float64" for a model without dense curvature, got "{precision}"'
+            f'precision must be "float64" for a model without dense curvature, got "{name}"'
         )
-    return precision
+    return name
 
 
 def stored_bytes(model: QuadraticModel, precision: str = "float64") -> float:
@@ -231,7 +235,7 @@ def stored_bytes(model: QuadraticModel, precision: str = "float64") -> float:
         return 0.0
     size = _STORED[precision].itemsize
     if _vectors.AVAILABLE:
-        return float(_vector_kernels.packed_bytes(*model.jacobian.shape, _STORED[precision]))
+        return float(_BY_VECTORS.packed_bytes(*model.jacobian.shape, _STORED[precision]))
     return 0.0 if precision == "float64" else float(size * model.curvature.size)
 
 

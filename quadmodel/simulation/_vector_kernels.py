@@ -5,7 +5,7 @@ Dense Q is stored once for both triangles, in double or single precision; parame
 gradient are in double precision always. What a lane computes doesn't depend on its neighbours.
 """
 
-# mypy: disable-error-code="no-untyped-def"
+# mypy: ignore-errors
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ from quadmodel.simulation._vectors import (
     loads,
     loads_like,
     one_way,
-    prefetch,
     scatter,
     spread,
     store,
@@ -40,7 +39,7 @@ _BLOCK = 8
 _WIDTH = BYTES // 8
 # Numbers of lanes and of rows as lengths of tuples, which the compiler unrolls loops over.
 _FOUR = (0, 0, 0, 0)
-_ONE = (0,)
+_ONE, _EIGHT = (0,), (0,) * 8
 
 
 def packed(curvature, jacobian, dtype):
@@ -87,19 +86,15 @@ def pack_symmetric(matrices, order, stored):
 
 
 @njit(cache=True, nogil=True)
-def symmetric_product(packed, at, point, product, order, width, wanted, places):
-    """Write Q point, for `width` vectors side by side, to `product`, which must be zero.
+def symmetric_product(packed, at, point, product, order, width):
+    """Write Q point, for `width` vectors side by side, to `product`.
 
     Eight sums and eight points stay in registers while a block of eight rows is read; off the
-    diagonal every element of Q is used for its row and for its column. On the way the rows at
-    `places` of the two arrays in `wanted` come into the cache, for the product after this one.
+    diagonal every element of Q is used for its row and for its column.
     """
     for first in range(0, order, _BLOCK):
-        for k in range(width):
-            prefetch(wanted[0], places[k] + first)
-            prefetch(wanted[1], places[k] + first)
         own = loads(point, first * width, width, 8)
-        sums = loads(product, first * width, width, 8)
+        sums = zeros_like(_ONE, _EIGHT, packed)
         for column in range(first):
             there = column * width
             sums, back = both_ways(sums, own, packed, at, load(point, there), load(product, there))
@@ -134,17 +129,15 @@ def dense_rows(arrays, point, pointer, entries, first_row, last_row, gradient):
     rows_of_q, rows_of_j = packed.reshape(-1), jacobian.reshape(-1)
     at_point, at_gradient = _aligned(order * width, packed), _aligned(order * width, packed)
     points, gradients, nobody = point.reshape(-1), gradient.reshape(-1), len(point) - 1
-    places, following = np.empty(width, np.int64), np.empty(width, np.int64)
-    z, curved = np.empty(width), np.empty(width, packed.dtype)
+    places, z = np.empty(width, np.int64), np.empty(width)
+    curved = np.empty(width, packed.dtype)
     for i in range(first_row, last_row):
         for first in range(pointer[i], pointer[i + 1], width):
             count = min(width, pointer[i + 1] - first)
             for a in range(width):
                 places[a] = (entries[first + a] if a < count else nobody) * order
-                following[a] = entries[min(first + count + a, pointer[last_row] - 1)] * order
             for k in range(0, order, width):
                 gather(points, places, k, at_point)
-            at_gradient[:] = 0.0
             symmetric_product(
                 rows_of_q,
                 i * packed.shape[1],
@@ -152,8 +145,6 @@ def dense_rows(arrays, point, pointer, entries, first_row, last_row, gradient):
                 at_gradient,
                 order,
                 width,
-                (points, gradients),
-                following,
             )
             even = odd = spread(packed.dtype.type(0.0))
             for k in range(0, order * width, 2 * width):

@@ -6,7 +6,7 @@ product below them reaches the speed of a matrix product. A width of 64 bytes ne
 `AVAILABLE` says whether this processor has it.
 """
 
-# mypy: disable-error-code="no-untyped-def,misc,no-untyped-call"
+# mypy: ignore-errors
 
 from __future__ import annotations
 
@@ -150,22 +150,6 @@ def spread(typing, scalar):
         return _spread(builder, arguments[0], context.get_value_type(result))
 
     return result(scalar), code
-
-
-@intrinsic
-def prefetch(typing, array, at):
-    """Ask for the cache line of element `at` of a flat array, to be in the second-level cache."""
-
-    def code(context, builder, signature, arguments):
-        pointer = _pointer(context, builder, array, *arguments)
-        address = builder.bitcast(pointer, ir.IntType(8).as_pointer())
-        kind = ir.FunctionType(ir.VoidType(), [address.type, _I32, _I32, _I32])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        read, second, data = (ir.Constant(_I32, number) for number in (0, 2, 1))
-        builder.call(function, [address, read, second, data])
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp), code
 
 
 @intrinsic

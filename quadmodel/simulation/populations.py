@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -156,6 +157,7 @@ def follow(
     whole = reached.shape[1] == n_data
     ntk, old = model.ntk(), state.copy()
     columns = tiled(ntk)
+    kernels: Any = _linear_kernels
     growth = np.zeros((len(edges) - 1, n_cells, 1 if select else members))
     options = (
         sgd.momentum,
@@ -170,7 +172,7 @@ def follow(
         first, last = int(edges[block]), int(edges[block + 1])
         stretch = last - first if whole else _LEAK_STEPS
         for step in range(first, last, max(stretch, 1)):
-            _linear_kernels.advance_populations(
+            kernels.advance_populations(
                 *columns,
                 ntk,
                 state[some],

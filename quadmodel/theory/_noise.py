@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.sparse.linalg import LinearOperator, eigsh
 
 from quadmodel._validation import FloatArray
 from quadmodel.optimizer import SGD
 from quadmodel.theory import _formulas as formulas
 from quadmodel.theory import _generated as generated
 from quadmodel.theory._inputs import LimitSpectrum, Spectrum, need_vectors
-
-# Below this size the noise kernel matrix is built whole; Lanczos needs room to iterate.
-_SMALL = 24
+from quadmodel.theory._perron import perron, rayleigh, root_in_log
 
 
 def norm(
@@ -34,7 +31,7 @@ def norm(
     if method == "exact":
         lam, vectors = need_vectors(spectrum)
         response = _dressed(lam[:, None], lam[None, :], sgd, gamma, kappa, growth)
-        return gamma * perron_root(vectors, response)
+        return gamma * perron(vectors, response).root
     if isinstance(spectrum, LimitSpectrum):
         return gamma * _law_average(spectrum, sgd, gamma, kappa)
     lam = spectrum.eigenvalues
@@ -67,33 +64,34 @@ def _law_average(spectrum: LimitSpectrum, sgd: SGD, gamma: float, kappa: float) 
     return float(eta * generated.mean_over_law(p / q, q, law.stieltjes(p / q)))
 
 
-def perron_root(vectors: FloatArray, response: FloatArray) -> float:
-    r"""Return the largest eigenvalue of the noise kernel matrix, without its factor gamma.
+def exact_root_in_learning_rate(
+    spectrum: Spectrum | LimitSpectrum, sgd: SGD, edge: float, level: float
+) -> float:
+    """Return the learning rate below `edge` where the exact K reaches `level`, or `edge`.
 
-    .. math:: \textstyle\sum_{\alpha\beta} V_{i\alpha}V_{j\alpha}S_{\alpha\beta}V_{i\beta}V_{j\beta}
-
-    Lanczos from the uniform vector, whose Rayleigh quotient is the finite-size K. One product
-    costs two matrix products; no :math:`D^2\times D^2` matrix is formed.
+    The slope at each step follows from the Perron vector, which also is the next step's guess.
     """
-    n_data = len(vectors)
-    product = partial(noise_kernel_product, vectors, response)
-    if n_data <= _SMALL:
-        matrix = np.column_stack([product(unit) for unit in np.eye(n_data)])
-        return float(np.linalg.eigvalsh(0.5 * (matrix + matrix.T))[-1])
-    operator = LinearOperator((n_data, n_data), matvec=product, dtype=np.float64)
-    start = np.full(n_data, n_data**-0.5)
-    # The tolerance bounds the eigenvalue's relative error; with a gap that error is its square.
-    top = eigsh(operator, k=1, which="LA", v0=start, ncv=8, return_eigenvectors=False, tol=1e-9)
-    return float(top[0])
+    lam, vectors = need_vectors(spectrum)
+    gamma, kappa = formulas.batch_weight_covariance(sgd, spectrum.n_data)
+    if gamma == 0.0 or not np.isfinite(edge):
+        return edge
+    vector: FloatArray | None = None
 
+    def response(learning_rate: float) -> FloatArray:
+        at = replace(sgd, learning_rate=learning_rate)
+        return gamma * _dressed(lam[:, None], lam[None, :], at, gamma, kappa, 1.0)
 
-def noise_kernel_product(
-    vectors: FloatArray, response: FloatArray, energies: FloatArray
-) -> FloatArray:
-    """Return the noise kernel matrix, without its factor gamma, times a vector of energies."""
-    per_mode = vectors.T @ (np.ravel(energies)[:, None] * vectors)
-    result: FloatArray = np.einsum("ia,ia->i", vectors @ (response * per_mode), vectors)
-    return result
+    def value_and_slope(learning_rate: float) -> tuple[float, float]:
+        nonlocal vector
+        found = perron(vectors, response(learning_rate), vector)
+        vector = found.vector
+        lower = learning_rate * (1 - 1e-5)
+        beside = rayleigh(vectors, response(lower), vector)
+        slope = math.log(found.root / beside) if 0 < beside < np.inf else math.inf
+        return found.root, slope / math.log(learning_rate / lower)
+
+    guess = root_in_learning_rate(lambda trial: norm(spectrum, trial, "finite"), sgd, edge, level)
+    return root_in_log(value_and_slope, guess, edge, level)
 
 
 def root_in_learning_rate(

@@ -14,6 +14,7 @@ from quadmodel.theory import _formulas as formulas
 from quadmodel.theory import _generated as generated
 from quadmodel.theory import _noise
 from quadmodel.theory._inputs import Spectrum, as_finite_spectrum, check_sgd, need_vectors
+from quadmodel.theory._perron import noise_kernel_product
 from quadmodel.theory.noise_kernel import norm_or_infinity
 
 _CLOSURES = ("finite", "exact")
@@ -166,7 +167,7 @@ def floor_on_spectrum(spectrum: Spectrum, residual: FloatArray, sgd: SGD, method
         own, share = generated.energy_at_gradient(known, dressed, gamma, kappa, n_data)
         operator = LinearOperator(
             (n_data, n_data),
-            matvec=lambda d: np.ravel(d) - gamma * _noise.noise_kernel_product(vectors, dressed, d),
+            matvec=lambda d: np.ravel(d) - gamma * noise_kernel_product(vectors, dressed, d),
             dtype=np.float64,
         )
         drive = np.einsum("ia,ia->i", vectors @ own, vectors)

@@ -183,7 +183,8 @@ def critical_learning_rate(
     Notes
     -----
     K grows with the learning rate from 0 to its value at the edge, so the root is bracketed by 0
-    and :func:`edge_of_stability` (Brent's method on :math:`K/(1+K)`).
+    and :func:`edge_of_stability` (Brent's method on :math:`K/(1+K)`; for the exact K Newton's
+    method, whose slope the Perron vector gives).
 
     References
     ----------
@@ -208,9 +209,9 @@ def critical_on_spectrum(
     spectrum: Spectrum | LimitSpectrum, sgd: SGD, method: str, level: float = 1.0
 ) -> float:
     """Return the critical learning rate on checked input."""
-    if method == "exact":
-        need_vectors(spectrum)
     edge = formulas.noiseless_edge(spectrum.edge, sgd)
+    if method == "exact":
+        return _noise.exact_root_in_learning_rate(spectrum, sgd, edge, level)
     return _noise.root_in_learning_rate(
         lambda trial: _noise.norm(spectrum, trial, method), sgd, edge, level
     )

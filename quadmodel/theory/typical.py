@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 from scipy.optimize import brentq
-from scipy.sparse.linalg import LinearOperator, eigsh
 
 from quadmodel._validation import FloatArray, InputError, check_memory
 from quadmodel.optimizer import SGD
 from quadmodel.theory import _formulas as formulas
-from quadmodel.theory import _noise
 from quadmodel.theory._fluctuation import eigenmatrices, one_step_variance
 from quadmodel.theory._inputs import Spectrum, as_finite_spectrum, check_sgd, need_vectors
+from quadmodel.theory._perron import perron
 from quadmodel.theory.moments import rate_on_spectrum
 from quadmodel.theory.noise_kernel import critical_on_spectrum
 
 # Largest variance of the log loss, gathered while the residual forgets how it is spread over the
 # data, at which the prediction is called valid. Calibrated against simulation, see typical_growth.
 _VALID = 0.4
-# Below this size the noise kernel matrix is built whole.
-_SMALL = 24
 
 
 class Typical(NamedTuple):
@@ -282,7 +278,7 @@ def _perron(
     growth = guess if guess > slowest * (1 + 1e-6) else slowest + 1e-3 * max(slowest, 1e-3)
     while growth - slowest > 1e-12 * growth:
         response = responses(growth)
-        norm, energies = _perron_vector(vectors, response, energies)
+        norm, energies = perron(vectors, response, energies, residual=1e-11)
         overlap = (vectors.T @ (energies[:, None] * vectors)) ** 2
         step = 1e-6 * (growth - slowest)
         slope = float(np.vdot(response - responses(growth + step), overlap)) / step
@@ -307,19 +303,3 @@ def _gap(vectors: FloatArray, response: FloatArray, energies: FloatArray) -> flo
     others = share < 1 - 1e-9
     second = np.max((own[others] - share[others]) / (1 - share[others]), initial=0.0)
     return max(1 - float(second), 1e-15)
-
-
-def _perron_vector(
-    vectors: FloatArray, response: FloatArray, start: FloatArray
-) -> tuple[float, FloatArray]:
-    """Return the largest eigenvalue of the noise kernel matrix and its vector, of norm 1."""
-    n_data = len(vectors)
-    product = partial(_noise.noise_kernel_product, vectors, response)
-    if n_data <= _SMALL:
-        matrix = np.column_stack([product(unit) for unit in np.eye(n_data)])
-        values, columns = np.linalg.eigh(0.5 * (matrix + matrix.T))
-    else:
-        operator = LinearOperator((n_data, n_data), matvec=product, dtype=np.float64)
-        start = start + 1e-8 * start.max()  # else points that share no mode may never be seen
-        values, columns = eigsh(operator, k=1, which="LA", v0=start, ncv=8, tol=1e-11)
-    return float(values[-1]), np.abs(columns[:, -1])

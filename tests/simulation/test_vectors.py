@@ -1,0 +1,183 @@
+"""Vector kernels against plain ones, the storage of Q, and steps that many threads share."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import quadmodel as qm
+from quadmodel._validation import InputError
+from quadmodel.simulation import _columns, _lanes, _vector_kernels, _vectors
+from quadmodel.simulation._lanes import Stepper, start_lanes, workers
+
+SCHEMES = ("without_replacement", "with_replacement", "bernoulli")
+METHODS = {
+    "plain": {},
+    "heavy ball": {"momentum": 0.7, "weight_decay": 0.02},
+    "Nesterov": {"momentum": 0.6, "nesterov": True},
+}
+
+
+def model_of(kind, n_data=6, n_params=19, scale=0.1):
+    curvature = (
+        scale if kind == "dense" else qm.curvature.RandomLowRankCurvature(int(kind[-1]), scale)
+    )
+    return qm.Ensemble(n_data, n_params, curvature=curvature).sample(seed=3)
+
+
+def advanced(model, sgd, monkeypatch, *, vectors, lanes=21, steps=9, shared=None, **options):
+    """Return the lanes after some steps by the chosen kernels, each with its batch size."""
+    monkeypatch.setattr(_vectors, "AVAILABLE", vectors)
+    if shared is not None:
+        monkeypatch.setattr(_lanes, "_SHARED", 0.0 if shared else np.inf)
+    sizes = 1 + np.arange(lanes) % model.n_data
+    rates = sgd.learning_rate * (1 + np.arange(lanes) / lanes)
+    run = start_lanes(model, rates, sizes, np.arange(lanes))
+    with workers(options.pop("threads", 2)) as pool:
+        stepper = Stepper(model, sgd, seed=5, **options)
+        stepper.advance(run, 0, 4, pool)
+        stepper.advance(run, 4, steps - 4, pool)
+    return run
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("sampling", SCHEMES)
+@pytest.mark.parametrize("kind", ["dense", "rank 1", "rank 3", "rank 7"])
+def test_vectors_do_what_loops_do(kind, sampling, method, monkeypatch):
+    model, sgd = model_of(kind), qm.SGD(0.05, 1, sampling=sampling, **METHODS[method])
+    loops = advanced(model, sgd, monkeypatch, vectors=False, shared=False)
+    assert np.abs(loops.state).max() > 0.1
+    for shared in (False, True):
+        found = advanced(model, sgd, monkeypatch, vectors=True, shared=shared)
+        np.testing.assert_allclose(found.state, loops.state, rtol=1e-11, atol=1e-13)
+        np.testing.assert_allclose(found.old, loops.old, rtol=1e-11, atol=1e-13)
+    other = advanced(model_of(kind, scale=0.11), sgd, monkeypatch, vectors=True, shared=True)
+    assert np.abs(other.state - loops.state).max() > 1e-4
+
+
+@pytest.mark.parametrize("n_params", [1, 7, 8, 9, 16, 17, 40])
+def test_packed_matrices_multiply_as_they_were(n_params):
+    rng = np.random.default_rng(n_params)
+    q = rng.normal(size=(3, n_params, n_params))
+    q = q + q.transpose(0, 2, 1)
+    for dtype, tolerance in ((np.float64, 1e-13), (np.float32, 1e-5)):
+        stored, wide = _vector_kernels.packed(q, rng.normal(size=(3, n_params)), np.dtype(dtype))
+        order, width = wide.shape[1], 64 // stored.itemsize
+        assert stored.nbytes + wide.nbytes == _vector_kernels.packed_bytes(
+            3, n_params, np.dtype(dtype)
+        )
+        point = np.zeros((order, width), dtype)
+        point[:n_params] = rng.normal(size=(n_params, width))
+        product = np.full(order * width, np.nan, dtype)
+        for i in range(3):
+            _vector_kernels.symmetric_product(
+                stored.reshape(-1), i * stored.shape[1], point.reshape(-1), product, order, width
+            )
+            expected = q[i] @ point[:n_params].astype(float)
+            scale = np.abs(expected).max()
+            np.testing.assert_allclose(
+                product.reshape(order, width)[:n_params], expected, atol=tolerance * scale
+            )
+            assert (product.reshape(order, width)[n_params:] == 0).all()
+
+
+@pytest.mark.parametrize("n_data", [1, 5, 31, 32, 33, 129, 200])
+def test_columns_in_tiles_are_whole_columns(n_data):
+    rng = np.random.default_rng(n_data)
+    ntk = rng.normal(size=(n_data, n_data))
+    ntk = ntk + ntk.T
+    begin = np.array([0, 3, 3, 4, 11])
+    picked, coefficient = rng.integers(n_data, size=11), rng.normal(size=11)
+    z = rng.normal(size=(4, n_data))
+    expected = z + [
+        coefficient[first:last] @ ntk[picked[first:last]]
+        for first, last in zip(begin[:-1], begin[1:], strict=True)
+    ]
+    whole = z.copy()
+    _columns.add_whole_columns(ntk.reshape(-1), n_data, begin, picked, coefficient, whole)
+    np.testing.assert_allclose(whole, expected, atol=1e-12)
+    columns, length = _columns.tiled(ntk, in_tiles=True)
+    wide = np.zeros((4, length))
+    wide[:, :n_data] = z
+    _columns.add_columns_in_tiles(columns, n_data, begin, picked, coefficient, wide)
+    np.testing.assert_allclose(wide[:, :n_data], expected, atol=1e-12)
+    assert (wide[:, n_data:] == 0).all()
+
+
+@pytest.mark.parametrize("sampling", SCHEMES)
+def test_large_batches_by_products_are_large_batches_by_columns(sampling):
+    """One lane on either side of the switch, and more lanes than a product takes."""
+    model = qm.Ensemble(10, 20).sample(seed=1)
+    sgd = qm.SGD(0.05, 5, sampling=sampling, momentum=0.3)
+    runs = qm.simulate(model, sgd, 20, replicas=130, seed=4)
+    slow = qm.QuadraticModel(model.residual, model.jacobian, np.zeros((10, 20, 20)))
+    same = qm.simulate(slow, sgd, 20, replicas=130, seed=4, record_every=1)
+    np.testing.assert_allclose(runs.loss, same.loss, rtol=1e-10)
+
+
+@pytest.mark.parametrize("precision", ["float64", "mixed"])
+@pytest.mark.parametrize("kind", ["dense", "rank 3"])
+def test_lanes_leave_each_other_alone(kind, precision, monkeypatch):
+    """The same bits whoever runs beside, and for any number of threads."""
+    if kind != "dense" and precision == "mixed":
+        pytest.skip("mixed is for dense curvature")
+    model, sgd = model_of(kind), qm.SGD(0.05, 1, momentum=0.4)
+    options = {"vectors": True, "shared": False, "precision": precision}
+    many = advanced(model, sgd, monkeypatch, **options, threads=1)
+    again = advanced(model, sgd, monkeypatch, **options, threads=3)
+    np.testing.assert_array_equal(many.state, again.state)
+    shared = [
+        advanced(model, sgd, monkeypatch, **(options | {"shared": True}), threads=threads)
+        for threads in (1, 2, 3)
+    ]
+    for run in shared[1:]:
+        np.testing.assert_array_equal(run.state, shared[0].state)
+
+
+def test_mixed_precision_is_that_of_single_products(monkeypatch):
+    """Far from divergence the loss is right to single precision, and the error is there to see."""
+    model = qm.Ensemble(20, 50, curvature=0.01).sample(seed=0)
+    sgd = qm.SGD(0.1, 5)
+    exact = qm.simulate(model, sgd, 300, replicas=4)
+    assert exact.attrs["precision"] == "float64"
+    for vectors in (True, False):
+        monkeypatch.setattr(_vectors, "AVAILABLE", vectors)
+        mixed = qm.simulate(model, sgd, 300, replicas=4, precision="mixed")
+        assert mixed.attrs["precision"] == "mixed"
+        error = np.abs(mixed.loss - exact.loss) / (exact.loss + 1e-4 * model.loss())
+        assert 1e-12 < float(error.max()) < 1e-6
+        # Residuals are in double precision: they go far below what single precision could hold.
+        assert float(mixed.loss[:, -1].max()) < 1e-6 * float(mixed.loss[0, 0])
+
+
+@pytest.mark.parametrize("precision", ["float64", "mixed"])
+def test_divergence_is_noticed_and_stays_alone(precision, monkeypatch):
+    model = model_of("dense")
+    sgd = qm.SGD(1.0, 1)
+    loops = advanced(model, sgd, monkeypatch, vectors=False, steps=60)
+    found = advanced(model, sgd, monkeypatch, vectors=True, steps=60, precision=precision)
+    assert (loops.diverged_at >= 0).any()
+    # Single precision overflows a few steps earlier.
+    gone = loops.diverged_at >= 0
+    assert (found.diverged_at[gone] >= 0).all()
+    assert (np.abs(found.diverged_at - loops.diverged_at)[gone] <= 4).all()
+
+
+@pytest.mark.parametrize("kind", ["linear", "rank 2"])
+def test_mixed_is_refused_without_dense_curvature(kind):
+    model = qm.Ensemble(6, 8).sample(0) if kind == "linear" else model_of(kind)
+    with pytest.raises(InputError, match='^precision must be "float64" for a model without'):
+        qm.simulate(model, qm.SGD(0.1, 2), 5, precision="mixed")
+    with pytest.raises(InputError, match='^precision must be "float64" for a model without'):
+        qm.phase_diagram(model, 4, 2, steps=32, precision="mixed")
+    with pytest.raises(InputError, match="^precision must be"):
+        qm.simulate(model, qm.SGD(0.1, 2), 5, precision="float32")
+
+
+def test_phase_diagram_in_mixed_precision_says_the_same():
+    source = qm.Ensemble(12, 24, curvature=0.02)
+    options = {"steps": 64, "replicas": 4, "refine": 0}
+    grids = [qm.phase_diagram(source, 6, 3, precision=p, **options) for p in ("float64", "mixed")]
+    assert [grid.attrs["precision"] for grid in grids] == ["float64", "mixed"]
+    np.testing.assert_array_equal(grids[0].phase, grids[1].phase)
+    np.testing.assert_allclose(grids[0].mean_growth, grids[1].mean_growth, rtol=1e-2, atol=1e-4)
