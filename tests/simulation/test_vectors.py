@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -91,7 +93,7 @@ def test_columns_in_tiles_are_whole_columns(n_data):
     z = rng.normal(size=(4, n_data))
     expected = z + [
         coefficient[first:last] @ ntk[picked[first:last]]
-        for first, last in zip(begin[:-1], begin[1:], strict=True)
+        for first, last in itertools.pairwise(begin)
     ]
     whole = z.copy()
     _columns.add_whole_columns(ntk.reshape(-1), n_data, begin, picked, coefficient, whole)
@@ -166,11 +168,11 @@ def test_divergence_is_noticed_and_stays_alone(precision, monkeypatch):
 @pytest.mark.parametrize("kind", ["linear", "rank 2"])
 def test_mixed_is_refused_without_dense_curvature(kind):
     model = qm.Ensemble(6, 8).sample(0) if kind == "linear" else model_of(kind)
-    with pytest.raises(InputError, match='^precision must be "float64" for a model without'):
+    with pytest.raises(InputError, match=r'^precision must be "float64" for a model without'):
         qm.simulate(model, qm.SGD(0.1, 2), 5, precision="mixed")
-    with pytest.raises(InputError, match='^precision must be "float64" for a model without'):
+    with pytest.raises(InputError, match=r'^precision must be "float64" for a model without'):
         qm.phase_diagram(model, 4, 2, steps=32, precision="mixed")
-    with pytest.raises(InputError, match="^precision must be"):
+    with pytest.raises(InputError, match=r"^precision must be"):
         qm.simulate(model, qm.SGD(0.1, 2), 5, precision="float32")
 
 
