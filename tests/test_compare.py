@@ -138,6 +138,86 @@ def test_a_noiseless_mode_may_vanish():
     assert table.attrs["verdict"] == "agree"
 
 
+# ---- compare with runs of the large-P limit
+
+BATCHES = {"seed": "3", "model_index": 0, "batch_size": 2, "sampling": "without_replacement"}
+LIMIT = RUNS + np.array([[0.3, 0.1], [0.2, -0.1], [0.1, 0.0], [0.5, 0.2]])
+
+
+def runs_of(values, first=0, **attrs):
+    """Return runs with the attributes that their batches follow from."""
+    numbered = simulated(values).assign_coords(replica=first + np.arange(len(values)))
+    return numbered.assign_attrs({**BATCHES, **attrs})
+
+
+def test_same_batches_are_compared_run_by_run():
+    difference = RUNS - LIMIT
+    error = difference.std(axis=0, ddof=1) / 2
+    table = qm.compare(runs_of(RUNS), runs_of(LIMIT, n_params=9))
+    np.testing.assert_allclose(table.measured, MEAN)
+    np.testing.assert_allclose(table.predicted, LIMIT.mean(axis=0))
+    np.testing.assert_allclose(table.standard_error, error)
+    np.testing.assert_allclose(table.z, difference.mean(axis=0) / error)
+    assert (table.standard_error < ERROR / 5).all()
+
+
+def test_replicas_that_only_one_has_are_left_out():
+    table = qm.compare(runs_of(RUNS), runs_of(LIMIT[1:3], first=1))
+    np.testing.assert_allclose(table.measured, RUNS[1:3].mean(axis=0))
+    np.testing.assert_allclose(table.predicted, LIMIT[1:3].mean(axis=0))
+
+
+@pytest.mark.parametrize("key", BATCHES)
+def test_other_batches_are_independent(key):
+    table = qm.compare(runs_of(RUNS), runs_of(LIMIT[:3], **{key: "another"}))
+    other = LIMIT[:3].std(axis=0, ddof=1) / 3**0.5
+    np.testing.assert_allclose(table.measured, MEAN)
+    np.testing.assert_allclose(table.predicted, LIMIT[:3].mean(axis=0))
+    np.testing.assert_allclose(table.standard_error, np.hypot(ERROR, other))
+
+
+@pytest.mark.parametrize(
+    ("pred", "message"),
+    [
+        (runs_of(LIMIT[:1], seed="4"), "^pred must hold at least 2 replicas for a .*, got 1$"),
+        (runs_of(LIMIT[:1]), "^sim must hold at least 2 replicas in common for a .*, got 1$"),
+        (runs_of(LIMIT, first=9), "^sim must hold at least 2 replicas in common for a .*, got 0$"),
+    ],
+)
+def test_too_few_runs(pred, message):
+    with pytest.raises(InputError, match=message):
+        qm.compare(runs_of(RUNS), pred)
+
+
+@pytest.mark.parametrize("seed", [3, 4])
+def test_large_p_limit(seed):
+    """Many parameters: what is left is the draw of the curvature, a few percent."""
+    ensemble, sgd = qm.Ensemble(4, 1000, [1.0, 0.8, 0.6, 0.4], curvature=0.02), qm.SGD(0.2, 2)
+    sim = qm.simulate(ensemble.sample(3), sgd, 10, replicas=30, seed=3)
+    limit = qm.large_p_limit(ensemble.sample(3), sgd, 10, replicas=30, seed=seed)
+    table = qm.compare(sim, limit)
+    assert {"loss", "mode_energy", "ntk_trace", "noise_kernel_norm"} <= set(table.variable.values)
+    assert not np.isnan(table.z).any()
+    loss = table.where(table.variable == "loss", drop=True)
+    np.testing.assert_allclose(loss.measured, loss.predicted, rtol=0.1 if seed == 3 else 1.0)
+    late = loss.isel(comparison=-1)
+    independent = float(np.hypot(*(x.loss[:, -1].std(ddof=1) / 30**0.5 for x in (sim, limit))))
+    if seed == 3:
+        assert float(late.standard_error) < 0.2 * independent
+    else:
+        assert float(late.standard_error) == pytest.approx(independent)
+
+
+def test_runs_that_diverge_on_both_sides():
+    values = np.array([[1.0, np.inf, np.nan], [2.0, 3.0, 4.0]])
+    table = qm.compare(runs_of(values), runs_of(values))
+    assert table.attrs["verdict"] == "agree"
+    one = np.nan_to_num(values, nan=5.0, posinf=5.0)
+    for first, second in ((values, one), (one, values)):
+        table = qm.compare(runs_of(first), runs_of(second))
+        assert table.agrees.values.tolist() == [True, False, False]
+
+
 # ---- critical_noise_kernel_norm
 
 TRUE_RATE, SLOPE = 0.5, 0.4

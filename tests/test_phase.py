@@ -324,6 +324,8 @@ def test_quadratic_source():
         ({"rates": [0.0, 0.1]}, "^learning_rates must be > 0"),
         ({"rates": [0.1, math.nan]}, "^learning_rates must hold finite"),
         ({"rates": [[0.1, 0.2]]}, "^learning_rates must have shape"),
+        ({"rates": [[0.1], [0.1, 0.2]]}, "^learning_rates must be"),
+        ({"sizes": [[1], [1, 2]]}, "^batch_sizes must be"),
         ({"sizes": 0}, "^batch_sizes must be"),
         ({"sizes": []}, "^batch_sizes must be"),
         ({"sizes": [0]}, "^batch_sizes must be"),

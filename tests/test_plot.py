@@ -213,6 +213,16 @@ def test_loss(runs):
     assert corners.max() == pytest.approx(float(sim.loss.quantile(0.9, "replica").max()))
 
 
+def test_loss_of_the_large_p_limit():
+    ensemble, sgd = qm.Ensemble(6, 20, curvature=0.01), qm.SGD(0.05, 2)
+    sim = qm.simulate(ensemble.sample(0), sgd, 10, replicas=3)
+    for replicas in (1, 4):
+        limit = qm.large_p_limit(ensemble, sgd, 10, replicas=replicas)
+        artists, _ = draw(qm.plot.loss, sim, limit)
+        line = labelled(artists, "predicted mean")
+        np.testing.assert_array_equal(line.get_ydata(), limit.loss.mean("replica"))
+
+
 def test_loss_without_a_prediction(runs):
     artists, ax = draw(qm.plot.loss, runs[0])
     assert "predicted mean" not in legend(ax)

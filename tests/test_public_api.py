@@ -26,6 +26,7 @@ NAMES = [
     "edge_of_stability",
     "eigenvectors",
     "expected_ntk",
+    "large_p_limit",
     "late_time_rate",
     "loss_floor",
     "lyapunov_exponent",

@@ -59,15 +59,24 @@ def advance_linear(
             if active[lane] and not energy[lane] < limit:
                 diverged_at[lane] = t + 1
                 active[lane] = False
-    state[:], old[:] = z[:, : len(ntk)], z_old[:, : len(ntk)]
+    _copy(z, state)
+    _copy(z_old, old)
 
 
 @njit(cache=True, nogil=True)
 def _padded(rows, length):
     """Return a copy of the rows, with zeros behind them up to `length`."""
     wide = np.zeros((len(rows), length))
-    wide[:, : rows.shape[1]] = rows
+    _copy(rows, wide)
     return wide
+
+
+@njit(cache=True, nogil=True)
+def _copy(source, target):
+    """Copy what both have; quicker to compile than an assignment to a slice."""
+    for a in range(len(source)):
+        for j in range(min(source.shape[1], target.shape[1])):
+            target[a, j] = source[a, j]
 
 
 @njit(cache=True, nogil=True)
@@ -193,20 +202,23 @@ def advance_populations(
     lanes = cells * members
     z = _padded(state.reshape(lanes, n_data), length)
     z_old = _padded(old.reshape(lanes, n_data), length)
-    eta, b = np.repeat(learning_rate, members), np.repeat(batch_size, members)
+    eta, b = np.empty(lanes), np.empty(lanes, np.int64)
     number, nothing = replica.reshape(-1), np.zeros(n_data)
-    room = _room(lanes, len(ntk), b, scheme)
     options = momentum, nesterov, weight_decay, scheme, seed, model
     energy, active = np.empty(lanes), np.empty(lanes, np.bool_)
     if momentum == 0.0:
-        z_old[:] = 0.0  # not used, and not followed by the steps: rescaling would blow it up
+        z_old.fill(0.0)  # not used, and not followed by the steps: rescaling would blow it up
     for lane in range(lanes):
+        eta[lane], b[lane] = learning_rate[lane // members], batch_size[lane // members]
         energy[lane] = _energy(z[lane])
         active[lane] = abs(growth[lane // members, 0 if select else lane % members]) < np.inf
     # Of the mean, or of each member, where its log was last taken.
     group = members if select else 1
-    since = energy.reshape(-1, group).sum(axis=1)
     logged = growth.reshape(-1)
+    since = np.empty(len(logged))
+    for g in range(len(logged)):
+        since[g] = energy[g * group : (g + 1) * group].sum()
+    room = _room(lanes, len(ntk), b, scheme)
     for t in range(first_step, first_step + n_steps):
         _step(columns, ntk, nothing, z, z_old, eta, b, number, active, options, t, room, energy)
         for g in range(len(logged)):
@@ -217,13 +229,13 @@ def advance_populations(
             if not _SMALLEST < total < _LARGEST or t + 1 == first_step + n_steps:
                 logged[g] += _log_ratio(total, since[g])
                 if not abs(logged[g]) < np.inf:
-                    active[first:last] = False
+                    active[first:last].fill(False)
                     continue
                 for lane in range(first, last):
                     _rescale(z[lane], z_old[lane], total / group)
                     energy[lane] /= total / group
                 total = since[g] = energy[first:last].sum()
-            if select and (energy[first:last] ** 2).sum() * members > 2.0 * total**2:
+            if select and _energy(energy[first:last]) * members > 2.0 * total**2:
                 words = philox(
                     np.uint32(0xFFFFFFFF),
                     np.uint32(t),
@@ -233,8 +245,8 @@ def advance_populations(
                     np.uint32(seed >> np.uint64(32)),
                 )
                 _redraw(z[first:last], z_old[first:last], energy[first:last], words[0] / 2.0**32)
-    state.reshape(lanes, n_data)[:] = z[:, :n_data]
-    old.reshape(lanes, n_data)[:] = z_old[:, :n_data]
+    _copy(z, state.reshape(lanes, n_data))
+    _copy(z_old, old.reshape(lanes, n_data))
 
 
 @njit(cache=True, nogil=True)
@@ -268,6 +280,7 @@ def _redraw(state, old, energy, uniform):
             reached += share[ancestor]
         # Rounding may lead to a last member that carries nothing.
         scale = np.sqrt(total / members / share[ancestor]) if share[ancestor] > 0 else 0.0
-        state[a] = source[ancestor] * scale
-        old[a] = source_old[ancestor] * scale
+        for j in range(state.shape[1]):
+            state[a, j] = source[ancestor, j] * scale
+            old[a, j] = source_old[ancestor, j] * scale
         energy[a] = total / members

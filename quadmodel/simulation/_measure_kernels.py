@@ -32,7 +32,7 @@ def draw_weights(seed, model, replica, step, scheme, batch_size, weights):
         uint32(seed >> uint64(32)),
     )
     key = (uint64(high) << uint64(32)) | uint64(low)
-    weights[:] = 0.0
+    weights.fill(0.0)
     for k in range(n_batches):
         length = draw_batch(key, 0, 0, k, scheme, n_data, batch_size, order, swaps, batch)
         for i in range(length):
@@ -49,7 +49,7 @@ def symmetric_products(matrices, x, out):
     even = n - n % 8
     for a in range(len(matrices)):
         q, y = matrices[a], out[a]
-        y[:] = 0.0
+        y.fill(0.0)
         for i in range(0, even, 8):
             q0, q1, q2, q3 = q[i], q[i + 1], q[i + 2], q[i + 3]
             q4, q5, q6, q7 = q[i + 4], q[i + 5], q[i + 6], q[i + 7]
@@ -67,7 +67,9 @@ def symmetric_products(matrices, x, out):
                 y5 += q5[k] * x[k]
                 y6 += q6[k] * x[k]
                 y7 += q7[k] * x[k]
-            y[i : i + 8] = y0, y1, y2, y3, y4, y5, y6, y7
+            # Not as a slice, which takes seconds to compile.
+            y[i], y[i + 1], y[i + 2], y[i + 3] = y0, y1, y2, y3
+            y[i + 4], y[i + 5], y[i + 6], y[i + 7] = y4, y5, y6, y7
             for row in range(i, i + 8):
                 for k in range(i, i + 8):
                     y[row] += q[row, k] * x[k]

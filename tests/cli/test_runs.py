@@ -12,7 +12,7 @@ import pytest
 import xarray as xr
 
 import quadmodel
-from quadmodel import cli
+from quadmodel.cli import _pictures as pictures
 from quadmodel.cli import phase_diagram_command
 from tests.cli.command import COMMAND, ENVIRONMENT, OUTPUTS, SMALL, TINY, written
 
@@ -97,7 +97,7 @@ def succeed(run, monkeypatch):
     """Run without drawing, which takes longest; check the report and return the grid."""
 
     def succeed(*arguments, base=TINY):
-        monkeypatch.setattr(cli, "_draw", lambda _, picture: picture.write_text("picture"))
+        monkeypatch.setattr(pictures, "draw", lambda _, picture: picture.write_text("picture"))
         code, out, err = run("phase-diagram", *base, *arguments)
         assert (code, err) == (0, "")
         assert written() >= OUTPUTS

@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 import sympy as sp
 
+from quadmodel.optimizer import SAMPLING_SCHEMES
 from quadmodel.symbolic import _robust, emit, linear, names, stability
 from quadmodel.symbolic.formulas import formulas
 from quadmodel.symbolic.names import eta, lam, lam_other, mu, r, rho, x, y
 from quadmodel.symbolic.sampling import weight_covariance
 from quadmodel.theory import _generated as generated
 from tests.oracles import enumeration, linear_memory
+from tests.oracles.one_step import weight_fluctuations
 
 FILE = Path(generated.__file__)
 ROOT = FILE.parents[2]
@@ -99,6 +101,24 @@ def covariances(scheme):
         yield (
             {"n_data": n_data, "batch_size": batch_size},
             (gamma, -n_data * matrix[0][1] / gamma),
+        )
+
+
+def higher_moments(scheme):
+    """Coefficients of deltas, from moments at different points by hand."""
+    for n_data, batch_size in ((4, 1), (5, 2), (5, 4)):
+        third = weight_fluctuations(n_data, batch_size, scheme, 3)
+        fourth = weight_fluctuations(n_data, batch_size, scheme, 4)
+        c111 = third[0, 1, 2]
+        c21 = third[0, 0, 1] - c111
+        c1111 = fourth[0, 1, 2, 3]
+        c211 = fourth[0, 0, 1, 2] - c1111
+        c22 = fourth[0, 0, 1, 1] - 2 * c211 - c1111
+        c31 = fourth[0, 0, 0, 1] - 3 * c211 - c1111
+        c4 = fourth[0, 0, 0, 0] - 4 * c31 - 3 * c22 - 6 * c211 - c1111
+        yield (
+            {"n_data": n_data, "batch_size": batch_size},
+            (third[0, 0, 0] - 3 * c21 - c111, c21, c111, c4, c31, c22, c211, c1111),
         )
 
 
@@ -279,6 +299,9 @@ ORIGINS = {
     **{name: functools.partial(moments, name) for name in MOMENTS},
     "energy_at_gradient": energies,
     "kept_fraction": kept,
+    "without_replacement_fluctuations": lambda: higher_moments("without_replacement"),
+    "with_replacement_fluctuations": lambda: higher_moments("with_replacement"),
+    "bernoulli_fluctuations": lambda: higher_moments("bernoulli"),
 }
 
 
@@ -486,6 +509,24 @@ def test_diagonal_sums_keep_their_digits(name):
     ends = {m: (m - 1) / m if name == "nesterov" and m < -1 / 3 else edge(name, m) for m in momenta}
     points = [(fraction * ends[m], m) for m in momenta for fraction in FRACTIONS]
     assert worst_loss(function, reference, points) < 1
+
+
+@pytest.mark.parametrize("scheme", SAMPLING_SCHEMES)
+@pytest.mark.parametrize("n_data", [4, 5, 10, 19, 97, 1000, 9973, 10_000])
+def test_moments_of_weights_keep_their_digits(scheme, n_data):
+    """Also near their roots: until the last divisions whole numbers are exact."""
+    name = f"{scheme}_fluctuations"
+    exact = sp.lambdify([names.D, names.B], derived()[name].results, modules=[])
+    sizes = {*range(1, min(n_data, 30) + 1), *np.linspace(1, n_data, 200).round().astype(int)}
+    roots = [round(n_data * share) for share in (0.2113, 0.5, 0.7887)]
+    sizes |= {root + shift for root in roots for shift in (-1, 0, 1) if 0 < root + shift < n_data}
+    for batch_size in map(int, sizes):
+        for kind in (int, float):
+            found = getattr(generated, name)(kind(n_data), kind(batch_size))
+            for value, target in zip(
+                found, exact(Fraction(n_data), Fraction(batch_size)), strict=True
+            ):
+                assert abs(Fraction(float(value)) - target) <= 8 * ROUNDING * abs(target)
 
 
 @pytest.mark.parametrize(

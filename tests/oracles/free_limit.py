@@ -1,0 +1,123 @@
+"""The large-P limit by its recursion, as it stands: dense arrays, every word, no basis chosen.
+
+T[l] has l axes of letters and a last one, all of length D; <X, Y> contracts letters by M = q^2 C
+and the last axis by G0. Nothing here is shared with the package; batches are lists of indices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Words = list[Array]
+
+
+def nothing(n_data: int, level: int) -> Words:
+    """Return the words at the initial parameters."""
+    return [np.zeros((n_data,) * (n + 1)) for n in range(level + 1)]
+
+
+def inner(x: Array, y: Array, gram: Array, metric: Array) -> float:
+    """Return <x, y>."""
+    for axis in range(y.ndim):
+        matrix = gram if axis == y.ndim - 1 else metric
+        y = np.moveaxis(np.tensordot(matrix, y, axes=(1, axis)), 0, axis)
+    return float(np.sum(x * y))
+
+
+def residual(t: Words, start: Array, gram: Array, metric: Array) -> Array:
+    """Return z."""
+    z = start + gram @ t[0]
+    for longer, word in zip(t[1:], t[:-1], strict=True):
+        mixed = np.tensordot(metric, longer, axes=(1, 0))
+        z = z + np.array([inner(row, word, gram, metric) for row in mixed])
+    return np.asarray(z)
+
+
+def jacobian(t: Words, metric: Array) -> list[Words]:
+    """Return the row w_a of every data point."""
+    n_data, rows = len(t[0]), []
+    for a in range(n_data):
+        w = nothing(n_data, len(t) - 1)
+        w[0][a] = 1.0
+        for n in range(len(t)):
+            if n > 0:
+                w[n][a] += t[n - 1]
+            if n + 1 < len(t):
+                w[n] += np.tensordot(metric[a], t[n + 1], axes=(0, 0))
+        rows.append(w)
+    return rows
+
+
+def ntk(t: Words, gram: Array, metric: Array) -> Array:
+    """Return Theta."""
+    rows = jacobian(t, metric)
+    products = [
+        [sum(inner(x, y, gram, metric) for x, y in zip(v, w, strict=True)) for w in rows]
+        for v in rows
+    ]
+    return np.array(products) / len(rows)
+
+
+def ntk_by_differences(t: Words, start: Array, gram: Array, metric: Array) -> Array:
+    """Return Theta from central differences of z in an orthonormal basis: exact for a quadratic."""
+    factors = [np.linalg.cholesky(m) for m in (gram, metric)]
+    columns = []
+    for n, word in enumerate(t):
+        for index in np.ndindex(word.shape):
+            direction = np.zeros(word.shape)
+            direction[index] = 1.0
+            for axis in range(word.ndim):  # unit vectors of <,>: columns of inverse roots
+                back = np.linalg.inv(factors[0 if axis == word.ndim - 1 else 1]).T
+                direction = np.moveaxis(np.tensordot(back, direction, axes=(1, axis)), 0, axis)
+            ends = [
+                residual(
+                    [w + s * direction if m == n else w for m, w in enumerate(t)],
+                    start,
+                    gram,
+                    metric,
+                )
+                for s in (0.5, -0.5)
+            ]
+            columns.append(ends[0] - ends[1])
+    rows = np.array(columns).T
+    return np.asarray(rows @ rows.T / len(start))
+
+
+def train(
+    gram: Array,
+    metric: Array,
+    start: Array,
+    level: int,
+    batches: Sequence[Sequence[int]],
+    learning_rate: float,
+    batch_size: int,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+) -> list[Words]:
+    """Return the words before the first step and after every one."""
+    n_data = len(start)
+    now = old = nothing(n_data, level)
+    path = [now]
+    for batch in batches:
+        moved = [momentum * (x - y) for x, y in zip(now, old, strict=True)]
+        seen = [x + m for x, m in zip(now, moved, strict=True)] if nesterov else now
+        weights = np.bincount(np.asarray(batch, dtype=int), minlength=n_data) / batch_size
+        pull = weights * residual(seen, start, gram, metric)
+        rows = jacobian(seen, metric)
+        gradient = [
+            sum(p * w[n] for p, w in zip(pull, rows, strict=True)) for n in range(level + 1)
+        ]
+        old, now = (
+            now,
+            [
+                x + m - learning_rate * (g + weight_decay * s)
+                for x, m, g, s in zip(now, moved, gradient, seen, strict=True)
+            ],
+        )
+        path.append(now)
+    return path

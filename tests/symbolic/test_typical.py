@@ -1,0 +1,221 @@
+"""One-step variance of the form that grows exactly, against sums over all batches."""
+
+from __future__ import annotations
+
+import functools
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import sympy as sp
+
+from quadmodel import SGD
+from quadmodel._validation import InputError
+from quadmodel.symbolic import linear, names, typical
+from quadmodel.symbolic._fold import fold
+from quadmodel.symbolic.indices import data_indices
+from quadmodel.symbolic.sampling import fluctuations, partitions, weight_covariance, weight_moment
+from quadmodel.theory import _fluctuation
+from tests.oracles import enumeration
+from tests.oracles.one_step import weight_fluctuations
+from tests.symbolic._exact import SCHEMES, at, rationals
+
+ETA = Fraction(2, 7)
+SIZES = [(2, 1), (3, 1), (3, 2), (4, 3)]
+METHODS = {"plain": (0, 0), "heavy ball": (Fraction(1, 2), 0), "Nesterov": (Fraction(-1, 3), 1)}
+
+
+@functools.cache
+def drawn(n_data, batch_size, scheme):
+    return [
+        (p, np.array(w, dtype=object))
+        for p, w in enumeration.rational_batches(n_data, batch_size, scheme)
+    ]
+
+
+def symmetric(seed, n):
+    root = rationals(seed, n, n)
+    return root @ root.T
+
+
+def steps(ntk, batches, momentum, nesterov):
+    """Yield the matrix of every batch on (z_t, z_(t-1)); plain SGD remembers nothing."""
+    n = len(ntk)
+    unit = np.eye(n, dtype=int).astype(object) * Fraction(1)
+    ahead, behind = (1 + momentum, momentum) if nesterov else (Fraction(1), Fraction(0))
+    for p, w in batches:
+        kick = ETA * ntk * w
+        if momentum == 0:
+            yield p, unit - kick
+            continue
+        first = (1 + momentum) * unit - ahead * kick
+        yield p, np.block([[first, -momentum * unit + behind * kick], [unit, 0 * unit]])
+
+
+def product(first, second, covariance):
+    """E[(s^T K s)(s^T K' s)] at Gaussian s."""
+    a, b = first @ covariance, second @ covariance
+    return np.trace(a) * np.trace(b) + 2 * np.trace(a @ b)
+
+
+@functools.cache
+def case(n_data, batch_size, scheme, method):
+    """Return the arrays of the formula, and the enumerated variance."""
+    momentum, nesterov = METHODS[method]
+    n_state = n_data if momentum == 0 else 2 * n_data
+    ntk, form, covariance = symmetric(1, n_data), symmetric(2, n_state), symmetric(3, n_state)
+    all_steps = list(steps(ntk, drawn(n_data, batch_size, scheme), momentum, nesterov))
+    forms = [(p, step.T @ form @ step) for p, step in all_steps]
+    mean = sum(p * f for p, f in forms)
+    variance = sum(p * product(f, f, covariance) for p, f in forms)
+    variance -= product(mean, mean, covariance)
+    quiet = sum(p * step for p, step in all_steps)
+    look = np.eye(n_data, n_state, dtype=int).astype(object) * Fraction(1)
+    if nesterov:
+        look = np.hstack([(1 + momentum) * look[:, :n_data], -momentum * look[:, :n_data]])
+    pull = ETA * ntk @ (form @ quiet)[:n_data]  # g = pull s
+    values = {
+        "N": ETA**2 * ntk @ form[:n_data, :n_data] @ ntk,
+        "U": look @ covariance @ look.T,
+        "Y": pull @ covariance @ look.T,
+        "Z": pull @ covariance @ pull.T,
+        "D": Fraction(n_data),
+        "B": Fraction(batch_size),
+    }
+    return values, variance
+
+
+def check_variance(module, n_data, batch_size, scheme, method="plain"):
+    values, variance = case(n_data, batch_size, scheme, method)
+    assert sum(part.evaluate(values) for part in module.one_step_variance(scheme)) == variance
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(("n_data", "batch_size"), SIZES)
+def test_variance_is_that_of_all_batches(n_data, batch_size, scheme, method):
+    check_variance(typical, n_data, batch_size, scheme, method)
+    assert case(n_data, batch_size, scheme, method)[1] > 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("* pulled(a) * kicked(b, c) * 2", "* pulled(a) * kicked(b, c)"),
+        (" - pair * other", ""),
+        ("-2 * _linear", "2 * _linear"),
+        ("law = symbolic_fluctuations()", "law = fluctuations('bernoulli')"),
+    ],
+)
+def test_a_wrong_variance_fails_the_comparison(mutated, old, new):
+    module = mutated(typical, old, new)
+    if "law" in old:  # the moments of another scheme
+        values, variance = case(4, 3, "without_replacement", "plain")
+        assert sum(part.evaluate(values) for part in module.one_step_variance()) != variance
+        return
+    with pytest.raises(AssertionError):
+        check_variance(module, 4, 3, "without_replacement")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_symbols_stand_for_the_moments_of_a_scheme(scheme):
+    known = dict(
+        zip(typical.higher_moment_symbols().values(), typical.higher_moments(scheme), strict=True)
+    )
+    known |= dict(zip((names.gamma, names.kappa), weight_covariance(scheme), strict=True))
+    for general, special in zip(
+        typical.one_step_variance(), typical.one_step_variance(scheme), strict=True
+    ):
+        assert general.subs(known).equals(special)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(("n_data", "batch_size"), SIZES)
+def test_adjoint_is_that_of_all_batches(n_data, batch_size, scheme):
+    ntk, form = symmetric(1, n_data), symmetric(2, n_data)
+    gamma, kappa = weight_covariance(scheme)
+    values = {"Theta": ntk, "L": form, "eta": ETA, "D": Fraction(n_data)}
+    values |= {"gamma": at(gamma, n_data, batch_size), "kappa": at(kappa, n_data, batch_size)}
+    expected = sum(
+        p * step.T @ form @ step
+        for p, step in steps(ntk, drawn(n_data, batch_size, scheme), 0, False)
+    )
+    np.testing.assert_array_equal(typical.adjoint_step().evaluate(values), expected)
+
+
+def test_noise_form_obeys_the_equation_of_the_second_moment():
+    r"""With N = eta^2 Theta L Theta: so N is proportional to the eigenmatrix M."""
+    a, b, c, d = data_indices("abcd")
+    theta, L, N = linear.NTK, typical.ADJOINT, typical.FORM
+    inner = typical.adjoint_step().rename({a: c, b: d})
+    stepped = (names.eta**2 * theta(a, c) * inner * theta(d, b)).sum(c, d)
+    stepped = fold(stepped, (theta(a, c) * L(c, d) * theta(d, b)).sum(c, d), N, names.eta**-2)
+    (moment,) = linear.second_moments(linear.SGD_METHOD).values()
+    assert moment.replace(linear.moment(0, 0), N).equals(stepped)
+
+
+def test_contractions_of_the_numeric_theory():
+    n_data, gamma, kappa = 5, 1.7, 0.6
+    rng = np.random.default_rng(0)
+    root, mixed, slope = rng.normal(size=(3, n_data, n_data))
+    point, slope = root @ root.T, slope @ slope.T
+    moments = dict(zip(typical.higher_moment_symbols().values(), rng.normal(size=8), strict=True))
+    values = {"N": point, "U": point, "Y": mixed, "Z": slope, "D": n_data}
+    values |= {"gamma": gamma, "kappa": kappa}
+    values |= {symbol.name: value for symbol, value in moments.items()}
+    weights = _fluctuation.WeightMoments(*moments.values())
+    found = (
+        _fluctuation._second_order(point, mixed, slope, gamma, kappa),
+        _fluctuation._third_order(point, mixed, weights),
+        _fluctuation._fourth_order(point, weights, gamma, kappa),
+    )
+    for value, part in zip(found, typical.one_step_variance(), strict=True):
+        assert value == pytest.approx(float(part.evaluate(values)), rel=1e-12)
+
+
+@pytest.mark.parametrize("sampling", SCHEMES)
+@pytest.mark.parametrize(
+    ("n_data", "batch_size"), [(n, b) for n in (1, 2, 3) for b in range(1, n + 1)]
+)
+def test_moments_of_few_points(n_data, batch_size, sampling):
+    """Coefficients give every moment, also where the formula has poles."""
+    c = _fluctuation.weight_moments(SGD(1.0, batch_size, sampling=sampling), n_data)
+    known = dict(zip(typical.HIGHER_ORDERS, c, strict=True))
+    for order in (3, 4):
+        for points, expected in weight_fluctuations(n_data, batch_size, sampling, order).items():
+            total = sum(
+                known[tuple(sorted(map(len, blocks)))]
+                for blocks in partitions(order)
+                if all(len({points[i] for i in block}) == 1 for block in blocks)
+            )
+            assert total == pytest.approx(float(expected), rel=1e-13, abs=1e-13)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_moments_of_the_fluctuations(scheme):
+    law = fluctuations(scheme)
+    for n_data, batch_size in SIZES:
+        for word in ("i", "ii", "ij", "iij", "ijk", "iiij", "iijj", "iijk"):
+            if len(set(word)) > n_data:
+                continue
+            points = ["ijk".index(letter) for letter in word]
+            met = sum(
+                p * np.prod([w[i] - 1 for i in points], initial=Fraction(1))
+                for p, w in drawn(n_data, batch_size, scheme)
+            )
+            assert at(weight_moment(word, law), n_data, batch_size) == met
+
+
+def test_weights_of_a_fixed_batch_size_fluctuate_against_each_other():
+    """Summed over one of the points every moment vanishes."""
+    for scheme in ("without_replacement", "with_replacement"):
+        c3, c21, c111, c4, c31, c22, c211, c1111 = typical.higher_moments(scheme)
+        D = names.D
+        sums = (c3 + D * c21, 2 * c21 + D * c111, c4 + D * c31, c31 + c22 + D * c211)
+        assert [sp.simplify(total) for total in (*sums, 3 * c211 + D * c1111)] == [0] * 5
+
+
+def test_unknown_scheme():
+    for function in (fluctuations, typical.higher_moments, typical.one_step_variance):
+        with pytest.raises(InputError, match=r"^sampling must be"):
+            function("uniform")
