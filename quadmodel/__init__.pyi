@@ -9,6 +9,7 @@ from ._version import __version__ as __version__
 from .compare import compare as compare
 from .compare import critical_noise_kernel_norm as critical_noise_kernel_norm
 from .ensemble import Ensemble as Ensemble
+from .limit_edge import limit_edge as limit_edge
 from .model import LowRankCurvature as LowRankCurvature
 from .model import QuadraticModel as QuadraticModel
 from .optimizer import SGD as SGD
@@ -18,6 +19,7 @@ from .sharpening_diagram import sharpening_diagram as sharpening_diagram
 from .simulation.curvature_draws import sample_ntk as sample_ntk
 from .simulation.lyapunov import lyapunov_exponent as lyapunov_exponent
 from .simulation.trajectories import simulate as simulate
+from .theory.large_p import large_p_limit as large_p_limit
 from .theory.moments import late_time_rate as late_time_rate
 from .theory.moments import loss_floor as loss_floor
 from .theory.noise_kernel import critical_learning_rate as critical_learning_rate

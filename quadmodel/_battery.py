@@ -18,13 +18,16 @@ from quadmodel.optimizer import SGD
 from quadmodel.phase import phase_diagram
 from quadmodel.simulation._lanes import workers
 from quadmodel.simulation.curvature_draws import sample_ntk
+from quadmodel.simulation.lyapunov import lyapunov_exponent
 from quadmodel.simulation.populations import population_growth
 from quadmodel.simulation.trajectories import simulate
 from quadmodel.spectra import GivenEigenvalues
+from quadmodel.theory.large_p import large_p_limit
 from quadmodel.theory.moments import late_time_rate, loss_floor
 from quadmodel.theory.noise_kernel import critical_learning_rate
 from quadmodel.theory.predict import predict
 from quadmodel.theory.sharpening import expected_ntk
+from quadmodel.theory.typical import typical_growth
 
 _METHODS: dict[str, dict[str, Any]] = {
     "SGD": {},
@@ -134,6 +137,43 @@ def _rate(effort: Effort) -> Iterator[Row]:
             float(np.log(late_time_rate(model.ntk(), sgd, method="exact"))),
             float(mean.rate[0]),
             float(mean.standard_error[0]),
+        )
+
+
+def _stationary_ntk(n_data: int, seed: int) -> FloatArray:
+    """Return the NTK of exchangeable points on a ring: half of its eigenvalues 1, half 0.3."""
+    rng = np.random.default_rng([seed, 2])
+    frequencies = n_data // 2 + 1
+    of_frequency = np.where(rng.permutation(frequencies) < frequencies // 2, 1.0, 0.3)
+    column = np.fft.irfft(of_frequency, n_data)
+    point = np.arange(n_data)
+    return np.asarray(column[np.abs(point[:, None] - point[None, :])])
+
+
+def _typical(effort: Effort) -> Iterator[Row]:
+    """Growth of the typical loss where the mean loss neither grows nor decays."""
+    ntk = _stationary_ntk(100, effort.seed)
+    # The prediction is of leading order. Its own error, 1 to 2 % of the difference to the mean,
+    # stays small against the standard error, which is 7 % of it, up to this many steps.
+    steps = min(effort.growth_steps, 1000)
+    for sampling in ("without_replacement", "bernoulli"):
+        sgd = SGD(1.0, 10, sampling=sampling)
+        rate = critical_learning_rate(ntk, sgd, method="exact")
+        sgd = replace(sgd, learning_rate=rate)
+        found = lyapunov_exponent(
+            ntk,
+            sgd,
+            steps,
+            replicas=1000,
+            seed=effort.seed,
+            burn_in=min(100, steps // 2),
+            threads=effort.threads,
+        )
+        yield Row(
+            f"log growth of the typical loss, K = 1, {sampling.replace('_', ' ')}",
+            float(typical_growth(ntk, sgd).typical_growth),
+            float(found.typical_growth),
+            float(found.typical_growth_standard_error),
         )
 
 
@@ -275,11 +315,46 @@ def _conservative(effort: Effort) -> Iterator[Row]:
         yield _mean(f"largest eigenvalue, B = 6 less B = 60, {name}", float(theory), values.values)
 
 
+def _large_p(effort: Effort) -> Iterator[Row]:
+    """Loss and NTK in the limit of many parameters, from runs at two finite numbers of them.
+
+    As many letters as steps leave nothing out of the limit; what is left is 1/P, which twice the
+    runs at 2P less those at P do not have.
+    """
+    n_data, n_params, steps, strength = 4, 400, 6, 0.8
+    start = Ensemble(n_data, n_data, jacobian=1 / np.arange(1, n_data + 1)).sample(effort.seed)
+    residual = start.residual * (n_data**0.5 / np.linalg.norm(start.residual))
+    start = QuadraticModel(residual, start.jacobian)
+    sgd = SGD(critical_learning_rate(start.ntk(), SGD(1.0, 2), level=0.25), 2)
+    names = ("loss", "ntk_trace", "ntk_largest_eigenvalue")
+    options: dict[str, Any] = {
+        "seed": effort.seed, "threads": effort.threads, "record_every": steps, "observables": names
+    }  # fmt: skip
+    limit = large_p_limit(
+        start, sgd, steps, level=steps, curvature=strength / n_data**0.5, **options
+    )
+    runs = []
+    for size in (n_params, 2 * n_params):
+        law = IndependentCurvature(strength / size**0.5)
+        jacobian = np.pad(start.jacobian, ((0, 0), (0, size - n_data)))
+        for draw in range(effort.large_pairs):
+            rng = np.random.default_rng([effort.seed, size, draw])
+            model = QuadraticModel(residual, jacobian, law.sample(rng, n_data, size))
+            runs.append(simulate(model, sgd, steps, **options))
+    for name in names:
+        values = np.array([float(run[name][0, -1]) for run in runs]).reshape(2, -1)
+        label = limit[name].attrs["long_name"]
+        predicted = float(limit[name][0, -1])
+        yield _mean(f"large-P limit: {label} at step {steps}", predicted, 2 * values[1] - values[0])
+
+
 BATTERY: tuple[Callable[[Effort], Iterator[Row]], ...] = (
     _linear,
     _floor,
     _rate,
+    _typical,
     _threshold,
     _sharpening,
     _conservative,
+    _large_p,
 )

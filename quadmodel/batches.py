@@ -48,6 +48,10 @@ def draw_batch(seed, model, replica, step, scheme, n_data, batch_size, order, sw
     Fisher-Yates shuffle are undone, so that the next batch does not depend on this one.
     A word x picks one of n as (x n) >> 32, which favours some by less than n / 2^32.
     """
+    if scheme == WITHOUT_REPLACEMENT and batch_size == n_data:
+        for i in range(n_data):
+            batch[i] = i
+        return n_data
     k0 = uint32(seed)
     k1 = uint32(seed >> _HALF)
     draws = n_data if scheme == BERNOULLI else batch_size

@@ -14,6 +14,8 @@ from quadmodel._validation import FloatArray, InputError, as_choice, as_number
 # Values that rounding alone separates; used where a measurement has no spread.
 _ROUNDING = 1e-9
 _RESAMPLES = 400
+# What the batches of a run are a function of, beside its replica and the step.
+_BATCHES = ("seed", "model_index", "batch_size", "sampling")
 
 
 def compare(sim: xr.Dataset, pred: xr.Dataset, *, family_wise_error: float = 1e-6) -> xr.Dataset:
@@ -25,8 +27,9 @@ def compare(sim: xr.Dataset, pred: xr.Dataset, *, family_wise_error: float = 1e-
         From :func:`quadmodel.simulate`: variables with a `replica` dimension, or with a companion
         named ``..._standard_error``.
     pred : xarray.Dataset
-        From :func:`quadmodel.predict`: variables of the same names. Steps that only one of the two
-        has are left out.
+        From :func:`quadmodel.predict`: variables of the same names; or from
+        :func:`quadmodel.large_p_limit`, with runs of its own. Steps that only one of the two has
+        are left out.
     family_wise_error : float, optional
         Probability, inside (0, 1), that a right prediction is called wrong anywhere.
 
@@ -41,7 +44,7 @@ def compare(sim: xr.Dataset, pred: xr.Dataset, *, family_wise_error: float = 1e-
     Raises
     ------
     InputError
-        If the two have no variable or no step in common, or the simulation has a single replica.
+        If the two have no variable or no step in common, or one of them has a single replica.
 
     Notes
     -----
@@ -49,6 +52,13 @@ def compare(sim: xr.Dataset, pred: xr.Dataset, *, family_wise_error: float = 1e-
     quantile of family_wise_error / rows (Bonferroni), which holds for dependent rows as well.
     Values without spread agree if they are equal to a relative 1e-9. A mean that overflowed agrees
     with an infinite prediction only.
+
+    Runs of the large-P limit see the batches of a simulation with the same seed, model index, batch
+    size and sampling scheme. Then what both have in common is compared run by run: the standard
+    error is that of the mean difference, and replicas that only one of the two has are left out.
+    With other batches the standard errors of both means add in quadrature. The draw of the
+    curvature, of which simulated runs share one, moves them by about :math:`P^{-1/2}`: that is in
+    the difference, but in no standard error. What is NaN on both sides (after divergence) agrees.
 
     References
     ----------
@@ -67,18 +77,30 @@ def compare(sim: xr.Dataset, pred: xr.Dataset, *, family_wise_error: float = 1e-
     names = [
         str(name)
         for name in sim.data_vars
-        if name in pred.data_vars and "step" in sim[name].dims and "step" in pred[name].dims
+        if name in pred.data_vars
+        and "step" in sim[name].dims
+        and "step" in pred[name].dims
+        and not str(name).endswith("_standard_error")
     ]
     if not names:
         raise InputError(
             f"sim and pred must share a variable along step, got {list(sim)} and {list(pred)}"
         )
-    if sim.sizes.get("replica", 2) < 2:
-        raise InputError("sim must hold at least 2 replicas for a standard error, got 1")
-    sim, pred = xr.align(sim, pred[names], join="inner", exclude={"mode", "replica"})
+    pred = pred[[n for n in pred.data_vars if str(n).removesuffix("_standard_error") in names]]
+    paired = all(key in sim.attrs and sim.attrs[key] == pred.attrs.get(key) for key in _BATCHES)
+    if paired and "replica" in sim.coords and "replica" in pred.coords:
+        sim, pred = xr.align(sim, pred, join="inner", exclude={"mode", "step"})
+    for which, runs in (("sim", sim), ("pred", pred)):
+        if runs.sizes.get("replica", 2) < 2:
+            shared = " in common" if paired and "replica" in pred.coords else ""
+            raise InputError(
+                f"{which} must hold at least 2 replicas{shared} for a standard error, "
+                f"got {runs.sizes['replica']}"
+            )
+    sim, pred = xr.align(sim, pred, join="inner", exclude={"mode", "replica"})
     if sim.sizes["step"] == 0:
         raise InputError("sim and pred must share steps, got none in common")
-    columns = [_rows(name, sim, pred) for name in names]
+    columns = [_rows(name, sim, pred, paired) for name in names]
     joined = {key: np.concatenate([c[key] for c in columns]) for key in columns[0]}
     rows = joined["z"].size
     bound = float(-ndtri(family_wise_error / rows / 2))
@@ -98,25 +120,31 @@ def compare(sim: xr.Dataset, pred: xr.Dataset, *, family_wise_error: float = 1e-
     )
 
 
-def _rows(name: str, sim: xr.Dataset, pred: xr.Dataset) -> dict[str, np.ndarray]:
+def _rows(name: str, sim: xr.Dataset, pred: xr.Dataset, paired: bool) -> dict[str, np.ndarray]:
     """Return predicted, measured, standard error and z of one variable, flattened."""
-    value = sim[name]
-    if "replica" in value.dims:
-        n = value.sizes["replica"]
-        measured = value.mean("replica", skipna=False)
-        with np.errstate(invalid="ignore"):
-            error = value.std("replica", ddof=1, skipna=False) / math.sqrt(n)
-    else:
-        measured, error = value, sim[f"{name}_standard_error"]
-    predicted = pred[name].transpose(*measured.dims)
-    m, p, s = (np.asarray(a.values, dtype=np.float64) for a in (measured, predicted, error))
+    measured, error = _mean(name, sim)
+    runs = "replica" in pred.dims
+    predicted = pred[name]
+    if runs:
+        predicted, its_error = _mean(name, pred)
+        with np.errstate(over="ignore", invalid="ignore"):
+            if paired and "replica" in sim[name].dims:
+                error = _error(sim[name] - pred[name])
+            else:
+                error = (error**2 + its_error**2) ** 0.5
+    predicted = predicted.transpose(*measured.dims)
+    m, p, s = (
+        np.asarray(a.values, dtype=np.float64)
+        for a in (measured, predicted, error.transpose(*measured.dims))
+    )
     with np.errstate(divide="ignore", invalid="ignore"):
         gap = m - p
         # Relative to the value, and to the variable's largest one: a mode may pass through zero.
         largest = np.abs(m[np.isfinite(m)]).max(initial=0.0)
         rounding = np.maximum(_ROUNDING * np.maximum(np.abs(m), np.abs(p)), 1e-12 * largest)
         z = np.where(np.isfinite(gap) & (np.abs(gap) <= rounding), 0.0, gap / s)
-    z = np.where(m == p, 0.0, np.where(np.isnan(z), np.inf, z))
+    same = (m == p) | (runs & np.isnan(m) & np.isnan(p))
+    z = np.where(same, 0.0, np.where(np.isnan(z), np.inf, z))
     at = {dim: measured.coords[dim].values for dim in measured.dims}
     mesh = np.meshgrid(*at.values(), indexing="ij")
     index = {dim: grid.ravel() for dim, grid in zip(at, mesh, strict=True)}
@@ -129,6 +157,21 @@ def _rows(name: str, sim: xr.Dataset, pred: xr.Dataset) -> dict[str, np.ndarray]
         "standard_error": s.ravel(),
         "z": z.ravel(),
     }
+
+
+def _mean(name: str, runs: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
+    """Return the mean over replicas and its standard error, or what stands there for them."""
+    value = runs[name]
+    if "replica" not in value.dims:
+        return value, runs[f"{name}_standard_error"]
+    return value.mean("replica", skipna=False), _error(value)
+
+
+def _error(value: xr.DataArray) -> xr.DataArray:
+    """Return the standard error of the mean over replicas."""
+    with np.errstate(invalid="ignore"):
+        spread = value.std("replica", ddof=1, skipna=False)
+    return spread / math.sqrt(value.sizes["replica"])
 
 
 def critical_noise_kernel_norm(

@@ -65,7 +65,7 @@ def persistent_edge(
     record_every : int, optional
         Steps between two records; by default a hundred records.
     seed : int, optional
-        Seed of models, curvatures and batches.
+        Seed of models, curvatures and batches, below 2**64; run n draws its model from seed + n.
     threads : int, optional
         Worker threads; all available cores by default. Results don't depend on it.
     progress : bool, optional
@@ -84,7 +84,7 @@ def persistent_edge(
     InputError
         If an argument is out of range.
     MemoryError
-        If a curvature per thread does not fit in memory.
+        If a curvature per thread and the records don't fit in memory.
 
     Notes
     -----
@@ -106,22 +106,26 @@ def persistent_edge(
     >>> dict(found.loss.sizes)
     {'strength': 1, 'run': 1, 'step': 51}
     """
-    values = [as_number("strengths", q, least=0.0) for q in np.ravel(strengths).tolist()]
-    if not values:
-        raise InputError("strengths must hold at least one, got none")
-    runs, steps = as_integer("runs", runs), as_integer("steps", steps)
+    values = _strengths(strengths)
+    # Steps and runs are counters of 32 bits where batches are drawn.
+    runs = as_integer("runs", runs, high=2**32 - 1)
+    steps = as_integer("steps", steps, high=2**32 - 1)
     n_data = as_integer("n_data", n_data)
     n_params = as_integer("n_params", n_params, low=n_data)
     initial_norm = as_number("initial_norm", initial_norm, above=0.0)
-    seed = as_integer("seed", seed, low=0, high=2**63)
+    seed = as_integer("seed", seed, low=0, high=2**64 - 1)
     if record_every is None:
         record_every = max(1, steps // 100)
     record_every = as_integer("record_every", record_every)
     template = SGD(1.0, batch_size)
     template.check_batch_size(n_data)
     count = as_integer("threads", threads) if threads is not None else os.cpu_count() or 1
+    n_cells = len(values) * runs
+    drawn = 16.0 * n_data * n_params**2 * min(count, n_cells)
+    # What is recorded, kept twice while it is put together.
+    held = 16.0 * n_cells * len(_RECORDED) * (steps // record_every + 1)
+    check_memory("the curvatures", drawn + held)
     cells = [(q, run) for q in values for run in range(runs)]
-    check_memory("the curvatures", min(count, len(cells)) * 16.0 * n_data * n_params**2)
 
     def follow(cell: tuple[float, int]) -> tuple[float, xr.Dataset]:
         q, run = cell
@@ -198,6 +202,16 @@ def persistent_edge(
     )
 
 
+def _strengths(given: Any) -> list[float]:
+    try:
+        flat = np.ravel(given).tolist()
+    except ValueError:
+        raise InputError("strengths must be a list of numbers, got a ragged one") from None
+    if not flat:
+        raise InputError("strengths must hold at least one, got none")
+    return [as_number("strengths", q, least=0.0) for q in flat]
+
+
 def aligned_model(strength: float, n_data: int, n_params: int, *, seed: int) -> QuadraticModel:
     """Return a model whose curvature is as strong along a mode as the mode's NTK eigenvalue.
 
@@ -237,13 +251,23 @@ def late_table(found: xr.Dataset) -> xr.Dataset:
     -------
     xarray.Dataset
         Every variable with dimension `quantile` (0.25, 0.5, 0.75), NaN for runs that diverged, and
-        `at_edge`: whether a run has not converged (median loss above 1e-3) nor diverged.
+        `at_edge`: whether a run has not converged (median loss above 1e-3) nor diverged. A quartile
+        is +inf where a noise kernel norm is: above the deterministic edge.
     """
-    late = found.isel(step=slice(-(found.sizes["step"] // 3), None))
+    late = found.isel(step=slice(-max(1, found.sizes["step"] // 3), None))
     survived = found.divergence_step < 0
     names = [name for name in found if "step" in found[name].dims]
     # Any number for runs that diverged, masked afterwards: quantiles of nothing would warn.
-    quantiles = late[names].where(survived, 0.0).quantile([0.25, 0.5, 0.75], dim="step")
-    table = quantiles.where(survived)
+    table = _quartiles(late[names].where(survived, 0.0)).where(survived)
     training = (table.loss.sel(quantile=0.5) > 1e-3) & survived
     return table.assign(at_edge=training, divergence_step=found.divergence_step)
+
+
+def _quartiles(late: xr.Dataset) -> xr.Dataset:
+    """Return quartiles along the steps, of values that may be +inf."""
+    at = [0.25, 0.5, 0.75]
+    with np.errstate(invalid="ignore"):
+        between = late.quantile(at, dim="step", skipna=False)
+    # Interpolation towards +inf gives NaN: there the upper neighbour is meant, with any weight.
+    above = late.quantile(at, dim="step", method="higher", skipna=False)
+    return between.where(np.isfinite(between), above)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from quadmodel._validation import FloatArray, InputError, as_array, as_integer, as_number
+from quadmodel._grids import as_batch_sizes, as_learning_rates, is_count
+from quadmodel._limit_cells import check_runs, measure_cells_in_limit, system_of
+from quadmodel._validation import FloatArray, InputError, as_choice, as_integer
 from quadmodel._version import __version__
 from quadmodel.ensemble import Ensemble
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
-from quadmodel.simulation._lanes import IntArray, Workers, as_precision, workers
+from quadmodel.simulation._lanes import PRECISIONS, IntArray, Workers, as_precision, workers
 from quadmodel.simulation.cells import MIN_STEPS, Cells, measure_cells
+from quadmodel.spectra import IndependentGaussian
 from quadmodel.theory._inputs import METHODS, Spectrum
 from quadmodel.theory.noise_kernel import norm_or_infinity, phase_boundaries
 from quadmodel.theory.typical import typical_critical_on_spectrum
@@ -24,6 +28,7 @@ from quadmodel.theory.typical import typical_critical_on_spectrum
 PHASES = ("stable", "intermittent", "stochastically unstable", "deterministically unstable")
 # Predicted phase where the mean loss grows and the theory does not say what a typical one does.
 UNDECIDED = "undecided"
+LIMITS = ("large-p",)
 
 _LABELS = {
     "mean_growth": ("growth rate of the mean loss", "1 / step"),
@@ -48,6 +53,8 @@ def phase_diagram(
     seed: int = 0,
     refine: int = 12,
     precision: str = "float64",
+    limit: str | None = None,
+    level: int | None = None,
     threads: int | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
@@ -75,6 +82,12 @@ def phase_diagram(
         simulated growth rates change sign; 0 for none.
     precision : {"float64", "mixed"}, optional
         As for :func:`quadmodel.simulate`; "mixed" needs a model with dense curvature.
+    limit : {"large-p"}, optional
+        Run SGD in the limit of many parameters instead of simulating a model of P: at fixed
+        curvature strength :math:`q = \sigma\sqrt P`, as :func:`quadmodel.large_p_limit` does. Of
+        the source's curvature only the law is used; nothing of size P squared is held.
+    level : int, optional
+        With `limit`: length L of the longest words that are kept, 2 by default.
     threads : int, optional
         Worker threads; all available cores by default. Results don't depend on it.
     progress : bool, optional
@@ -89,7 +102,8 @@ def phase_diagram(
         `predicted_phase`. Per batch size, predicted: `critical_learning_rate` (along `norm`),
         `typical_critical_learning_rate` (NaN where it does not hold), `edge_of_stability`; and the
         same measurements in the finer scan, ``scan_...`` along `scan`. Number:
-        `crossing_batch_size`.
+        `crossing_batch_size`. With `limit`, attributes `limit`, `level` and `curvature_strength`
+        take the place of `n_params`.
 
     Raises
     ------
@@ -121,9 +135,24 @@ def phase_diagram(
     model, growth is that of plain runs over their second half, or up to divergence or convergence
     (:func:`quadmodel.simulation.cells.measure_cells`).
 
+    In the large-P limit a run is a deterministic function of its batches, those that a simulation
+    with the same seed and grid would draw, and
+
+    .. math:: \theta = \sum_{l\le L}T_l, \qquad
+              T_l \to T_l - \frac{\eta}{D}\sum_a(Wz)_aw_a^l
+
+    over words of up to L letters, whose inner products are known
+    (:func:`quadmodel.large_p_limit`). A step of a cell takes about :math:`2BD^{L-1}r`
+    multiplications for independent curvature, :math:`2D^Lr` for correlated, with r the rank of the
+    Jacobian; a thread holds one run, :math:`8D^Lr` bytes. Growth is measured as that of a quadratic
+    model, and the predicted edges are those of the initial NTK, as they are without the limit. A
+    model of P parameters turns unstable a little earlier, by about :math:`P^{-1/2}` of the learning
+    rate: fluctuations of its curvature push NTK eigenvalues apart.
+
     References
     ----------
     .. [1] A. Agarwala, J. Pennington, arXiv:2404.19261, section 3.
+    .. [2] derivations/08-large-p.md for the large-P limit; beyond arXiv:2404.19261.
 
     Examples
     --------
@@ -131,28 +160,45 @@ def phase_diagram(
     >>> grid = qm.phase_diagram(qm.Ensemble(20, 40), 6, 3, steps=64, replicas=4)
     >>> dict(grid.mean_growth.sizes)
     {'learning_rate': 6, 'batch_size': 3}
+    >>> curved = qm.Ensemble(8, 400, curvature=0.5 / 400**0.5)
+    >>> limit = qm.phase_diagram(curved, 6, 3, steps=64, replicas=4, limit="large-p")
+    >>> round(limit.attrs["curvature_strength"], 12)
+    0.5
     """
     seed = as_integer("seed", seed, low=0, high=2**64 - 1)
     steps = as_integer("steps", steps, low=MIN_STEPS, high=2**31)
     replicas = as_integer("replicas", replicas, low=2, high=2**20)
     refine = as_integer("refine", refine, low=0, high=1000)
     threads = None if threads is None else as_integer("threads", threads)
+    level = _as_level(limit, level, precision)
     if not isinstance(sgd, SGD | None):
         raise InputError(f"sgd must be an SGD, got {type(sgd).__name__}")
     template = replace(sgd or SGD(1.0, 1), learning_rate=1.0, batch_size=1)
-    given_rates = None if _is_count(learning_rates) else _as_learning_rates(learning_rates)
+    given_rates = (
+        None if is_count("learning_rates", learning_rates) else as_learning_rates(learning_rates)
+    )
     if given_rates is None:
         as_integer("learning_rates", learning_rates, low=2, high=100_000)
     source = source if isinstance(source, Ensemble) else _as_model(source)
-    sizes = _as_batch_sizes(batch_sizes, source.n_data)
+    sizes = as_batch_sizes(batch_sizes, source.n_data)
 
-    model = source.sample(seed) if isinstance(source, Ensemble) else source
-    precision = as_precision(precision, model)
+    n_rates = int(learning_rates) if given_rates is None else given_rates.size  # type: ignore[arg-type]
+    measure: Any
+    if limit is None:
+        model = source.sample(seed) if isinstance(source, Ensemble) else source
+        precision = as_precision(precision, model)
+        measure = partial(measure_cells, model)
+        special: dict[str, Any] = {"n_params": model.n_params}
+    else:
+        model, system = system_of(source, seed, level)
+        check_runs(system, template, (n_rates + refine) * sizes.size * replicas, threads)
+        measure = partial(measure_cells_in_limit, system)
+        special = {"limit": limit, "level": level, "curvature_strength": system.strength}
     attrs = {
         "kind": "phase diagram",
-        **(source.spec() if isinstance(source, Ensemble) else {"model": repr(source)}),
+        **_described(source, limit),
         "n_data": model.n_data,
-        "n_params": model.n_params,
+        **special,
         **{k: v for k, v in template.spec().items() if k not in ("learning_rate", "batch_size")},
         "steps": steps,
         "replicas": replicas,
@@ -168,11 +214,11 @@ def phase_diagram(
         boundaries = _boundaries(spectrum, sizes, template, pool)
         rates = given_rates
         if rates is None:
-            rates = _spread_learning_rates(boundaries, int(learning_rates))  # type: ignore[arg-type]
+            rates = _spread_learning_rates(boundaries, n_rates)
 
         def evaluate(at: FloatArray, b: IntArray, first: int, what: str) -> tuple[Any, int]:
             cells = Cells(at, b, template, steps, replicas, seed, first, precision)
-            measured = measure_cells(model, cells, pool, what=what, show=progress)
+            measured = measure(cells, pool, what=what, show=progress)
             norms = _norms(spectrum, template, at, b, pool)
             return measured.variables() | {"noise_kernel_norm": norms}, measured.replica_steps
 
@@ -197,8 +243,28 @@ def phase_diagram(
     return _dataset(rates, sizes, grid, scan, boundaries, attrs)
 
 
-def _is_count(value: Any) -> bool:
-    return np.ndim(value) == 0
+def _as_level(limit: Any, level: Any, precision: Any) -> int:
+    """Return the level of the limit; 0 without one."""
+    if limit is None:
+        if level is not None:
+            raise InputError(f"level must be None without a limit, got {level!r}")
+        return 0
+    as_choice("limit", limit, LIMITS)
+    if as_choice("precision", precision, PRECISIONS) != "float64":
+        raise InputError(f'precision must be "float64" with a limit, got "{precision}"')
+    return 2 if level is None else as_integer("level", level, high=1000)
+
+
+def _described(source: Ensemble | QuadraticModel, limit: str | None) -> dict[str, Any]:
+    """Return what attributes say about the source."""
+    if not isinstance(source, Ensemble):
+        return {"model": repr(source)}
+    spec = source.spec()
+    if limit is not None:
+        n_params = spec.pop("n_params")
+        if isinstance(source.jacobian, IndependentGaussian):  # whose spectrum depends on it
+            spec["jacobian"] += f" with n_params={n_params}"
+    return spec
 
 
 def _as_model(source: Any) -> QuadraticModel:
@@ -210,27 +276,6 @@ def _as_model(source: Any) -> QuadraticModel:
             f"got {type(source).__name__} with {np.ndim(source)} dimensions"
         )
     return QuadraticModel.from_ntk(source)
-
-
-def _as_learning_rates(values: Any) -> FloatArray:
-    rates = np.sort(as_array("learning_rates", values, (None,)))
-    if rates[0] <= 0:
-        raise InputError(f"learning_rates must be > 0, got {rates[0]:g}")
-    for rate in rates[[0, -1]]:
-        as_number("learning_rates", rate, least=1e-100, most=1e100)
-    if np.unique(rates).size < rates.size or rates.size < 2:
-        raise InputError(f"learning_rates must be at least 2 different ones, got {rates.tolist()}")
-    return rates
-
-
-def _as_batch_sizes(values: Any, n_data: int) -> IntArray:
-    if _is_count(values):
-        count = as_integer("batch_sizes", values, high=100_000)
-        return np.unique(np.geomspace(1, n_data, count).round().astype(np.int64))
-    sizes = sorted(as_integer("batch_sizes", b, high=n_data) for b in np.asarray(values).tolist())
-    if not sizes or len(set(sizes)) < len(sizes):
-        raise InputError(f"batch_sizes must be different ones, got {sizes}")
-    return np.array(sizes, dtype=np.int64)
 
 
 def _spread_learning_rates(boundaries: xr.Dataset, count: int) -> FloatArray:

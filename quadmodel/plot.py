@@ -24,6 +24,15 @@ _EDGES: dict[str, tuple[str, dict[str, Any]]] = {
     "exact": ("K = 1, exact threshold", {"color": "black", "linestyle": "-"}),
 }
 
+# Markers of limit_edge()'s fates.
+_FATES = {
+    "stayed below": "o",
+    "turned back": "v",
+    "ended above": "^",
+    "still training": "D",
+    "diverged": "x",
+}
+
 
 def phase_diagram(grid: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     r"""Draw the phase diagram: simulated growth under the predicted edges.
@@ -117,11 +126,17 @@ def phase_diagram(grid: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
         ylabel="learning rate (1 / NTK eigenvalue)",
         xlim=_cell_edges(sizes)[[0, -1]],
         ylim=_cell_edges(rates)[[0, -1]],
-        title=f"{grid.attrs['n_data']} data points, {grid.attrs['n_params']} parameters",
+        title=f"{grid.attrs['n_data']} data points, {_parameters(grid.attrs)}",
     )
     ax.xaxis.set_major_formatter("{x:g}")
     ax.legend(loc="lower right", fontsize="small")
     return artists
+
+
+def _parameters(attrs: dict[Any, Any]) -> str:
+    if "limit" not in attrs:
+        return f"{attrs['n_params']} parameters"
+    return f"large-P limit (level {attrs['level']}), q = {attrs['curvature_strength']:.3g}"
 
 
 def loss(sim: xr.Dataset, pred: xr.Dataset | None = None, ax: Axes | None = None) -> list[Artist]:
@@ -132,7 +147,8 @@ def loss(sim: xr.Dataset, pred: xr.Dataset | None = None, ax: Axes | None = None
     sim : xarray.Dataset
         From :func:`quadmodel.simulate`.
     pred : xarray.Dataset, optional
-        From :func:`quadmodel.predict`.
+        From :func:`quadmodel.predict`; or from :func:`quadmodel.large_p_limit`, whose mean over
+        replicas is drawn.
     ax : matplotlib.axes.Axes, optional
         Where to draw; a new figure if left out.
 
@@ -157,7 +173,8 @@ def loss(sim: xr.Dataset, pred: xr.Dataset | None = None, ax: Axes | None = None
     artists += ax.plot(sim.step, middle, color=_SIMULATION, ls=":", label="median run")
     artists += ax.plot(sim.step, sim.loss.mean("replica"), color=_SIMULATION, label="mean of runs")
     if pred is not None:
-        artists += ax.plot(pred.step, pred.loss, color=_THEORY, ls="--", label="predicted mean")
+        predicted = pred.loss.mean("replica") if "replica" in pred.loss.dims else pred.loss
+        artists += ax.plot(pred.step, predicted, color=_THEORY, ls="--", label="predicted mean")
     ax.set(xlabel="step", ylabel="loss", yscale="log")
     ax.legend(fontsize="small")
     return artists
@@ -212,10 +229,12 @@ def sharpening(
     if sim is not None:
         values = sim.ntk_projection.isel(mode=mode)
         values = values - values.isel(step=0)
-        error = 2 * values.std("replica", ddof=1) / values.sizes["replica"] ** 0.5
+        # Nothing is drawn where a run has diverged: there is no mean to show.
+        values = values.where(np.isfinite(values))
+        error = 2 * values.std("replica", ddof=1, skipna=False) / values.sizes["replica"] ** 0.5
         bars = ax.errorbar(
             values.step,
-            values.mean("replica"),
+            values.mean("replica", skipna=False),
             error,
             fmt="o",
             markersize=3,
@@ -257,7 +276,8 @@ def sharpening_diagram(
     Notes
     -----
     Red grows, blue shrinks, as a share of the initial eigenvalue; grey: diverged, or beyond what
-    second order in the curvature can say. Colours saturate at the growth without batch noise.
+    second order in the curvature can say. Colours saturate at the growth without batch noise (where
+    it is not predicted, at the largest that is, else at the largest that was simulated).
 
     References
     ----------
@@ -268,7 +288,7 @@ def sharpening_diagram(
     as_choice("quantity", quantity, ("simulated_growth", "predicted_growth"))
     ax = _axes(ax)
     values = grid[quantity].transpose("learning_rate", "batch_size").values
-    reach = float(np.nanmax(np.abs(grid.predicted_growth.isel(batch_size=-1))))
+    reach = _growth_without_noise(grid)
     ax.set_facecolor("0.8")
     cells = ax.pcolormesh(
         _cell_edges(grid.batch_size.values),
@@ -300,6 +320,16 @@ def sharpening_diagram(
     )
     ax.legend(fontsize="small")
     return artists
+
+
+def _growth_without_noise(grid: xr.Dataset) -> float:
+    """Return the largest growth at the largest batch size, or what may stand for it."""
+    predicted = grid.predicted_growth
+    for some in (predicted.isel(batch_size=-1), predicted, grid.simulated_growth):
+        sizes = np.abs(some.values[np.isfinite(some.values)])
+        if sizes.max(initial=0.0) > 0.0:
+            return float(sizes.max())
+    return 1.0
 
 
 def persistent_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
@@ -379,6 +409,97 @@ def spectrum(model: QuadraticModel, ax: Axes | None = None) -> list[Artist]:
         title=f"{positive.size} of {eigenvalues.size} eigenvalues are not zero",
     )
     return artists
+
+
+def limit_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
+    r"""Draw where the noise kernel norm ends against where it started, in the large-P limit.
+
+    Parameters
+    ----------
+    found : xarray.Dataset
+        From :func:`quadmodel.limit_edge`; select ``strength=[q]`` to draw one curvature strength.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; a new figure if left out.
+
+    Returns
+    -------
+    list of matplotlib.artist.Artist
+        The points of every batch size and fate, one colour per batch size and one marker per fate.
+
+    Raises
+    ------
+    InputError
+        If `found` is of another kind.
+
+    Notes
+    -----
+    The paper's norm, without unit; 1 is the edge, and a linear model stays on the diagonal. Runs
+    without a finite norm at the end are shown at the top: diverged, or beyond the deterministic
+    edge.
+
+    References
+    ----------
+    .. [1] derivations/08-large-p.md; goes beyond arXiv:2404.19261.
+    """
+    if "initial_norm" not in found.dims or "fate" not in found:
+        raise InputError("found must be of limit_edge(), got another Dataset")
+    ax = _axes(ax)
+    artists: list[Artist] = []
+    seen: dict[str, None] = {}
+    for n, size in enumerate(found.batch_size.values):
+        at = found.sel(batch_size=size)
+        start, end, fate = (
+            values.values.ravel()
+            for values in xr.broadcast(at.initial_norm, at.final_norm, at.fate)
+        )
+        for name, marker in _FATES.items():
+            for finite in (True, False):
+                drawn = (fate == name) & (np.isfinite(end) == finite)
+                if not drawn.any():
+                    continue
+                seen[name] = None
+                # Rows above the data, one per batch size, for what has no place among them.
+                where: dict[str, Any] = {} if finite else {"transform": ax.get_xaxis_transform()}
+                height = end[drawn] if finite else np.full(drawn.sum(), 0.97 - 0.03 * n)
+                artists += ax.plot(
+                    start[drawn],
+                    height,
+                    marker,
+                    color=f"C{n}",
+                    markersize=6,
+                    fillstyle="none",
+                    **where,
+                )
+    start = found.initial_norm.values
+    ax.plot(start[[0, -1]], start[[0, -1]], color="grey", linewidth=0.8, linestyle=":")
+    ax.axhline(1, color="black", linewidth=0.8)
+    norms = [found.initial_norm.values, found.final_norm.values]
+    reached = np.concatenate([values[np.isfinite(values)] for values in norms])
+    # Space above for the rows of what has diverged.
+    low, high = 0.8 * reached.min(), 1.2 * max(reached.max(), 1.0)
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel="noise kernel norm (paper) at the start",
+        ylabel="noise kernel norm (paper) at the end",
+        ylim=(low, high * (high / low) ** 0.2),
+    )
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(_ticks(1, 2, 5))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
+    for n, size in enumerate(found.batch_size.values):
+        ax.plot([], [], "s", color=f"C{n}", label=f"B = {size}")
+    for name in (name for name in _FATES if name in seen):
+        ax.plot([], [], _FATES[name], color="black", fillstyle="none", label=name)
+    ax.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))  # covers no run
+    return artists
+
+
+def _ticks(*mantissas: int) -> Any:
+    from matplotlib.ticker import LogLocator
+
+    return LogLocator(subs=mantissas)
 
 
 def _axes(ax: Axes | None) -> Any:

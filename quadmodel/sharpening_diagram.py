@@ -9,8 +9,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from quadmodel._grids import as_count_or_values
 from quadmodel._progress import progress_bar
-from quadmodel._validation import FloatArray, InputError, as_integer, as_number
+from quadmodel._validation import FloatArray, InputError, as_integer, as_number, check_memory
 from quadmodel._version import __version__
 from quadmodel.curvature import CurvatureLaw
 from quadmodel.ensemble import Ensemble
@@ -42,7 +43,7 @@ def sharpening_diagram(
     source : Ensemble or QuadraticModel
         Jacobian and residual at the start (an ensemble's first model of this seed).
     learning_rates : int or sequence of float, optional
-        How many, spread below the deterministic edge; or the values, in 1 / NTK eigenvalue.
+        How many, spread below the deterministic edge; or different values, in 1 / NTK eigenvalue.
     batch_sizes : int or sequence of int, optional
         How many, spread from 1 to the number of data points; or the values.
     sgd : SGD, optional
@@ -56,7 +57,7 @@ def sharpening_diagram(
     curvature : CurvatureLaw or float, optional
         Law of the curvature; by default that of `source`.
     seed : int, optional
-        Seed of the model, the curvatures and the batches.
+        Seed of the model, the curvatures and the batches, below 2**64.
     threads : int, optional
         Worker threads; all available cores by default. Results don't depend on it.
     progress : bool, optional
@@ -76,7 +77,7 @@ def sharpening_diagram(
     InputError
         If an argument is out of range or no law of the curvature is known.
     MemoryError
-        If the draws of the curvature don't fit in memory.
+        If the draws of the curvature or the growths don't fit in memory.
 
     References
     ----------
@@ -90,13 +91,15 @@ def sharpening_diagram(
     >>> dict(growth.simulated_growth.sizes)
     {'learning_rate': 3, 'batch_size': 2}
     """
-    seed = as_integer("seed", seed, low=0, high=2**63)
+    seed = as_integer("seed", seed, low=0, high=2**64 - 1)
     if not isinstance(source, Ensemble | QuadraticModel):
         raise InputError(
             f"source must be an Ensemble or a QuadraticModel, got {type(source).__name__}"
         )
-    steps, pairs = as_integer("steps", steps), as_integer("pairs", pairs, low=2)
-    batches = as_integer("batches", batches)
+    # Steps and pairs are counters of 32 bits where batches are drawn.
+    steps = as_integer("steps", steps, high=2**32 - 1)
+    pairs = as_integer("pairs", pairs, low=2, high=2**32 - 1)
+    batches = as_integer("batches", batches, high=2**20)
     threads = None if threads is None else as_integer("threads", threads)
     template = SGD(1.0, 1) if sgd is None else sgd
     if not isinstance(template, SGD):
@@ -118,19 +121,9 @@ def sharpening_diagram(
     shape = (len(rates), len(sizes))
     predicted, conservative, relative = (np.full(shape, np.nan) for _ in range(3))
     cells = [(i, j) for i in range(shape[0]) for j in range(shape[1])]
+    check_memory("the growths", 32.0 * pairs * len(cells))
     with progress_bar(len(cells) + pairs, what="sharpening", show=progress) as bar:
-        for i, j in cells:
-            bar.update(1)
-            if rates[i] >= edge:
-                continue
-            one = replace(template, learning_rate=rates[i], batch_size=sizes[j])
-            with np.errstate(over="ignore", invalid="ignore"):
-                (last,) = sharpening.ntk_changes(statistics, model, one, np.array([steps]))
-            relative[i, j] = last.relative_change
-            if last.relative_change < sharpening.VALID_BELOW:
-                conservative[i, j] = last.conservative[0, 0] / largest
-                grown = np.nanmax(last.eigenvalues(statistics.lam)) - largest
-                predicted[i, j] = grown / largest
+        # The simulation first: it knows whether its draws fit in memory.
         growth = growth_over_cells(
             model,
             law,
@@ -144,9 +137,23 @@ def sharpening_diagram(
             threads=threads,
             advance=bar.update,
         )
+        for i, j in cells:
+            bar.update(1)
+            if rates[i] >= edge:
+                continue
+            one = replace(template, learning_rate=rates[i], batch_size=sizes[j])
+            with np.errstate(over="ignore", invalid="ignore"):
+                (last,) = sharpening.ntk_changes(statistics, model, one, np.array([steps]))
+            relative[i, j] = last.relative_change
+            if last.relative_change < sharpening.VALID_BELOW:
+                conservative[i, j] = last.conservative[0, 0] / largest
+                grown = np.nanmax(last.eigenvalues(statistics.lam)) - largest
+                predicted[i, j] = grown / largest
     growth = growth.reshape(pairs, *shape) / largest
+    mean = growth.mean(axis=0)
     with np.errstate(invalid="ignore"):
         error = growth.std(axis=0, ddof=1) / pairs**0.5
+    error = np.where(np.isfinite(mean), error, np.inf)
     per_cell = ("learning_rate", "batch_size")
     share = {"units": "1 (share of the initial eigenvalue)"}
     return xr.Dataset(
@@ -158,7 +165,7 @@ def sharpening_diagram(
             ),
             "simulated_growth": (
                 per_cell,
-                growth.mean(axis=0),
+                mean,
                 {"long_name": "simulated growth of the largest NTK eigenvalue", **share},
             ),
             "standard_error": (per_cell, error, {"long_name": "standard error", **share}),
@@ -204,20 +211,17 @@ def sharpening_diagram(
 
 
 def _sizes(given: int | Sequence[int] | NDArray[np.integer], n_data: int) -> list[int]:
-    if isinstance(given, int | np.integer):
-        count = as_integer("batch_sizes", given)
-        return [int(b) for b in np.unique(np.geomspace(1, n_data, count).round())]
-    values = sorted({as_integer("batch_sizes", b, high=n_data) for b in np.asarray(given).tolist()})
-    if not values:
-        raise InputError("batch_sizes must hold at least one, got none")
-    return values
+    values = as_count_or_values("batch_sizes", given)
+    if isinstance(values, int):
+        return [int(b) for b in np.unique(np.geomspace(1, n_data, values).round())]
+    return sorted({as_integer("batch_sizes", b, high=n_data) for b in values})
 
 
 def _rates(given: int | Sequence[float] | FloatArray, edge: float) -> list[float]:
-    if isinstance(given, int | np.integer):
-        count = as_integer("learning_rates", given)
-        return [float(v) for v in np.geomspace(edge / 20, 0.95 * edge, count)]
-    values = sorted(as_number("learning_rates", v, above=0.0) for v in np.asarray(given).tolist())
-    if not values:
-        raise InputError("learning_rates must hold at least one, got none")
-    return values
+    values = as_count_or_values("learning_rates", given)
+    if isinstance(values, int):
+        return [float(v) for v in np.geomspace(edge / 20, 0.95 * edge, values)]
+    rates = sorted(as_number("learning_rates", v, above=0.0) for v in values)
+    if len(set(rates)) < len(rates):
+        raise InputError(f"learning_rates must be different ones, got {rates}")
+    return rates

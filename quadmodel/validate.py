@@ -59,11 +59,12 @@ def validate(
     threshold. Curvature: first and second difference and the mean of the NTK after more steps, for
     independent entries and for covariances over data and parameters, with antithetic pairs; what
     batch noise takes from the growth of the largest eigenvalue, as the difference of two batch
-    sizes that share curvatures.
+    sizes that share curvatures. Typical growth at the threshold. Loss and NTK in the limit of many
+    parameters.
 
     References
     ----------
-    .. [1] derivations/02-second-moment.md to derivations/06-expected-ntk.md.
+    .. [1] derivations/02-second-moment.md to derivations/08-large-p.md.
 
     Examples
     --------

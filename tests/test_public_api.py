@@ -28,6 +28,7 @@ NAMES = [
     "expected_ntk",
     "large_p_limit",
     "late_time_rate",
+    "limit_edge",
     "loss_floor",
     "lyapunov_exponent",
     "noise_kernel_norm",
@@ -142,8 +143,11 @@ def test_docstrings_of_modules(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["phase_diagram", "loss", "persistent_edge", "sharpening", "sharpening_diagram", "spectrum"],
-)
+    [
+        "limit_edge", "loss", "persistent_edge", "phase_diagram", "sharpening",
+        "sharpening_diagram", "spectrum",
+    ],
+)  # fmt: skip
 def test_docstrings_of_plots(name):
     assert {"Parameters", "Returns", "Raises"} <= sections(getattr(qm.plot, name))
 

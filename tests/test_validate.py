@@ -40,6 +40,10 @@ ROWS = {
     "_linear": [f"{method}: {what}" for method in METHODS for what in AT + MODES],
     "_floor": ["loss floor"],
     "_rate": [f"log growth of the mean loss, {case}" for case in GROWTHS],
+    "_typical": [
+        f"log growth of the typical loss, K = 1, {sampling}"
+        for sampling in ("without replacement", "bernoulli")
+    ],
     "_threshold": [f"critical noise kernel norm, B = {b}" for b in (2, 6)],
     "_sharpening": [
         f"{case}: {change}, {what}"
@@ -48,6 +52,10 @@ ROWS = {
         for change in CHANGES
     ],
     "_conservative": [f"{SIZES}, mean", f"{SIZES}, along its mode"],
+    "_large_p": [
+        f"large-P limit: {what} at step 6"
+        for what in ("loss", "trace of the NTK", "largest NTK eigenvalue")
+    ],
 }
 
 
@@ -297,6 +305,18 @@ def test_wrong_rate_is_named(failed, monkeypatch):
 
 
 @pytest.mark.statistical
+def test_wrong_typical_growth_is_named(failed, monkeypatch):
+    """Without half the variance of a step, that of the mean."""
+
+    def wrong(*arguments):
+        found = qm.typical_growth(*arguments)
+        return found.assign(typical_growth=found.mean_growth)
+
+    monkeypatch.setattr(battery, "typical_growth", wrong)
+    assert failed("_typical") == set(ROWS["_typical"])
+
+
+@pytest.mark.statistical
 def test_wrong_noise_kernel_norm_is_named(failed, monkeypatch):
     def wrong(grid):
         larger = {
@@ -366,3 +386,14 @@ def test_mean_ntk_without_a_part_is_named(part, failed, remembered, monkeypatch)
         assert failed("_conservative") == set(ROWS["_conservative"])
     else:
         assert named("first difference", "change in 20 steps") <= failed("_sharpening")
+
+
+@pytest.mark.statistical
+def test_limit_without_words_is_named(failed, monkeypatch):
+    """Level 0 is the linear model: its NTK does not move."""
+    monkeypatch.setattr(
+        battery,
+        "large_p_limit",
+        lambda *a, **options: qm.large_p_limit(*a, **(options | {"level": 0})),
+    )
+    assert set(ROWS["_large_p"][1:2]) <= failed("_large_p")

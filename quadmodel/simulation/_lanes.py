@@ -56,11 +56,11 @@ class Lanes:
         """Which lanes have not diverged."""
         return self.diverged_at < 0
 
-    def chosen(self, which: NDArray[np.bool_]) -> Lanes:
-        """Return a copy of some lanes."""
+    def chosen(self, which: NDArray[Any]) -> Lanes:
+        """Return a copy of some lanes, by a mask or by their numbers."""
         return Lanes(*(getattr(self, field.name)[which] for field in fields(self)))
 
-    def put_back(self, which: NDArray[np.bool_], moved: Lanes) -> None:
+    def put_back(self, which: NDArray[Any], moved: Lanes) -> None:
         """Write back what has changed in a copy of some lanes."""
         for name in ("state", "old", "diverged_at"):
             getattr(self, name)[which] = getattr(moved, name)
@@ -153,12 +153,16 @@ class Stepper:
         """Take `n_steps` steps with every lane, in place."""
         count = len(lanes.replica)
         if self._linear:
+            # Lanes with large batches together, and first: they share matrix products.
+            order = np.argsort(-lanes.batch_size, kind="stable")
+            moved = lanes.chosen(order)
 
             def step_linear(rows: slice) -> None:
                 options = (*self._options[:-1], first_step, n_steps, self._options[-1])
-                _LINEAR.advance_linear(*self._arrays, *lanes.rows(rows), *options)
+                _LINEAR.advance_linear(*self._arrays, *moved.rows(rows), *options)
 
-            workers.map(step_linear, groups(count, 256))
+            workers.map(step_linear, groups(count, 512))
+            lanes.put_back(order, moved)
         elif float(lanes.batch_size.sum()) * self._operations < _SHARED:
 
             def step(rows: slice) -> None:

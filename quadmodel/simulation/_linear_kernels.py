@@ -12,11 +12,11 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from quadmodel.batches import draw_batch, philox
+from quadmodel.batches import BERNOULLI, draw_batch, philox
 from quadmodel.simulation._columns import _FAST, add_columns
 
 # Share of the data in a batch from which on a matrix product is faster, and lanes per product.
-_LARGE_BATCH, _PRODUCT_LANES = 0.4, 64
+_LARGE_BATCH, _PRODUCT_LANES = 0.25, 512
 
 
 @njit(cache=True, nogil=True)
@@ -82,7 +82,8 @@ def _copy(source, target):
 @njit(cache=True, nogil=True)
 def _room(lanes, n_data, batch_size, scheme):
     """Return arrays that the steps write to: batches and their coefficients, and for products."""
-    most = lanes * n_data if scheme == 2 else batch_size.sum()
+    most = lanes * n_data if scheme == BERNOULLI else batch_size.sum()
+    rows = min(lanes, _PRODUCT_LANES)
     return (
         np.arange(n_data),
         np.empty(n_data, np.int64),
@@ -90,9 +91,9 @@ def _room(lanes, n_data, batch_size, scheme):
         np.zeros(lanes + 1, np.int64),
         np.empty(most, np.int64),
         np.empty(most),
-        np.empty(_PRODUCT_LANES, np.int64),
-        np.zeros((_PRODUCT_LANES, n_data)),
-        np.empty((_PRODUCT_LANES, n_data)),
+        np.empty(rows, np.int64),
+        np.zeros((rows, n_data)),
+        np.empty((rows, n_data)),
     )
 
 
@@ -133,7 +134,7 @@ def _step(
                 moved = z[j] - z_old[j]
                 z_old[j] = z[j]
                 z[j] += momentum * moved - eta * weight_decay * (z[j] + ahead * moved - start[j])
-        if waiting == _PRODUCT_LANES:
+        if waiting == len(whose):
             _add_products(weighted, waiting, ntk, product, whose, state)
             waiting = 0
     begin[len(state)] = count

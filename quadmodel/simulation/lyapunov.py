@@ -77,8 +77,8 @@ def lyapunov_exponent(
 
     References
     ----------
-    .. [1] H. Furstenberg, H. Kesten, "Products of random matrices" (1960), for its existence;
-       the argument is in the notes of quadmodel.theory.typical.
+    .. [1] H. Furstenberg, H. Kesten, "Products of random matrices" (1960), for its existence.
+    .. [2] derivations/07-typical-stability.md, for its prediction.
 
     Examples
     --------

@@ -11,6 +11,7 @@ from quadmodel.symbolic.indices import Tensor as Tensor
 from quadmodel.symbolic.indices import data_indices as data_indices
 from quadmodel.symbolic.indices import delta as delta
 from quadmodel.symbolic.indices import parameter_indices as parameter_indices
+from quadmodel.symbolic.large_p import large_p_step as large_p_step
 from quadmodel.symbolic.late_time import energy_at_gradient as energy_at_gradient
 from quadmodel.symbolic.late_time import loss_floor as loss_floor
 from quadmodel.symbolic.late_time import mode_energy_equation as mode_energy_equation
@@ -40,3 +41,5 @@ from quadmodel.symbolic.stability import noise_kernel_norm as noise_kernel_norm
 from quadmodel.symbolic.stability import pair_response as pair_response
 from quadmodel.symbolic.stability import schur_cohn_conditions as schur_cohn_conditions
 from quadmodel.symbolic.stability import small_learning_rate_limit as small_learning_rate_limit
+from quadmodel.symbolic.words import word_inner_product as word_inner_product
+from quadmodel.symbolic.words import word_moment as word_moment

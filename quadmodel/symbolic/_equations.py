@@ -12,14 +12,18 @@ from quadmodel.symbolic import (
     all_time,
     dynamics,
     gaussian,
+    large_p,
     late_time,
     linear,
     sharpening,
     stability,
+    typical,
+    words,
 )
 from quadmodel.symbolic._robust import diagonal_fraction, symmetric_form
 from quadmodel.symbolic.indices import (
     DATA,
+    Index,
     Polynomial,
     Tensor,
     data_indices,
@@ -27,7 +31,7 @@ from quadmodel.symbolic.indices import (
 )
 from quadmodel.symbolic.linear import HEAVY_BALL, NESTEROV, SGD_METHOD
 from quadmodel.symbolic.matrices import as_matrix
-from quadmodel.symbolic.names import B, D, beta, eta, lam, sigma, x
+from quadmodel.symbolic.names import B, D, P, beta, eta, lam, sigma, x
 from quadmodel.symbolic.ntk_formulas import expected_ntk_formulas
 from quadmodel.symbolic.sampling import average_batches, weight_covariance, weight_moment
 
@@ -336,3 +340,62 @@ def expected_ntk() -> Equations:
 
 def _unit_data(drive: Polynomial) -> Polynomial:
     return all_time.over_data(all_time.independent(drive, sigma))
+
+
+def typical_stability() -> Equations:
+    a, b = data_indices("ab")
+    first, second = typical.deviation()
+    variance = [part.replace(typical.FORM, typical.POINT) for part in typical.one_step_variance()]
+    moments = [typical.higher_moments(scheme) for scheme in _SCHEMES]
+    rows = [
+        f"| ${sp.latex(symbol)}$ | " + " | ".join(f"${sp.latex(m[n])}$" for m in moments) + " |"
+        for n, symbol in enumerate(typical.higher_moment_symbols().values())
+    ]
+    return {
+        "adjoint": _display("r L", as_matrix(typical.adjoint_step(), a, b)),
+        "first": _display(r"\ell_1", first._latex()),
+        "second": _display(r"\ell_2", second._latex()),
+        "moments": "\n".join(rows),
+        "mean_square": _display(r"E \ell^2", as_matrix(typical.mean_square())),
+        **{
+            f"variance_{order}": _display(f"V_{order}", part._latex())
+            for order, part in zip((2, 3, 4), variance, strict=True)
+        },
+    }
+
+
+def large_p_limit() -> Equations:
+    a, b, c, d, e, f = data_indices("abcdef")
+    system, network = large_p.large_p_step(2), large_p.level_one()
+
+    def moment(*letters: Index) -> str:
+        product = " ".join(f"Q_{letter.label}" for letter in letters)
+        return _display(
+            rf"E\left[J_a {product} J_b^T\right]", words.word_moment(letters, (a, b))._latex()
+        )
+
+    def fluctuation(*letters: Index) -> str:
+        product = " ".join(f"Q_{letter.label}" for letter in letters)
+        leading = words.word_variance(letters, (a, b)).map(
+            lambda scale: sp.limit(scale * P, P, sp.oo)
+        )
+        return _display(
+            rf"\lim_{{P\to\infty}} P \operatorname{{Var}}\left(J_a {product} J_b^T\right)",
+            leading._latex(),
+        )
+
+    return {
+        "two_letters": moment(c, d),
+        "four_letters": moment(c, d, e, f),
+        "fluctuation_one": fluctuation(c),
+        "fluctuation_two": fluctuation(c, d),
+        "residual": _display("z_a", system.residual._latex()),
+        "gradients": _blocks(
+            _display(f"w_a^{n}[{', '.join('cde'[: n + 1])}]", gradient._latex())
+            for n, gradient in enumerate(system.gradients)
+        ),
+        "network_residual": _display("z", as_matrix(network.residual, a)),
+        "network_first": _display("c' - c", as_matrix(network.first, a)),
+        "network_second": _display("A' - A", as_matrix(network.second, a, b)),
+        "network_ntk": _display(r"D \Theta", as_matrix(network.gram, a, b)),
+    }

@@ -83,4 +83,6 @@ def documents() -> list[Document]:
         Document("04-gradient-statistics", _equations.gradient_statistics),
         Document("05-sharpening", _equations.two_steps),
         Document("06-expected-ntk", _equations.expected_ntk),
+        Document("07-typical-stability", _equations.typical_stability),
+        Document("08-large-p", _equations.large_p_limit),
     ]

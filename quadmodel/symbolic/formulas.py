@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import sympy as sp
 
+from quadmodel.optimizer import SAMPLING_SCHEMES
 from quadmodel.symbolic import late_time, linear, names, stability
 from quadmodel.symbolic._formula import Formula
 from quadmodel.symbolic._robust import diagonal_fraction, two_step_fraction
@@ -13,6 +14,7 @@ from quadmodel.symbolic.linear import HEAVY_BALL, NESTEROV
 from quadmodel.symbolic.names import B, D, beta, eta, gamma, kappa, lam, mu, r, rho, x, y
 from quadmodel.symbolic.ntk_formulas import expected_ntk_formulas
 from quadmodel.symbolic.sampling import weight_covariance
+from quadmodel.symbolic.typical import higher_moments
 
 
 def formulas() -> list[Formula]:
@@ -29,6 +31,7 @@ def formulas() -> list[Formula]:
         *_moments(),
         *_stationary(),
         *expected_ntk_formulas(),
+        *_fluctuations(),
     ]
 
 
@@ -41,7 +44,7 @@ def _batches() -> list[Formula]:
             weight_covariance(scheme),
             "01-batch-weights",
         )
-        for scheme in ("without_replacement", "with_replacement", "bernoulli")
+        for scheme in SAMPLING_SCHEMES
     ]
     size, _ = weight_covariance("without_replacement")
     limit = sp.limit(sp.cancel(size.subs(B, beta * D)), D, sp.oo)
@@ -262,3 +265,16 @@ def _kept_fraction() -> sp.Expr:
     first, second = HEAVY_BALL.recursion(eta * (lam + rho))
     (solution,) = sp.solve(first * fixed + second * fixed + eta * rho - fixed, fixed)
     return sp.factor(solution)
+
+
+def _fluctuations() -> list[Formula]:
+    return [
+        Formula(
+            f"{scheme}_fluctuations",
+            "Return c3, c21, c111, c4, c31, c22, c211, c1111 of the moments of x = w - 1.",
+            {"n_data": D, "batch_size": B},
+            higher_moments(scheme),
+            "07-typical-stability",
+        )
+        for scheme in SAMPLING_SCHEMES
+    ]

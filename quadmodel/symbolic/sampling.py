@@ -234,6 +234,52 @@ def weight_covariance(
     return size, sp.factor(D * (mean**2 - product) / size)
 
 
+def fluctuations(sampling: str | SamplingScheme | None = "without_replacement") -> SamplingScheme:
+    r"""Return the law of :math:`x = w - 1`, the fluctuation of the batch weights.
+
+    Parameters
+    ----------
+    sampling : str, SamplingScheme or None, optional
+        As for :func:`weight_moment`.
+
+    Returns
+    -------
+    SamplingScheme
+
+    Raises
+    ------
+    InputError
+        If the scheme is unknown.
+
+    Notes
+    -----
+    :math:`E\prod_b x_b^{k_b} = \sum_{l\le k}\prod_b(-1)^{k_b-l_b}\binom{k_b}{l_b}
+    E\prod_b w_b^{l_b}`.
+
+    References
+    ----------
+    .. [1] derivations/07-typical-stability.md.
+
+    Examples
+    --------
+    >>> from quadmodel import symbolic
+    >>> from quadmodel.symbolic.sampling import fluctuations
+    >>> symbolic.weight_moment("ii", fluctuations("bernoulli"))
+    -(B - D)/B
+    """
+    scheme = as_scheme(sampling)
+
+    def moment(sizes: tuple[int, ...]) -> sp.Expr:
+        total = sp.S.Zero
+        for powers in itertools.product(*(range(size + 1) for size in sizes)):
+            ways = math.prod(map(math.comb, sizes, powers)) * (-1) ** (sum(sizes) - sum(powers))
+            kept = tuple(sorted((k for k in powers if k), reverse=True))
+            total += ways * (scheme.moment(kept) if kept else 1)
+        return sp.factor(total)
+
+    return SamplingScheme(f"fluctuations of {scheme.name}", moment)
+
+
 def average_batches(
     polynomial: Polynomial, weights: Tensor, sampling: str | SamplingScheme | None = None
 ) -> Polynomial:

@@ -1,15 +1,11 @@
 r"""One-step fluctuation of the quadratic form :math:`\ell = s^\top Ls` that grows by r exactly.
 
-s is the residual, or with momentum the pair of the last two. All formulas of this file are of the
-kind that `_generated` holds and wait to be emitted.
+s is the residual, or with momentum the pair of the last two. Derived in
+derivations/07-typical-stability.md; tests compare the contractions here with those derived there.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Callable
-from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -181,66 +177,27 @@ class WeightMoments(NamedTuple):
     c1111: float
 
 
-def weight_moments(sgd: SGD, n_data: int) -> WeightMoments:
-    """Return the moments of the scheme, from exact integers."""
-    scale = Fraction(n_data, sgd.batch_size)
-    of_counts = _COUNT_MOMENTS[sgd.sampling]
-
-    def central(*sizes: int) -> Fraction:
-        """Return E prod_b x_b^size over different points b; of no meaning where there are few."""
-        if len(sizes) > n_data:
-            return Fraction(0)
-        total = Fraction(0)
-        for powers in itertools.product(*(range(size + 1) for size in sizes)):
-            ways = math.prod(map(math.comb, sizes, powers))
-            sign = (-1) ** (sum(sizes) - sum(powers))
-            raw = of_counts(tuple(k for k in powers if k), n_data, sgd.batch_size)
-            total += sign * ways * scale ** sum(powers) * raw
-        return total
-
-    m3, m21, m111 = central(3), central(2, 1), central(1, 1, 1)
-    m4, m31, m22 = central(4), central(3, 1), central(2, 2)
-    m211, m1111 = central(2, 1, 1), central(1, 1, 1, 1)
-    coefficients = (
-        m3 - 3 * m21 + 2 * m111,
-        m21 - m111,
-        m111,
-        m4 - 4 * m31 - 3 * m22 + 12 * m211 - 6 * m1111,
-        m31 - 3 * m211 + 2 * m1111,
-        m22 - 2 * m211 + m1111,
-        m211 - m1111,
-        m1111,
-    )
-    return WeightMoments(*map(float, coefficients))
-
-
-def _without_replacement(powers: tuple[int, ...], n_data: int, batch_size: int) -> Fraction:
-    points = len(powers)
-    return Fraction(math.perm(batch_size, points), math.perm(n_data, points))
-
-
-def _with_replacement(powers: tuple[int, ...], n_data: int, batch_size: int) -> Fraction:
-    # Powers of a multiplicity in falling factorials, whose moments are B^(n) / D^n.
-    total = Fraction(0)
-    for parts in itertools.product(*(range(1, k + 1) for k in powers)):
-        ways = math.prod(map(_stirling, powers, parts))
-        total += ways * Fraction(math.perm(batch_size, sum(parts)), n_data ** sum(parts))
-    return total
-
-
-def _bernoulli(powers: tuple[int, ...], n_data: int, batch_size: int) -> Fraction:
-    return Fraction(batch_size, n_data) ** len(powers)
-
-
-_COUNT_MOMENTS: dict[str, Callable[[tuple[int, ...], int, int], Fraction]] = {
-    "without_replacement": _without_replacement,
-    "with_replacement": _with_replacement,
-    "bernoulli": _bernoulli,
+_HIGHER_MOMENTS = {
+    "without_replacement": generated.without_replacement_fluctuations,
+    "with_replacement": generated.with_replacement_fluctuations,
+    "bernoulli": generated.bernoulli_fluctuations,
 }
+_ORDERS = (3, 3, 3, 4, 4, 4, 4, 4)
 
 
-def _stirling(power: int, parts: int) -> int:
-    """Return the number of partitions of `power` objects into `parts` blocks."""
-    if parts in (0, power):
-        return int(parts == power)
-    return parts * _stirling(power - 1, parts) + _stirling(power - 1, parts - 1)
+def weight_moments(sgd: SGD, n_data: int) -> WeightMoments:
+    """Return the moments of the scheme; from whole numbers, so that only the end rounds."""
+    if sgd.sampling == "without_replacement" and n_data < 4:
+        return _of_few_points(n_data, sgd.batch_size)
+    return WeightMoments(*map(float, _HIGHER_MOMENTS[sgd.sampling](n_data, sgd.batch_size)))
+
+
+def _of_few_points(n_data: int, batch_size: int) -> WeightMoments:
+    """Return the moments where the formula has poles, of more points than there are.
+
+    A batch of one is the same with replacement; of at most three points, any other leaves one out
+    or none, and its x is that of the point left out times a number.
+    """
+    scale = 1.0 if batch_size == 1 else -(n_data - batch_size) / batch_size
+    single = generated.with_replacement_fluctuations(n_data, 1)
+    return WeightMoments(*(c * scale**order for c, order in zip(single, _ORDERS, strict=True)))

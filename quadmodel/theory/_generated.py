@@ -1030,3 +1030,123 @@ def level_shift(gap: Any, square: Any) -> Any:
     .. [1] derivations/06-expected-ntk.md.
     """
     return square/((1/2)*gap + (1/2)*np.sqrt(gap**2 + 4*square))
+
+
+def without_replacement_fluctuations(n_data: Any, batch_size: Any) -> Any:
+    r"""Return c3, c21, c111, c4, c31, c22, c211, c1111 of the moments of x = w - 1.
+
+    Parameters
+    ----------
+    n_data : float or ndarray
+        :math:`D`, number of data points.
+    batch_size : float or ndarray
+        :math:`B`, number of points in a batch.
+
+    Returns
+    -------
+    tuple of 8
+
+    Notes
+    -----
+    .. math:: \frac{D^{2} \left(B - D\right) \left(2 B - D\right)}{B^{2} \left(D - 2\right) \left(D - 1\right)}
+    .. math:: - \frac{D \left(B - D\right) \left(2 B - D\right)}{B^{2} \left(D - 2\right) \left(D - 1\right)}
+    .. math:: \frac{2 \left(B - D\right) \left(2 B - D\right)}{B^{2} \left(D - 2\right) \left(D - 1\right)}
+    .. math:: - \frac{D^{3} \left(B - D\right) \left(6 B^{2} - 6 B D + D^{2} + D\right)}{B^{3} \left(D - 3\right) \left(D - 2\right) \left(D - 1\right)}
+    .. math:: \frac{D^{2} \left(B - D\right) \left(6 B^{2} - 6 B D + D^{2} + D\right)}{B^{3} \left(D - 3\right) \left(D - 2\right) \left(D - 1\right)}
+    .. math:: \frac{D^{3} \left(B - 1\right) \left(B - D\right) \left(B - D + 1\right)}{B^{3} \left(D - 3\right) \left(D - 2\right) \left(D - 1\right)}
+    .. math:: - \frac{D \left(B - D\right) \left(B^{2} D + 6 B^{2} - B D^{2} - 6 B D + 2 D^{2}\right)}{B^{3} \left(D - 3\right) \left(D - 2\right) \left(D - 1\right)}
+    .. math:: \frac{3 \left(B - D\right) \left(B^{2} D + 6 B^{2} - B D^{2} - 6 B D + 2 D^{2}\right)}{B^{3} \left(D - 3\right) \left(D - 2\right) \left(D - 1\right)}
+
+    References
+    ----------
+    .. [1] derivations/07-typical-stability.md.
+    """
+    shared0 = n_data**2
+    shared1 = -n_data
+    shared2 = batch_size + shared1
+    shared3 = shared2/((n_data - 2)*(n_data - 1))
+    shared4 = shared0*shared3
+    shared5 = batch_size**2
+    shared6 = (2*batch_size + shared1)/shared5
+    shared7 = shared3*shared6
+    shared8 = batch_size**(-3.0)
+    shared9 = 1/(n_data - 3)
+    shared10 = -6*batch_size*n_data + 6*shared5
+    shared11 = shared8*shared9*(n_data + shared0 + shared10)
+    shared12 = n_data**3*shared3
+    shared13 = shared8*shared9
+    shared14 = shared13*shared3*(-batch_size*shared0 + n_data*shared5 + 2*shared0 + shared10)
+    return shared4*shared6, -n_data*shared7, 2*shared7, -shared11*shared12, shared11*shared4, shared12*shared13*(batch_size - 1)*(shared2 + 1), -n_data*shared14, 3*shared14
+
+
+def with_replacement_fluctuations(n_data: Any, batch_size: Any) -> Any:
+    r"""Return c3, c21, c111, c4, c31, c22, c211, c1111 of the moments of x = w - 1.
+
+    Parameters
+    ----------
+    n_data : float or ndarray
+        :math:`D`, number of data points.
+    batch_size : float or ndarray
+        :math:`B`, number of points in a batch.
+
+    Returns
+    -------
+    tuple of 8
+
+    Notes
+    -----
+    .. math:: \frac{D^{2}}{B^{2}}
+    .. math:: - \frac{D}{B^{2}}
+    .. math:: \frac{2}{B^{2}}
+    .. math:: \frac{D^{3}}{B^{3}}
+    .. math:: - \frac{D^{2}}{B^{3}}
+    .. math:: \frac{D^{2} \left(B - 1\right)}{B^{3}}
+    .. math:: - \frac{D \left(B - 2\right)}{B^{3}}
+    .. math:: \frac{3 \left(B - 2\right)}{B^{3}}
+
+    References
+    ----------
+    .. [1] derivations/07-typical-stability.md.
+    """
+    shared0 = batch_size**(-2.0)
+    shared1 = n_data**2
+    shared2 = batch_size**(-3.0)
+    shared3 = shared1*shared2
+    shared4 = shared2*(batch_size - 2)
+    return shared0*shared1, -n_data*shared0, 2*shared0, n_data**3*shared2, -shared3, shared3*(batch_size - 1), -n_data*shared4, 3*shared4
+
+
+def bernoulli_fluctuations(n_data: Any, batch_size: Any) -> Any:
+    r"""Return c3, c21, c111, c4, c31, c22, c211, c1111 of the moments of x = w - 1.
+
+    Parameters
+    ----------
+    n_data : float or ndarray
+        :math:`D`, number of data points.
+    batch_size : float or ndarray
+        :math:`B`, number of points in a batch.
+
+    Returns
+    -------
+    tuple of 8
+
+    Notes
+    -----
+    .. math:: \frac{\left(B - D\right) \left(2 B - D\right)}{B^{2}}
+    .. math:: 0
+    .. math:: 0
+    .. math:: - \frac{\left(B - D\right) \left(6 B^{2} - 6 B D + D^{2}\right)}{B^{3}}
+    .. math:: 0
+    .. math:: \frac{\left(B - D\right)^{2}}{B^{2}}
+    .. math:: 0
+    .. math:: 0
+
+    References
+    ----------
+    .. [1] derivations/07-typical-stability.md.
+    """
+    shared0 = batch_size**2
+    shared1 = 1/shared0
+    shared2 = -n_data
+    shared3 = batch_size + shared2
+    return shared1*shared3*(2*batch_size + shared2), 0, 0, -shared3*(-6*batch_size*n_data + n_data**2 + 6*shared0)/batch_size**3, 0, shared1*shared3**2, 0, 0

@@ -91,11 +91,13 @@ def typical_growth(ntk: ArrayLike, sgd: SGD) -> xr.Dataset:
     network's; exact K from 1 to 1.3; all samplings and kinds of momentum) v/2 over the measured
     difference of mean and typical growth was 0.6 to 1.6 at :math:`v\tau\le 0.1`, at
     :math:`v\tau\le 0.4` 0.6 to 2.8 and in nine of ten cases 0.8 to 1.7, and beyond, where M sits on
-    few data points, up to 27. Far below K = 1, where a slow mode rules, it falls to 0.4.
+    few data points, up to 27. Far below K = 1, where a slow mode rules, it falls to 0.4. Where
+    points share few modes, residuals have heavy tails away from K = 1, which :math:`v\tau` does
+    not see: 0.45 and 0.23 at K = 1.2 and 0.8, 100 exchangeable points, eigenvalues from 0.2 to 1.
 
     References
     ----------
-    .. [1] Beyond arXiv:2404.19261: the argument is in the notes of quadmodel.theory.typical.
+    .. [1] derivations/07-typical-stability.md; beyond arXiv:2404.19261.
 
     Examples
     --------
@@ -153,7 +155,7 @@ def typical_critical_learning_rate(ntk: ArrayLike, sgd: SGD) -> float:
 
     References
     ----------
-    .. [1] Beyond arXiv:2404.19261: the argument is in the notes of quadmodel.theory.typical.
+    .. [1] derivations/07-typical-stability.md; beyond arXiv:2404.19261.
 
     Examples
     --------

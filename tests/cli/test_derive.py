@@ -34,15 +34,10 @@ def checkout():
 def test_without_names_it_lists(capsys):
     assert run() == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == [
-        "01-batch-weights",
-        "02-second-moment",
-        "03-noise-kernel",
-        "04-gradient-statistics",
-        "05-sharpening",
-        "06-expected-ntk",
-        "formulas",
-    ]
+    names = [line.split()[0] for line in lines]
+    documents = sorted(path.stem for path in (COMMITTED / "derivations").glob("*-*.md"))
+    assert names == [*documents, "formulas"]
+    assert "01-batch-weights" in names
     assert all((COMMITTED / line.split()[1]).is_file() for line in lines)
 
 
@@ -84,7 +79,7 @@ def test_root(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["07"], "01-batch-weights"),
+        (["99"], "01-batch-weights"),
         (["x"], "'x'"),
         (["01", "--root", "nowhere"], "--root must be an existing folder, got nowhere"),
         (["01"], "derivations/"),  # no checkout here

@@ -100,6 +100,7 @@ def test_table(run):
         (["--seed", "3"], {"seed": 3}),
         (["--threads", "1"], {"threads": 1}),
         (["--curvature", "0.01"], {"curvature": 0.01}),
+        (["--strength", "0.05"], {"curvature": 0.05 / 20**0.5}),
         (["--replicas", "5"], {"pairs": 5}),
         (["--steps", "9"], {"steps": 9}),
         (["--learning-rates", "4", "--batch-sizes", "3"], {"rates": 4, "sizes": 3}),
@@ -238,12 +239,13 @@ def test_a_given_option_is_no_default(name, observable, received):
 
 def test_help_shows_both_defaults():
     shown = {option.name: option.show_default for option in phase_diagram_command.params}
-    assert DEFAULTS.keys() == GROWTH.keys()
-    for name, (stability, growth) in DEFAULTS.items():
-        assert (stability, growth) == (STABILITY[name], GROWTH[name])
+    assert DEFAULTS.keys() == {*GROWTH, "strength"}
+    for name in GROWTH:
+        assert DEFAULTS[name][:2] == (STABILITY[name], GROWTH[name])
+        stability = STABILITY[name]
         if name != "spectrum":
             stability = f"{stability:g}"
-        assert shown[name] == f"{stability}, sharpening: {growth}"
+        assert shown[name].startswith(f"{stability}, sharpening: {GROWTH[name]}")
 
 
 # ---- refusals
@@ -279,6 +281,9 @@ def test_unknown_observable(value, refuse):
         ("--batch-sizes", "2.5", ["batch", "sizes"]),
         ("--steps", "0", ["steps"]),
         ("--replicas", "x", ["--replicas"]),
+        ("--replicas", str(2**32), ["--replicas"]),
+        ("--limit", "large-p", ["--limit", "--observable sharpening"]),
+        ("--level", "2", ["--level", "--observable sharpening"]),
         ("--seed", "-1", ["seed", "-1"]),
         ("--seed", str(2**64), ["seed"]),
         ("--threads", "0", ["threads"]),
@@ -301,7 +306,7 @@ def test_refusals(option, value, words, refused):
 
 @pytest.mark.parametrize("value", ["1", "0", "-2"])
 def test_replicas_are_named_as_on_the_command_line(value, refused):
-    refused("--replicas", value, names=["replicas"])
+    refused("--replicas", value, names=["--replicas"])
 
 
 @pytest.mark.parametrize("error", [MemoryError("no\nmemory"), KeyboardInterrupt()], ids=repr)

@@ -16,6 +16,7 @@ from quadmodel import _validation
 from tests.cli.command import COMMAND, ENVIRONMENT, contents, written
 
 module = importlib.import_module("quadmodel.validate")  # the function has the module's name
+limit_module = importlib.import_module("quadmodel.limit_edge")
 edge_module = importlib.import_module("quadmodel.persistent_edge")
 
 TINY = battery.Effort(replicas=40, pairs=4, large_pairs=2, growth_steps=64, threads=None, seed=0)
@@ -30,6 +31,8 @@ def rows(monkeypatch):
         edge_module.persistent_edge, runs=2, n_data=10, n_params=20, steps=300, record_every=10
     )
     monkeypatch.setattr(edge_module, "persistent_edge", short)
+    few = partial(limit_module.limit_edge, [0.3, 0.9], [1, 2], n_data=6, steps=60, runs=2)
+    monkeypatch.setattr(limit_module, "limit_edge", few)
 
     def rows(*rows):
         monkeypatch.setattr(
@@ -141,7 +144,8 @@ def test_full_battery_draws_the_persistent_edge(run, rows):
     assert lines[3].endswith(": agree")
     assert lines[-1] == "wrote edge.png"
     assert "noise_kernel_norm_exact" in out
-    assert len(lines) == 4 + 1 + 1 + 1 + 3 * 2 + 1  # a line per strength and run
+    # a line per strength and run, and per strength, batch size and start
+    assert len(lines) == 4 + 3 + 3 * 2 + 3 + 2 * 2 * 2 + 1
     assert written() == {"edge.png"}
     assert np.ptp(matplotlib.image.imread("edge.png")) > 0.5
 
@@ -155,6 +159,11 @@ def test_the_persistent_edge_is_no_verdict_and_json_holds_it(run, rows):
     assert [(one["strength"], one["run"]) for one in runs] == [
         (q, run) for q in (0.7, 1.0, 1.2) for run in range(2)
     ]
+    cells = found["limit_edge"]
+    assert [(one["strength"], one["batch_size"], one["initial_norm"]) for one in cells] == [
+        (q, size, norm) for q in (0.3, 1.0) for size in (1, 2) for norm in (0.3, 0.9)
+    ]
+    assert all(one["fate"][0] in "12" for one in cells)
     for one in runs:
         assert one["exact_low"] <= one["noise_kernel_norm_exact"] <= one["exact_high"]
     assert written() == {"validate.png"}

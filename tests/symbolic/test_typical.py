@@ -85,9 +85,14 @@ def case(n_data, batch_size, scheme, method):
     return values, variance
 
 
+@functools.cache
+def variance_of(module, scheme):
+    return module.one_step_variance(scheme)
+
+
 def check_variance(module, n_data, batch_size, scheme, method="plain"):
     values, variance = case(n_data, batch_size, scheme, method)
-    assert sum(part.evaluate(values) for part in module.one_step_variance(scheme)) == variance
+    assert sum(part.evaluate(values) for part in variance_of(module, scheme)) == variance
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -141,6 +146,23 @@ def test_adjoint_is_that_of_all_batches(n_data, batch_size, scheme):
         for p, step in steps(ntk, drawn(n_data, batch_size, scheme), 0, False)
     )
     np.testing.assert_array_equal(typical.adjoint_step().evaluate(values), expected)
+
+
+def test_deviation_and_mean_square():
+    """At every batch and state; the mean square from that of two forms."""
+    ntk, form, covariance = symmetric(1, 3), symmetric(2, 3), symmetric(3, 3)
+    state = rationals(4, 3)
+    values = {"Theta": ntk, "L": form, "eta": ETA, "z": state, "M": covariance}
+    batches = drawn(3, 2, "without_replacement")
+    for (_, w), (_, step) in zip(batches, steps(ntk, batches, 0, False), strict=True):
+        quiet = (np.eye(3, dtype=int) - ETA * ntk) @ state
+        whole = step @ state @ form @ step @ state - quiet @ form @ quiet
+        parts = typical.deviation()
+        assert sum(part.evaluate(values | {"x": w - 1}) for part in parts) == whole
+        # g u x and N u u x x of the variance
+        pull = ETA * ntk @ form @ quiet
+        assert parts[0].evaluate(values | {"x": w - 1}) == -2 * pull @ (state * (w - 1))
+    assert typical.mean_square().evaluate(values) == product(form, form, covariance)
 
 
 def test_noise_form_obeys_the_equation_of_the_second_moment():

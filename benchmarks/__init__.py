@@ -1,0 +1,1 @@
+"""Speed and memory of quadmodel, beside JAX and NumPy: `python -m benchmarks`."""

@@ -1,0 +1,91 @@
+"""What is required, what was measured, and what bounds a goal that was missed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.report import Result, Table, number
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A number to reach: at least (`more`) or at most `required`."""
+
+    key: str
+    what: str
+    required: float
+    more: bool = True
+    unit: str = "x"
+
+    def reached(self, value: float) -> bool:
+        """Return whether a measured number is good enough."""
+        return value >= self.required if self.more else value <= self.required
+
+
+def _seconds(key: str, what: str, required: float) -> Goal:
+    return Goal(key, what, required, more=False, unit="s")
+
+
+GOALS = (
+    Goal("dense.float64.idiomatic", "dense, float64, over idiomatic JAX float64", 7.0),
+    Goal("dense.float64.by_hand", "dense, float64, over JAX by hand (lockstep) float64", 4.5),
+    Goal("dense.mixed.idiomatic", "dense, mixed, over idiomatic JAX float64", 12.0),
+    Goal("dense.float64.share_of_peak", "dense, float64, share of GEMM peak", 85.0, unit="%"),
+    Goal("dense-skip.idiomatic", "phase diagram, over idiomatic JAX float64", 20.0),
+    Goal("linear.idiomatic", "linear, over idiomatic JAX float64", 20.0),
+    Goal("linear.beforehand", "linear, over JAX with batches drawn beforehand", 3.0),
+    Goal("low-rank.64", "low rank, 64 replicas, over the best JAX", 4.0),
+    Goal("low-rank.1", "low rank, 1 replica, over the best JAX", 4.0),
+    Goal("single.best", "one replica, over the best of JAX and NumPy", 1.0),
+    _seconds("exact.2000", "exact K, D = 2000", 3.0),
+    _seconds("exact.4000", "exact K, D = 4000", 20.0),
+    _seconds("exact.critical", "exact critical learning rate, D = 2000", 15.0),
+    _seconds("cold.import", "import quadmodel", 0.25),
+    _seconds("cold.compile", "compiling of the first phase diagram", 15.0),
+    _seconds("cold.cached", "the same from the cache", 1.0),
+)
+
+
+def verdicts(results: Iterable[Result]) -> list[dict[str, Any]]:
+    """Return one record per goal; `measured` is None where its job did not run."""
+    measures, ceilings = {}, {}
+    for result in results:
+        measures |= result.measures
+        ceilings |= result.ceilings
+    records = []
+    for goal in GOALS:
+        found = measures.get(goal.key)
+        factor = 100.0 if goal.unit == "%" else 1.0
+        value = None if found is None else factor * found.median
+        records.append(
+            {
+                "key": goal.key,
+                "goal": goal.what,
+                "required": goal.required,
+                "sense": "at least" if goal.more else "at most",
+                "unit": goal.unit,
+                "measured": value,
+                "quartiles": None if found is None else [factor * found.low, factor * found.high],
+                "reached": None if value is None else goal.reached(value),
+                "bound": ceilings.get(goal.key, ""),
+            }
+        )
+    return records
+
+
+def table(records: list[dict[str, Any]]) -> Table:
+    """Return the goals as a table; bounds are given for those that were missed."""
+    words = {True: "yes", False: "no", None: "not measured"}
+    rows = [
+        (
+            r["goal"],
+            f"{r['sense']} {number(r['required'])} {r['unit']}",
+            "-" if r["measured"] is None else f"{number(r['measured'])} {r['unit']}",
+            words[r["reached"]],
+            r["bound"] if r["reached"] is False else "",
+        )
+        for r in records
+    ]
+    return Table("Goals", ("goal", "required", "measured", "reached", "bound by"), rows)

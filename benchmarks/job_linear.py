@@ -1,0 +1,170 @@
+"""The linear model in function space, and curvature of low rank."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+import quadmodel as qm
+from benchmarks import jax_peers, machine, ours, peers
+from benchmarks.report import Result
+from benchmarks.timing import Program, Settings, Timing, alternate, mixture
+
+_PRECISIONS = ("float64", "float32")
+
+
+def linear(settings: Settings) -> Result:
+    """Time a grid of the linear model on which nothing diverges."""
+    n_data = 1000
+    model = qm.Ensemble(n_data, 2 * n_data).sample(seed=0)
+    grid = ours.stable_grid(model, *((6, 12, 8) if settings.quick else (24, 12, 16)))
+    rates, sizes = grid.lanes
+    arrays = {p: jax_peers.arrays_of(model, p) for p in _PRECISIONS}
+    n = slice(min(256, rates.size))
+    programs = [ours.program(model, rates, sizes, 20, settings.threads)]
+    for p in _PRECISIONS:
+        programs.append(
+            peers.idiomatic(
+                jax_peers.linear_masked, model, arrays[p], rates[n], sizes[n], 5,
+                name=f"{peers.IDIOMATIC} ({rates[n].size} replicas)",
+            )
+        )  # fmt: skip
+    programs.append(peers.in_numpy(model, float(rates[0]), grid.batch_sizes.tolist()))
+    drawn = _beforehand(model, arrays, grid, settings)
+    peak = machine.square_product("float64", settings.threads)
+    *found, peak = alternate([*programs, *(p for _, p in drawn), peak], settings)
+    timings, by_size = found[: len(programs)], found[len(programs) :]
+    for place, p in ((2, "float64"), (4, "float32")):
+        parts = [
+            [
+                t
+                for (size, _), t in zip(drawn, by_size, strict=True)
+                if size in (None, b) and t.precision == p
+            ]
+            for b in grid.batch_sizes.tolist()
+        ]
+        if parts[0]:
+            mixed, chosen = mixture("JAX, batches drawn beforehand, best per batch size", parts)
+            timings.insert(place, mixed)
+            if p == "float64":
+                how = peers.ranges(grid.batch_sizes.tolist(), [t.name for t in chosen])
+    flops = 2.0 * float(np.mean(sizes)) * n_data
+    result = Result()
+    result.compare(
+        f"Linear model, D = {n_data}, all lanes working",
+        timings,
+        flops=flops,
+        note=f"{grid.describe()}; useful: 2 B D per replica-step, {flops:.3g} on average. Batches "
+        "drawn beforehand are ours, and their drawing is not counted; " + how + ".",
+    )
+    for key, rival in (("linear.idiomatic", timings[1]), ("linear.beforehand", timings[2])):
+        result.measures[key] = timings[0].over(rival)
+        possible = np.median(peak.rates / flops / rival.rates)
+        result.ceilings[key] = f"{possible:.3g} at the GEMM peak"
+    return result
+
+
+def _beforehand(
+    model: qm.QuadraticModel, arrays: Any, grid: ours.Grid, settings: Settings
+) -> list[tuple[int | None, Program]]:
+    """Return programs whose batches were drawn beforehand, with the batch size that they serve.
+
+    One takes a masked product and costs the same for all; others gather the batch's rows.
+    """
+    n, steps = 256, 4
+    rates = np.full(n, grid.learning_rates[0])
+    masked = jax_peers.in_lockstep(jax_peers.linear_product)
+    gathered = {
+        name: jax_peers.replica_by_replica(jax_peers.linear_rows, jax_peers.given, at_once)
+        for name, at_once in (("gathered", None), ("one replica at a time", 1))
+    }
+    sizes = np.resize(grid.batch_sizes, n)
+    masks = ours.drawn_masks(model.n_data, sizes, steps)
+    found: list[tuple[int | None, Program]] = []
+    for p in _PRECISIONS[:1] if settings.quick else _PRECISIONS:
+        product = peers.beforehand(
+            "masked product", masked, model, arrays[p], rates, sizes, masks, steps, lockstep=True
+        )
+        found.append((None, product))
+        # Beyond, gathering takes longer than the product.
+        for b in (b for b in grid.batch_sizes.tolist() if b <= 200):
+            rows = ours.drawn_rows(model.n_data, b, n, steps)
+            for name, advance in gathered.items():
+                if name == "gathered" and b > 50:  # gigabytes
+                    continue
+                program = peers.beforehand(
+                    f"rows, {name}", advance, model, arrays[p], rates, np.full(n, b), rows, steps
+                )
+                found.append((b, program))
+    return found
+
+
+def low_rank(settings: Settings) -> Result:
+    """Time curvature of rank 4, in many replicas and in one."""
+    n_data, n_params, rank, size = 1000, 2000, 4, 100
+    rng = np.random.default_rng(0)
+    base = qm.Ensemble(n_data, n_params).sample(seed=0)
+    coefficients = 0.02 * rng.standard_normal((n_data, rank))
+    vectors = rng.standard_normal((n_data, rank, n_params)) / n_params**0.25
+    model = qm.QuadraticModel(
+        base.residual, base.jacobian, qm.LowRankCurvature(coefficients, vectors)
+    )
+    rate = ours.stable_grid(model, 1, 1, 1).learning_rates[0]
+    arrays = {p: jax_peers.arrays_of(model, p) for p in _PRECISIONS}
+    flops = 4.0 * size * n_params * (rank + 1)
+    result = Result()
+    for replicas in (64, 1):
+        timings = _low_rank(model, arrays, float(rate), size, replicas, settings)
+        *timings, peak, memory = timings
+        title = f"Curvature of rank {rank}, D = {n_data}, P = {n_params}, B = {size}, "
+        result.compare(
+            title + (f"{replicas} replicas" if replicas > 1 else "1 replica"),
+            timings,
+            flops=flops,
+            note=f"Useful: 4 B P (rank + 1) = {flops:.3g} per replica-step. Jacobian row and "
+            "vectors of a point are stacked; batches of JAX are drawn beforehand unless said.",
+        )
+        rivals = [t for t in timings[1:] if t.precision == "float64"]
+        rivals = [t for t in rivals if t.name.startswith("JAX")]
+        best = max(rivals, key=lambda t: t.rate.median)
+        key = f"low-rank.{replicas}"
+        result.measures[key] = timings[0].over(best)
+        at_peak = peak.rate.median / flops / best.rate.median
+        read = memory.rate.median / (8.0 * size * n_params * (rank + 1)) / best.rate.median
+        result.ceilings[key] = f"best: {best.name}; {at_peak:.3g} at the GEMM peak" + (
+            f", {read:.3g} if the rows came from memory" if replicas == 1 else ""
+        )
+    return result
+
+
+def _low_rank(
+    model: Any, arrays: Any, rate: float, size: int, replicas: int, settings: Settings
+) -> list[Timing]:
+    rates, sizes = np.full(replicas, rate), np.full(replicas, size)
+    steps = (1 if settings.quick else 4) if replicas > 1 else 50
+    masks = ours.drawn_masks(model.n_data, sizes, steps).transpose(1, 0, 2)
+    rows = ours.drawn_rows(model.n_data, size, replicas, steps)
+    programs = [ours.program(model, rates, sizes, steps, settings.threads)]
+    for p in _PRECISIONS[:1] if settings.quick else _PRECISIONS:
+        programs.append(
+            peers.idiomatic(
+                jax_peers.low_rank_rows, model, arrays[p], rates, sizes, steps, rows=size,
+                name="JAX, vmap, batch's rows, random batches",
+            )
+        )  # fmt: skip
+        ways = [("batch's rows, one replica at a time", jax_peers.low_rank_rows, rows, 1)]
+        if replicas > 1:
+            ways.append(("batch's rows, vmap", jax_peers.low_rank_rows, rows, None))
+        ways.append(("all rows, masked product", jax_peers.low_rank_masked, masks, None))
+        programs += [
+            peers.beforehand(
+                f"JAX, {name}", jax_peers.replica_by_replica(step, jax_peers.given, at_once),
+                model, arrays[p], rates, sizes, batches, steps,
+            )
+            for name, step, batches, at_once in ways
+        ]  # fmt: skip
+    programs.append(peers.in_numpy(model, rate, [size] * 5))
+    programs.append(machine.square_product("float64", settings.threads))
+    programs.append(machine.memory_read(settings.threads, machine.read_size(settings)))
+    return alternate(programs, settings)

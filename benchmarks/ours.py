@@ -1,0 +1,116 @@
+"""quadmodel's own programs: its stepper on a grid of learning rates and batch sizes."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import quadmodel as qm
+from benchmarks.timing import Program
+from quadmodel._validation import FloatArray
+from quadmodel.batches import batch_indices
+from quadmodel.simulation._lanes import Lanes, Stepper, start_lanes, workers
+
+SEED = 7
+# The name that programs of ours begin with.
+NAME = "quadmodel"
+# Steps after which lanes start anew: numbers that have converged are slow or are not stepped.
+_FRESH = 20_000
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Learning rates times batch sizes times replicas, one lane each."""
+
+    learning_rates: FloatArray
+    batch_sizes: NDArray[np.int64]
+    replicas: int
+
+    def __len__(self) -> int:
+        """Return the number of lanes."""
+        return self.learning_rates.size * self.batch_sizes.size * self.replicas
+
+    @property
+    def lanes(self) -> tuple[FloatArray, NDArray[np.int64]]:
+        """Learning rate and batch size of every lane, replica by replica as in a phase diagram."""
+        rates = np.repeat(self.learning_rates, self.batch_sizes.size)
+        sizes = np.tile(self.batch_sizes, self.learning_rates.size)
+        return np.tile(rates, self.replicas), np.tile(sizes, self.replicas)
+
+    def describe(self) -> str:
+        """Return its numbers in words."""
+        return (
+            f"{self.learning_rates.size} learning rates x {self.batch_sizes.size} batch sizes "
+            f"({self.batch_sizes[0]} to {self.batch_sizes[-1]}) x {self.replicas} replicas"
+        )
+
+
+def stable_grid(model: qm.QuadraticModel, rates: int, sizes: int, replicas: int) -> Grid:
+    """Return a grid on which no run diverges, whatever its batch size: every lane works."""
+    critical = qm.critical_learning_rate(model.ntk(), qm.SGD(1.0, 1), method="finite")
+    batch_sizes = np.unique(np.geomspace(1, model.n_data, sizes).round().astype(np.int64))
+    return Grid(critical * np.geomspace(0.03, 0.3, rates), batch_sizes, replicas)
+
+
+def precisions() -> list[str]:
+    """Return the precisions that the stepper offers."""
+    offered = "precision" in inspect.signature(Stepper.__init__).parameters
+    return ["float64", "mixed"] if offered else ["float64"]
+
+
+def start(
+    model: qm.QuadraticModel, rates: FloatArray, sizes: NDArray[np.int64], precision: str
+) -> tuple[Stepper, Lanes]:
+    """Return a stepper of plain SGD, and lanes whose replica numbers are 0, 1, ..."""
+    keywords: Any = {} if precision == "float64" else {"precision": precision}
+    stepper = Stepper(model, qm.SGD(1.0, 1), seed=SEED, **keywords)
+    return stepper, start_lanes(model, rates, sizes, np.arange(rates.size))
+
+
+def program(
+    model: qm.QuadraticModel,
+    rates: FloatArray,
+    sizes: NDArray[np.int64],
+    steps: int,
+    threads: int,
+    precision: str = "float64",
+) -> Program:
+    """Return the program that takes `steps` more steps with every lane, in replica-steps."""
+    stepper, lanes = start(model, rates, sizes, precision)
+    taken = 0
+
+    def run() -> None:
+        nonlocal lanes, taken
+        if taken >= _FRESH:
+            lanes, taken = start_lanes(model, rates, sizes, lanes.replica), 0
+        with workers(threads) as pool:
+            stepper.advance(lanes, taken, steps, pool)
+        taken += steps
+        if not lanes.alive.all():
+            raise RuntimeError("a lane diverged: the others would not do the work that is counted")
+
+    return Program(NAME, precision, run, float(rates.size * steps))
+
+
+def drawn_rows(n_data: int, batch_size: int, replicas: int, steps: int) -> NDArray[np.int32]:
+    """Return the batches that lanes 0, 1, ... take, shape (replicas, steps, batch_size)."""
+    return np.array(
+        [
+            [batch_indices(n_data, batch_size, seed=SEED, replica=r, step=t) for t in range(steps)]
+            for r in range(replicas)
+        ],
+        dtype=np.int32,
+    )
+
+
+def drawn_masks(n_data: int, sizes: NDArray[np.int64], steps: int) -> NDArray[np.bool_]:
+    """Return the same as masks, for lanes of these batch sizes, shape (steps, lanes, n_data)."""
+    masks = np.zeros((steps, sizes.size, n_data), dtype=bool)
+    for t in range(steps):
+        for lane, size in enumerate(sizes.tolist()):
+            masks[t, lane, batch_indices(n_data, size, seed=SEED, replica=lane, step=t)] = True
+    return masks

@@ -1,0 +1,48 @@
+"""Command line: quadmodel phase-diagram, quadmodel validate, quadmodel derive."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from quadmodel._validation import InputError
+from quadmodel._version import __version__
+from quadmodel.cli.derive import derive_command
+from quadmodel.cli.phase_diagram import phase_diagram_command
+from quadmodel.cli.validate import validate_command
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+    invoke_without_command=True,
+)
+@click.version_option(__version__, prog_name="quadmodel")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Stability and curvature of SGD in the quadratic regression model."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+cli.add_command(phase_diagram_command)
+cli.add_command(validate_command)
+cli.add_command(derive_command)
+
+
+def main() -> None:
+    """Run the command line; bad input ends in one line and exit code 2."""
+    try:
+        sys.exit(cli(prog_name="quadmodel", standalone_mode=False))
+    except click.ClickException as error:
+        _complain(error.format_message())
+    except (InputError, MemoryError, OSError) as error:
+        _complain(str(error))
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; nothing was written", err=True)
+        sys.exit(130)
+
+
+def _complain(message: str) -> None:
+    click.echo(f"quadmodel: error: {' '.join(message.split())}", err=True)
+    sys.exit(2)
