@@ -54,7 +54,7 @@ ROWS = {
     "_conservative": [f"{SIZES}, mean", f"{SIZES}, along its mode"],
     "_large_p": [
         f"large-P limit: {what} at step 6"
-        for what in ("loss", "trace of the NTK", "largest NTK eigenvalue")
+        for what in ("loss", "trace of the NTK", "largest eigenvalue of the NTK")
     ],
 }
 
@@ -389,11 +389,9 @@ def test_mean_ntk_without_a_part_is_named(part, failed, remembered, monkeypatch)
 
 
 @pytest.mark.statistical
-def test_limit_without_words_is_named(failed, monkeypatch):
-    """Level 0 is the linear model: its NTK does not move."""
-    monkeypatch.setattr(
-        battery,
-        "large_p_limit",
-        lambda *a, **options: qm.large_p_limit(*a, **(options | {"level": 0})),
-    )
+def test_limit_of_other_curvature_is_named(failed, monkeypatch):
+    def stronger(*arguments, curvature, **options):
+        return qm.large_p_limit(*arguments, curvature=1.5 * curvature, **options)
+
+    monkeypatch.setattr(battery, "large_p_limit", stronger)
     assert set(ROWS["_large_p"][1:2]) <= failed("_large_p")

@@ -1,7 +1,7 @@
 """Sums of columns of the NTK, which are the steps of the linear model.
 
 Where the processor has wide vectors the NTK is cut into tiles: a tile of all columns fits in the
-second-level cache, sixteen vectors of sums stay in registers while the columns of one lane are
+second-level cache, eight vectors of sums stay in registers while the columns of one lane are
 added, and the lanes take their turn at one tile. Elsewhere whole columns are added to whole lanes.
 """
 
@@ -18,7 +18,7 @@ from quadmodel.simulation._vectors import BYTES, add_multiple, loads, stores
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
 _WIDTH = BYTES // 8
 # Doubles per tile, and per tile of what is left.
-_LARGE, _SMALL = 16 * _WIDTH, 4 * _WIDTH
+_LARGE, _SMALL = 8 * _WIDTH, 4 * _WIDTH
 
 
 def tiled(ntk, in_tiles=_vectors.AVAILABLE):
@@ -45,7 +45,10 @@ def tiled(ntk, in_tiles=_vectors.AVAILABLE):
     full = order - order % _LARGE
     ends = [*range(0, full, _LARGE), *range(full, order, _SMALL)]
     cuts = zip(ends, [*ends[1:], order], strict=True)
-    return np.concatenate([wide[:, first:last].ravel() for first, last in cuts]), order
+    columns = _vectors.aligned_zeros(n_data * order)
+    for first, last in cuts:
+        columns[first * n_data : last * n_data] = wide[:, first:last].ravel()
+    return columns, order
 
 
 @njit(cache=True, nogil=True)
@@ -57,7 +60,7 @@ def add_columns_in_tiles(columns, n_data, begin, picked, coefficient, z):
     for first in range(0, full, _LARGE):
         for lane in range(lanes):
             here = lane * order + first
-            sums = loads(flat, here, _WIDTH, 16)
+            sums = loads(flat, here, _WIDTH, 8)
             for k in range(begin[lane], begin[lane + 1]):
                 at = first * n_data + picked[k] * _LARGE
                 sums = add_multiple(sums, coefficient[k], columns, at)

@@ -206,12 +206,12 @@ class Stepper:
         """Return arrays that the kernels write to."""
         shape = count + 1, self._padded
         return (
-            np.zeros(shape),
+            _vectors.aligned_zeros(*shape),
             np.empty((count, self._n_data), np.int64),
             np.zeros(count, np.int64),
             np.zeros(self._n_data + 1, np.int64),
             np.empty(count * self._n_data, np.int64),
-            np.zeros((parts, *shape)),
+            _vectors.aligned_zeros(parts, *shape),
         )
 
 

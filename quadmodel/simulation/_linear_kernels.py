@@ -14,9 +14,11 @@ from numba import njit
 
 from quadmodel.batches import BERNOULLI, draw_batch, philox
 from quadmodel.simulation._columns import _FAST, add_columns
+from quadmodel.simulation._vectors import aligned
 
-# Share of the data in a batch from which on a matrix product is faster, and lanes per product.
-_LARGE_BATCH, _PRODUCT_LANES = 0.25, 512
+# Share of the data in a batch from which on a matrix product is faster if there are many data, and
+# lanes per product.
+_LARGE_BATCH, _MANY_DATA, _PRODUCT_LANES = 0.4, 64, 512
 
 
 @njit(cache=True, nogil=True)
@@ -66,7 +68,7 @@ def advance_linear(
 @njit(cache=True, nogil=True)
 def _padded(rows, length):
     """Return a copy of the rows, with zeros behind them up to `length`."""
-    wide = np.zeros((len(rows), length))
+    wide = aligned(len(rows) * length, rows).reshape(len(rows), length)
     _copy(rows, wide)
     return wide
 
@@ -116,7 +118,7 @@ def _step(
         length = draw_batch(
             seed, model, replica[lane], t, scheme, n_data, b, order, swaps, batch
         )  # fmt: skip
-        if length < _LARGE_BATCH * n_data:
+        if length < _LARGE_BATCH * n_data or n_data < _MANY_DATA:
             for k in range(length):
                 i = batch[k]
                 picked[count] = i

@@ -19,6 +19,8 @@ from quadmodel.simulation._vectors import (
     add,
     add_pairs,
     add_rows,
+    aligned,
+    aligned_zeros,
     both_ways,
     fma,
     gather,
@@ -46,7 +48,7 @@ def packed(curvature, jacobian, dtype):
     """Return Q with both triangles stored once, shape (n_data, elements), and J padded to it."""
     n_data, n_params = jacobian.shape
     order = _padded(n_params, dtype)
-    wide = np.zeros((n_data, order))
+    wide = aligned_zeros(n_data, order)
     wide[:, :n_params] = jacobian
     stored = np.empty((n_data, _packed_size(order)), dtype)
     pack_symmetric(curvature, order, stored)
@@ -106,15 +108,6 @@ def symmetric_product(packed, at, point, product, order, width):
         stores(product, first * width, width, sums)
 
 
-@njit(cache=True, nogil=True)
-def _aligned(count, like):
-    """Return zeros that begin where a vector does."""
-    spare = BYTES // like.itemsize
-    memory = np.zeros(count + spare, like.dtype)
-    first = (-np.int64(memory.ctypes.data) % BYTES) // like.itemsize
-    return memory[first : first + count]
-
-
 @njit(cache=True, nogil=True, fastmath=_FAST)
 def dense_rows(arrays, point, pointer, entries, first_row, last_row, gradient):
     """Add the gradients that some data points have for the lanes that drew them.
@@ -127,7 +120,7 @@ def dense_rows(arrays, point, pointer, entries, first_row, last_row, gradient):
     packed, jacobian, residual = arrays
     order, width = point.shape[1], BYTES // packed.itemsize
     rows_of_q, rows_of_j = packed.reshape(-1), jacobian.reshape(-1)
-    at_point, at_gradient = _aligned(order * width, packed), _aligned(order * width, packed)
+    at_point, at_gradient = aligned(order * width, packed), aligned(order * width, packed)
     points, gradients, nobody = point.reshape(-1), gradient.reshape(-1), len(point) - 1
     places, z = np.empty(width, np.int64), np.empty(width)
     curved = np.empty(width, packed.dtype)
@@ -168,7 +161,7 @@ def stacked(vectors, jacobian):
     """
     n_data, rank, n_params = vectors.shape
     order = _padded(n_params, jacobian.dtype)
-    rows = np.zeros((n_data, 1 + rank, order))
+    rows = aligned_zeros(n_data, 1 + rank, order)
     rows[:, 0, :n_params], rows[:, 1:, :n_params] = jacobian, vectors
     return rows
 

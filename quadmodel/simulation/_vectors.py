@@ -11,8 +11,9 @@ product below them reaches the speed of a matrix product. A width of 64 bytes ne
 from __future__ import annotations
 
 import llvmlite.binding
+import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
@@ -402,3 +403,25 @@ def scatter(typing, array, places, at, source, base, base_at, factor):
         return context.get_dummy_value()
 
     return types.void(array, places, types.intp, source, base, types.intp, factor), code
+
+
+@njit(cache=True, nogil=True)
+def aligned(count, like):
+    """Return zeros that begin where a vector does; vectors that cross cache lines cost twice.
+
+    Flat, of the type of the elements of `like`.
+    """
+    spare = BYTES // like.itemsize
+    memory = np.zeros(count + spare, like.dtype)
+    first = (-np.int64(memory.ctypes.data) % BYTES) // like.itemsize
+    return memory[first : first + count]
+
+
+def aligned_zeros(*shape):
+    """Return zeros of a shape, in double precision, that begin where a vector does.
+
+    From NumPy, which asks for large pages of memory; Numba does not.
+    """
+    memory = np.zeros(8 * int(np.prod(shape)) + BYTES, np.uint8)
+    first = -memory.ctypes.data % BYTES
+    return memory[first : len(memory) - BYTES + first].view(np.float64).reshape(shape)

@@ -108,13 +108,15 @@ def test_columns_in_tiles_are_whole_columns(n_data):
 
 @pytest.mark.parametrize("sampling", SCHEMES)
 def test_large_batches_by_products_are_large_batches_by_columns(sampling):
-    """One lane on either side of the switch, and more lanes than a product takes."""
-    model = qm.Ensemble(10, 20).sample(seed=1)
-    sgd = qm.SGD(0.05, 5, sampling=sampling, momentum=0.3)
-    runs = qm.simulate(model, sgd, 20, replicas=130, seed=4)
-    slow = qm.QuadraticModel(model.residual, model.jacobian, np.zeros((10, 20, 20)))
-    same = qm.simulate(slow, sgd, 20, replicas=130, seed=4, record_every=1)
-    np.testing.assert_allclose(runs.loss, same.loss, rtol=1e-10)
+    """On both sides of the switch, against steps of the parameters."""
+    model = qm.Ensemble(72, 72).sample(seed=1)
+    slow = qm.QuadraticModel(model.residual, model.jacobian, np.zeros((72, 72, 72)))
+    for batch_size in (28, 29, 72):
+        sgd = qm.SGD(0.05, batch_size, sampling=sampling, momentum=0.3)
+        runs, same = (
+            qm.simulate(m, sgd, 10, replicas=20, seed=4, record_every=5) for m in (model, slow)
+        )
+        np.testing.assert_allclose(runs.loss, same.loss, rtol=1e-10)
 
 
 @pytest.mark.parametrize("precision", ["float64", "mixed"])
