@@ -19,6 +19,7 @@ JOBS = {
     "linear": ("job_linear", "linear"),
     "low-rank": ("job_linear", "low_rank"),
     "single": ("job_dense", "single"),
+    "large-p": ("job_large_p", "large_p"),
     "exact": ("job_exact", "exact"),
     "scaling": ("job_scaling", "scaling"),
     "cold-start": ("cold_start", "cold_start"),
