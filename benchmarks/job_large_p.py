@@ -53,7 +53,7 @@ def _program(level: int, n_data: int, batch_size: int, settings: Settings) -> Pr
             level=level,
             curvature=0.3 / model.n_params**0.5,
             record_every=steps,
-            observables="loss",
+            observables=["loss"],
             threads=settings.threads,
         )
 

@@ -40,8 +40,7 @@ from quadmodel.simulation._vectors import (
 _BLOCK = 8
 _WIDTH = BYTES // 8
 # Numbers of lanes and of rows as lengths of tuples, which the compiler unrolls loops over.
-_FOUR = (0, 0, 0, 0)
-_ONE, _EIGHT = (0,), (0,) * 8
+_ONE, _TWO, _FOUR, _FIVE, _EIGHT = (0,), (0,) * 2, (0,) * 4, (0,) * 5, (0,) * 8
 
 
 def packed(curvature, jacobian, dtype):
@@ -188,10 +187,13 @@ def _low_rank_block(lanes, rows, coefficients, residual, points, gradients, plac
     """Add the gradients that one data point has for as many lanes as the tuple is long."""
     rank, width = len(coefficients), len(lanes)
     order, rows = rows.shape[1], rows.reshape(-1)
-    fours = (1 + rank) // 4 * 4
-    for k in range(0, fours, 4):
-        _products(_FOUR, lanes, rows, k * order, order, points, places, weight, width * k)
-    for k in range(fours, 1 + rank):
+    fives = (1 + rank) // 5 * 5
+    pairs = 1 + rank - (1 + rank - fives) % 2
+    for k in range(0, fives, 5):
+        _products(_FIVE, lanes, rows, k * order, order, points, places, weight, width * k)
+    for k in range(fives, pairs, 2):
+        _products(_TWO, lanes, rows, k * order, order, points, places, weight, width * k)
+    for k in range(pairs, 1 + rank):
         _products(_ONE, lanes, rows, k * order, order, points, places, weight, width * k)
     for a in range(width):
         z = residual + weight[a]
@@ -200,9 +202,11 @@ def _low_rank_block(lanes, rows, coefficients, residual, points, gradients, plac
         weight[a] = z
         for r in range(rank):
             weight[width * (r + 1) + a] *= z * coefficients[r]
-    for k in range(0, fours, 4):
-        _add_weighted(_FOUR, lanes, rows, k * order, order, gradients, places, weight, width * k)
-    for k in range(fours, 1 + rank):
+    for k in range(0, fives, 5):
+        _add_weighted(_FIVE, lanes, rows, k * order, order, gradients, places, weight, width * k)
+    for k in range(fives, pairs, 2):
+        _add_weighted(_TWO, lanes, rows, k * order, order, gradients, places, weight, width * k)
+    for k in range(pairs, 1 + rank):
         _add_weighted(_ONE, lanes, rows, k * order, order, gradients, places, weight, width * k)
 
 
@@ -211,8 +215,8 @@ def low_rank_rows(arrays, point, pointer, entries, first_row, last_row, gradient
     """Do the same as `dense_rows` for curvature sum_r s_r u_r u_r^T per data point.
 
     `arrays` are that of `stacked`, the s_r, and the residual. For four lanes at a time, products of
-    J_i and of four u_r with all four points stay in registers; then the same rows, still in the
-    second-level cache, are added to the gradients.
+    five rows of J_i and u_ir with all four points stay in registers; then the same rows, still in
+    the second-level cache, are added to the gradients.
     """
     rows, coefficients, residual = arrays
     order, nobody = point.shape[1], len(point) - 1

@@ -35,6 +35,8 @@ _WINDOWS = 8
 _DIVERGED = 10.0
 # Below this multiple of the initial loss a run has converged: the rest is rounding.
 _CONVERGED = 1e-24
+# And below this one it is stepped no more.
+_STOPPED = _CONVERGED
 
 
 @dataclass(frozen=True)
@@ -152,8 +154,7 @@ def measure_cells(
                 pool.map(partial(_losses, model, moved), groups(len(moved.replica)))
             )
             bar.update(cell.size * n_steps)
-            # What has converged moves no more: the rest is rounding.
-            running &= lanes.alive & (losses[:, k] > _CONVERGED * model.loss())
+            running &= lanes.alive & (losses[:, k] > _STOPPED * model.loss())
             if not running.any():
                 losses[:, k + 1 :] = losses[:, k, None]
                 bar.update(cell.size * int(cells.steps - recorded[k]))

@@ -10,7 +10,8 @@ from scipy.stats import t as student
 
 import quadmodel as qm
 from quadmodel.simulation import _linear_kernels
-from quadmodel.simulation._lanes import workers
+from quadmodel.simulation import cells as cells_module
+from quadmodel.simulation._lanes import Stepper, workers
 from quadmodel.simulation.cells import Cells, measure_cells
 from quadmodel.simulation.populations import population_growth
 
@@ -131,12 +132,14 @@ def test_redrawing_keeps_the_mean_and_everyones_share(members):
     )
 
 
-def quadratic_cells(learning_rate, batch_size, threads=1, kind=0.05, replicas=8, first_replica=0):
+def quadratic_cells(
+    learning_rate, batch_size, threads=1, kind=0.05, replicas=8, first_replica=0, steps=128
+):
     model = qm.Ensemble(8, 12, curvature=kind).sample(seed=2)
     edge = qm.edge_of_stability(model.ntk(), qm.SGD(1.0, 1))
     cells = Cells(
         edge * np.array(learning_rate), np.array(batch_size), qm.SGD(1.0, 1, momentum=0.2),
-        128, replicas, 7, first_replica,
+        steps, replicas, 7, first_replica,
     )  # fmt: skip
     with workers(threads) as pool:
         return model, cells, measure_cells(model, cells, pool)
@@ -209,3 +212,33 @@ def test_sizes_that_cannot_be_set_back(ntk, learning_rate, batch_size):
     sign = 1 if learning_rate > 2 else -1
     for growth in (found.mean, found.typical):
         assert np.sign(growth.rate[0]) == sign
+
+
+@pytest.mark.parametrize("kind", [None, 0.05, qm.curvature.RandomLowRankCurvature(2, 0.1)])
+def test_converged_runs_need_no_steps(kind, monkeypatch):
+    """What is measured is the same whether they are stepped on or not; their loss is rounding."""
+    rates, sizes = [0.3, 0.3, 0.9, 4.0], [2, 8, 8, 2]
+    steps_taken = []
+    advance = Stepper.advance
+
+    def counted(self, lanes, first_step, n_steps, pool):
+        steps_taken.append(len(lanes.replica) * n_steps)
+        advance(self, lanes, first_step, n_steps, pool)
+
+    monkeypatch.setattr(Stepper, "advance", counted)
+    found, work = [], []
+    for stopped in (1e-24, 0.0):
+        monkeypatch.setattr(cells_module, "_STOPPED", stopped)
+        steps_taken.clear()
+        model, _, measured = quadratic_cells(rates, sizes, kind=kind, steps=1600)
+        found.append(measured)
+        work.append(sum(steps_taken))
+    assert work[0] < work[1]
+    stopping, plain = (measured.variables() for measured in found)
+    lost = stopping.pop("final_loss"), plain.pop("final_loss")
+    for name, values in stopping.items():
+        np.testing.assert_allclose(values, plain[name], rtol=1e-9, atol=1e-12, err_msg=name)
+    small = lost[1] < 1e-24 * model.loss()
+    assert small.any()
+    assert (lost[0][small] <= 1e-24 * model.loss()).all()
+    np.testing.assert_allclose(lost[0][~small], lost[1][~small], rtol=1e-9)
