@@ -159,7 +159,8 @@ def root_in_log(
         low, high = (low, x) if excess > 0 else (x, high)
         if x == last and excess < 0:
             return edge
-        step = excess / slope if slope > 0 and excess < math.inf else math.inf
+        useful = 0 < slope < math.inf and excess < math.inf
+        step = excess / slope if useful else math.inf
         moved = x * math.exp(-step) if step > -700 else math.inf
         if abs(moved - x) <= 1e-15 * x:
             return x

@@ -1,0 +1,98 @@
+"""Largest eigenvalue of the noise kernel matrix: Lanczos, single precision first, Newton's root."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+import quadmodel as qm
+from quadmodel.theory import _perron
+from quadmodel.theory._perron import perron, rayleigh, root_in_log
+
+
+def dense_matrix(vectors, response):
+    """Return the noise kernel matrix itself, entry by entry."""
+    return np.array(
+        [[(v * w) @ response @ (v * w) for w in vectors] for v in vectors]
+    )  # fmt: skip
+
+
+def problem(kind, n_data=40):
+    rng = np.random.default_rng(n_data)
+    if kind == "random":
+        ntk = rng.normal(size=(n_data, 2 * n_data))
+        ntk = ntk @ ntk.T / n_data
+    elif kind == "circulant":
+        row = np.exp(-np.minimum(np.arange(n_data), n_data - np.arange(n_data)) / 3.0)
+        ntk = row[(np.arange(n_data)[:, None] - np.arange(n_data)) % n_data]
+    else:  # points that know nothing of each other: the vector sits on one of them
+        ntk = np.diag(np.geomspace(1.0, 3.0, n_data))
+    lam, vectors = np.linalg.eigh(ntk)
+    eta = 1.2 / lam[-1]
+    response = eta * np.outer(lam, lam) / (lam[:, None] + lam - eta * np.outer(lam, lam))
+    return vectors, response
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e200, 1e-200])
+@pytest.mark.parametrize("large", [30, 10**6], ids=["single first", "double"])
+@pytest.mark.parametrize("kind", ["random", "circulant", "localised"])
+def test_root_and_vector(kind, large, scale, monkeypatch):
+    monkeypatch.setattr(_perron, "_LARGE", large)
+    vectors, response = problem(kind)
+    values, columns = np.linalg.eigh(dense_matrix(vectors, response))
+    found = perron(vectors, scale * response)
+    assert found.root / scale == pytest.approx(values[-1], rel=1e-11)
+    assert found.root / scale > values[-2] * (1 + 1e-9)
+    close = perron(vectors, scale * response, found.vector, residual=1e-11)
+    np.testing.assert_allclose(close.vector, np.abs(columns[:, -1]), atol=1e-9)
+    assert rayleigh(vectors, response, close.vector) == pytest.approx(values[-1], rel=1e-11)
+    # From a guess that sees a single point.
+    point = perron(vectors, response, np.eye(len(vectors))[3])
+    assert point.root == pytest.approx(values[-1], rel=1e-10)
+
+
+def test_single_precision_alone_would_be_seen():
+    vectors, response = problem("random")
+    exact = perron(vectors, response).root
+    rough = perron(vectors.astype(np.float32), response.astype(np.float32)).root
+    assert abs(rough / exact - 1) > 1e-10
+
+
+def test_large_problem_by_both_ways(monkeypatch):
+    """As large as what starts in single precision by itself."""
+    model = qm.Ensemble(_perron._LARGE, 2 * _perron._LARGE).sample(0)
+    sgd = qm.SGD(0.3, 10)
+    both = []
+    for large in (_perron._LARGE, 10**6):
+        monkeypatch.setattr(_perron, "_LARGE", large)
+        both.append(qm.noise_kernel_norm(model.ntk(), sgd, method="exact"))
+    assert both[0] == pytest.approx(both[1], rel=1e-11)
+
+
+@pytest.mark.parametrize("guess", [1e-6, 0.3, 0.7, 1.9])
+@pytest.mark.parametrize("level", [1e-3, 1.0, 1e3])
+def test_newton_finds_the_root(level, guess):
+    """x / (2 - x) grows from 0 to infinity at the edge."""
+    calls = []
+
+    def value_and_slope(x):
+        calls.append(x)
+        return x / (2 - x), 2 / (2 - x)
+
+    found = root_in_log(value_and_slope, guess, 2.0, level)
+    assert found == pytest.approx(2 * level / (1 + level), rel=1e-12)
+    assert len(calls) < 40
+
+
+def test_newton_at_a_jump():
+    """A function that stays below the level up to the edge has its root there."""
+    found = root_in_log(lambda x: (0.2 * x, 1.0), 0.5, 2.0, 1.0)
+    assert found == 2.0
+
+
+def test_newton_with_useless_slopes():
+    for slope in (0.0, math.inf, math.nan):
+        found = root_in_log(lambda x, slope=slope: (x, slope), 0.9, 2.0, 0.5)
+        assert found == pytest.approx(0.5, rel=1e-9)
