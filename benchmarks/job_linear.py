@@ -33,7 +33,8 @@ def linear(settings: Settings) -> Result:
     programs.append(peers.in_numpy(model, float(rates[0]), grid.batch_sizes.tolist()))
     drawn = _beforehand(model, arrays, grid, settings)
     peak = machine.square_product("float64", settings.threads)
-    *found, peak = alternate([*programs, *(p for _, p in drawn), peak], settings)
+    cache = machine.cache_read(settings.threads)
+    *found, peak, cache = alternate([*programs, *(p for _, p in drawn), peak, cache], settings)
     timings, by_size = found[: len(programs)], found[len(programs) :]
     for place, p in ((2, "float64"), (4, "float32")):
         parts = [
@@ -61,7 +62,14 @@ def linear(settings: Settings) -> Result:
     for key, rival in (("linear.idiomatic", timings[1]), ("linear.beforehand", timings[2])):
         result.measures[key] = timings[0].over(rival)
         possible = np.median(peak.rates / flops / rival.rates)
-        result.ceilings[key] = f"{possible:.3g} at the GEMM peak"
+        # Columns are read for every lane, or all of the NTK is for many.
+        columns = 8.0 * grid.batch_sizes * n_data / cache.rate.median
+        products = 2.0 * n_data**2 / peak.rate.median
+        least = float(np.mean(np.minimum(columns, products)))
+        result.ceilings[key] = (
+            f"{possible:.3g} at the GEMM peak, {1 / least / rival.rate.median:.3g} if batches "
+            f"below it read columns at {cache.rate.median / 1e9:.3g} GB/s, the second-level cache's"
+        )
     return result
 
 

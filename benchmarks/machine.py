@@ -8,6 +8,7 @@ import platform
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,23 @@ def memory_read(threads: int, n_bytes: int) -> Program:
     return Program(name, "float64", run, 16.0 * count)
 
 
+def cache_read(threads: int, n_bytes: int = 1 << 19, repeats: int = 2000) -> Program:
+    """Return many passes over what fits in the second-level cache and not in the first, in bytes.
+
+    Every thread has arrays of its own.
+    """
+    rng = np.random.default_rng(0)
+    x, y = (rng.standard_normal((threads, n_bytes // 16)) for _ in range(2))
+
+    def some(thread: int) -> None:
+        for _ in range(repeats):
+            np.dot(x[thread], y[thread])
+
+    name = f"second-level cache read, {_threads(threads)}"
+    work = 16.0 * x.size * repeats
+    return Program(name, "float64", lambda: _in_threads(some, threads), work)
+
+
 def read_size(settings: Settings) -> int:
     """Return how many bytes are read: more than caches hold."""
     return 1 << 29 if settings.quick else 1 << 30
@@ -116,7 +134,15 @@ def ceilings(settings: Settings) -> Result:
     ]
     timings = alternate(programs, settings)
     # After the products, since it empties the caches.
-    reads = alternate([memory_read(threads, read_size(settings)) for threads in counts], settings)
+    size = read_size(settings)
+    reads = alternate(
+        [
+            make(threads)
+            for threads in counts
+            for make in (cache_read, partial(memory_read, n_bytes=size))
+        ],
+        settings,
+    )
     result = Result()
     rows = [
         (t.name, t.precision, show(_giga(t)), unit)
@@ -125,7 +151,8 @@ def ceilings(settings: Settings) -> Result:
     ]
     result.tables.append(Table("Ceilings", ("program", "precision", "rate", "unit"), rows))
     result.keep("Ceilings", [*timings, *reads])
-    result.measures["machine.bandwidth"] = max((t.rate for t in reads), key=lambda s: s.median)
+    bandwidths = [t.rate for t in reads if t.name.startswith("memory")]
+    result.measures["machine.bandwidth"] = max(bandwidths, key=lambda s: s.median)
     return result
 
 
