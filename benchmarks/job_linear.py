@@ -33,7 +33,7 @@ def linear(settings: Settings) -> Result:
     programs.append(peers.in_numpy(model, float(rates[0]), grid.batch_sizes.tolist()))
     drawn = _beforehand(model, arrays, grid, settings)
     peak = machine.square_product("float64", settings.threads)
-    cache = machine.cache_read(settings.threads)
+    cache = machine.cache_read()
     *found, peak, cache = alternate([*programs, *(p for _, p in drawn), peak, cache], settings)
     timings, by_size = found[: len(programs)], found[len(programs) :]
     for place, p in ((2, "float64"), (4, "float32")):
@@ -63,12 +63,13 @@ def linear(settings: Settings) -> Result:
         result.measures[key] = timings[0].over(rival)
         possible = np.median(peak.rates / flops / rival.rates)
         # Columns are read for every lane, or all of the NTK is for many.
-        columns = 8.0 * grid.batch_sizes * n_data / cache.rate.median
+        bandwidth = settings.threads * cache.rate.median
+        columns = 8.0 * grid.batch_sizes * n_data / bandwidth
         products = 2.0 * n_data**2 / peak.rate.median
         least = float(np.mean(np.minimum(columns, products)))
         result.ceilings[key] = (
             f"{possible:.3g} at the GEMM peak, {1 / least / rival.rate.median:.3g} if batches "
-            f"below it read columns at {cache.rate.median / 1e9:.3g} GB/s, the second-level cache's"
+            f"below it read columns at {bandwidth / 1e9:.3g} GB/s, the second-level caches'"
         )
     return result
 

@@ -8,7 +8,6 @@ import platform
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -92,21 +91,20 @@ def memory_read(threads: int, n_bytes: int) -> Program:
     return Program(name, "float64", run, 16.0 * count)
 
 
-def cache_read(threads: int, n_bytes: int = 1 << 19, repeats: int = 2000) -> Program:
+def cache_read(n_bytes: int = 1 << 19, repeats: int = 2000) -> Program:
     """Return many passes over what fits in the second-level cache and not in the first, in bytes.
 
-    Every thread has arrays of its own.
+    By one thread: every core has such a cache, and the calls are too short to be shared out.
     """
-    rng = np.random.default_rng(0)
-    x, y = (rng.standard_normal((threads, n_bytes // 16)) for _ in range(2))
+    x, y = np.random.default_rng(0).standard_normal((2, n_bytes // 16))
 
-    def some(thread: int) -> None:
-        for _ in range(repeats):
-            np.dot(x[thread], y[thread])
+    def run() -> None:
+        with threadpool_limits(limits=1, user_api="blas"):
+            for _ in range(repeats):
+                np.dot(x, y)
 
-    name = f"second-level cache read, {_threads(threads)}"
-    work = 16.0 * x.size * repeats
-    return Program(name, "float64", lambda: _in_threads(some, threads), work)
+    name = "second-level cache read, 1 thread"
+    return Program(name, "float64", run, float(n_bytes) * repeats)
 
 
 def read_size(settings: Settings) -> int:
@@ -135,14 +133,7 @@ def ceilings(settings: Settings) -> Result:
     timings = alternate(programs, settings)
     # After the products, since it empties the caches.
     size = read_size(settings)
-    reads = alternate(
-        [
-            make(threads)
-            for threads in counts
-            for make in (cache_read, partial(memory_read, n_bytes=size))
-        ],
-        settings,
-    )
+    reads = alternate([cache_read(), *(memory_read(n, size) for n in counts)], settings)
     result = Result()
     rows = [
         (t.name, t.precision, show(_giga(t)), unit)
