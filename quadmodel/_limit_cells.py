@@ -91,7 +91,7 @@ def check_runs(system: System, sgd: SGD, n_runs: int, threads: int | None) -> No
     """Raise MemoryError unless so many runs, and the words of one per thread, fit in memory."""
     count = min(threads or words.available_threads(), n_runs)
     need = words.bytes_needed(system, sgd, count, count, 0)
-    check_memory("the large-P limit", need + 8.0 * n_runs * (4 * runs._WINDOWS + 8))
+    check_memory("the large-P limit", need + 8.0 * n_runs * (4 * runs.WINDOWS + 8))
 
 
 def measure_cells_in_limit(
@@ -135,7 +135,7 @@ def measure_cells_in_limit(
     kept = (row == 0) | ~cells.deterministic(n_data)[cell]
     cell, row = cell[kept], row[kept]
     number = cells.first_replica + cell * cells.replicas + row
-    recorded = np.linspace(0, cells.steps, runs._WINDOWS + 1).astype(np.int64)
+    recorded = np.linspace(0, cells.steps, runs.WINDOWS + 1).astype(np.int64)
     losses, diverged_at = np.empty((cell.size, recorded.size)), np.empty(cell.size, np.int64)
     size = -(-cell.size // _PIECES)
     pieces = [slice(first, first + size) for first in range(0, cell.size, size)]
@@ -158,9 +158,9 @@ def measure_cells_in_limit(
     loss = np.repeat(losses[: len(cells), None], cells.replicas, axis=1)
     diverged = np.repeat(diverged_at[: len(cells), None], cells.replicas, axis=1)
     loss[cell, row], diverged[cell, row] = losses, diverged_at
-    mean, typical = runs._growth_of_runs(loss, diverged, recorded)
+    mean, typical = runs.growth_of_runs(loss, diverged, recorded)
     ended = loss[:, :, -1]
-    gone = ~(ended <= runs._DIVERGED * loss[:, :, 0])
+    gone = ~(ended <= runs.DIVERGED * loss[:, :, 0])
     return Measurement(mean, typical, gone.mean(axis=1), np.median(ended, axis=1), total)
 
 
@@ -175,7 +175,7 @@ def _follow(
         before, step = int(recorded[k - 1]), int(recorded[k])
         words.advance(system, sgd, lanes, slice(None), seed, 0, before, step - before)
         losses[k:] = _loss(system, sgd, lanes, step)
-        if not runs._CONVERGED * losses[0] < losses[k] < np.inf:
+        if not runs.CONVERGED * losses[0] < losses[k] < np.inf:
             break
     return losses, int(lanes.diverged_at[0])
 

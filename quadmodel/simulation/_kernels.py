@@ -156,6 +156,7 @@ def low_rank_rows(arrays, point, pointer, entries, first_row, last_row, gradient
 @njit(cache=True, nogil=True)
 def advance_dense(arrays, lanes, options, room, first_step, n_steps):
     """Take many steps with some lanes, all data points in turn; `gradients` has one part."""
+    # As in `_vector_kernels`: only functions with a name of their own are kept compiled on disk.
     point, batches, length, pointer, entries, gradients = room
     for step in range(first_step, first_step + n_steps):
         draw_lanes(lanes, options, step, point, batches, length, pointer, entries)

@@ -30,13 +30,13 @@ MIN_STEPS = 32
 # Members of the populations of deterministic cells.
 _QUIET = 2
 # Losses are looked at this often, and runs that have converged are then left where they are.
-_WINDOWS = 8
+WINDOWS = 8
 # A run is called diverged if its loss overflowed or ended above this multiple of where it began.
-_DIVERGED = 10.0
+DIVERGED = 10.0
 # Below this multiple of the initial loss a run has converged: the rest is rounding.
-_CONVERGED = 1e-24
+CONVERGED = 1e-24
 # And below this one it is stepped no more.
-_STOPPED = _CONVERGED
+_STOPPED = CONVERGED
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def measure_cells(
     members = np.where(cells.deterministic(model.n_data), _QUIET, cells.replicas)
     total = (cell.size + (2 * int(members.sum()) if linear else 0)) * cells.steps
     with progress_bar(total, what=what, show=show) as bar:
-        recorded = np.linspace(0, cells.steps, _WINDOWS + 1).astype(np.int64)
+        recorded = np.linspace(0, cells.steps, WINDOWS + 1).astype(np.int64)
         stepper = Stepper(model, cells.sgd, seed=cells.seed, precision=cells.precision)
         losses = np.full((cell.size, recorded.size), model.loss())
         running = np.ones(cell.size, dtype=bool)
@@ -166,9 +166,9 @@ def measure_cells(
         if linear:
             mean, typical = _growth_of_populations(model, cells, pool, bar.update)
         else:
-            mean, typical = _growth_of_runs(loss, diverged_at, recorded)
+            mean, typical = growth_of_runs(loss, diverged_at, recorded)
     ended = loss[:, :, -1]
-    diverged = ~(ended <= _DIVERGED * model.loss())
+    diverged = ~(ended <= DIVERGED * model.loss())
     return Measurement(mean, typical, diverged.mean(axis=1), np.median(ended, axis=1), total)
 
 
@@ -182,7 +182,7 @@ def _start_runs(model: QuadraticModel, cells: Cells) -> tuple[Lanes, IntArray, I
     kept = (row == 0) | ~cells.deterministic(model.n_data)[cell]
     cell, row = cell[kept], row[kept]
     width = model.n_data if model.curvature is None else 5 * model.n_params + 2 * model.n_data
-    runs = 8.0 * cell.size * (2 * width + _WINDOWS)
+    runs = 8.0 * cell.size * (2 * width + WINDOWS)
     check_memory("the runs", runs + stored_bytes(model, cells.precision))
     number = cells.first_replica + cell * cells.replicas + row
     lanes = start_lanes(model, cells.learning_rate[cell], cells.batch_size[cell], number)
@@ -223,13 +223,13 @@ def _growth_of_populations(
     return Growth(*rates[0]), Growth(*rates[1])
 
 
-def _growth_of_runs(
+def growth_of_runs(
     loss: FloatArray, diverged_at: IntArray, recorded: IntArray
 ) -> tuple[Growth, Growth]:
     """Return growth of the mean and of the typical loss from losses (cells, replicas, records)."""
     steps, replicas = int(recorded[-1]), loss.shape[1]
     middle = (recorded.size - 1) // 2
-    floor = _CONVERGED * loss[:, :, :1]
+    floor = CONVERGED * loss[:, :, :1]
     explosion = np.log(1e100) - np.log(loss[:, :, 0])
     with np.errstate(invalid="ignore"):
         log_loss = np.log(np.maximum(loss, floor))
@@ -237,7 +237,7 @@ def _growth_of_runs(
     # Converged before the second half, or diverged: the average up to that moment.
     converged_at = recorded[np.argmax(loss <= floor, axis=2)]
     early = loss[:, :, middle] <= floor[:, :, 0]
-    growth[early] = np.log(_CONVERGED) / converged_at[early]
+    growth[early] = np.log(CONVERGED) / converged_at[early]
     blown = (diverged_at >= 0) | ~np.isfinite(loss[:, :, -1])
     growth[blown] = explosion[blown] / np.where(diverged_at >= 0, diverged_at, steps)[blown]
     window = steps / 32
