@@ -44,53 +44,53 @@ def philox(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
 def draw_batch(seed, model, replica, step, scheme, n_data, batch_size, order, swaps, batch):  # type: ignore[no-untyped-def]
     """Write one batch into `batch` and return its length.
 
-    `order` must hold 0..n_data-1 on entry and does so again on return: the swaps of the partial
-    Fisher-Yates shuffle are undone, so that the next batch does not depend on this one.
-    A word x picks one of n as (x n) >> 32, which favours some by less than n / 2^32.
+    `order` must hold 0..n_data-1 on entry and does so again on return: what the swaps of the
+    partial Fisher-Yates shuffle moved is put back, so that the next batch does not depend on this
+    one. `swaps`, of length n_data, is written to. A word x picks one of n as (x n) >> 32, which favours some by less than n / 2^32.
     """
     if scheme == WITHOUT_REPLACEMENT and batch_size == n_data:
         for i in range(n_data):
             batch[i] = i
         return n_data
-    k0 = uint32(seed)
-    k1 = uint32(seed >> _HALF)
-    draws = n_data if scheme == BERNOULLI else batch_size
-    threshold = uint64((uint64(batch_size) << _HALF) // uint64(n_data))
-    count = 0
-    w0 = w1 = w2 = w3 = uint32(0)
-    for i in range(draws):
-        lane = i & 3
-        if lane == 0:
-            w0, w1, w2, w3 = philox(
-                uint32(i >> 2), uint32(step), uint32(replica), uint32(model), k0, k1
-            )
-            word = uint64(w0)
-        elif lane == 1:
-            word = uint64(w1)
-        elif lane == 2:
-            word = uint64(w2)
-        else:
-            word = uint64(w3)
-        if scheme == BERNOULLI:
-            if word < threshold:
-                batch[count] = i
-                count += 1
-        elif scheme == WITH_REPLACEMENT:
-            batch[i] = np.int64((word * uint64(n_data)) >> _HALF)
-        else:
-            j = i + np.int64((word * uint64(n_data - i)) >> _HALF)
-            picked = order[j]
-            order[j] = order[i]
-            order[i] = picked
-            swaps[i] = j
-            batch[i] = picked
-    if scheme == WITHOUT_REPLACEMENT:
-        for i in range(batch_size - 1, -1, -1):
-            j = swaps[i]
-            picked = order[j]
-            order[j] = order[i]
-            order[i] = picked
-    return count if scheme == BERNOULLI else batch_size
+    if scheme == BERNOULLI:
+        threshold = (np.int64(batch_size) << 32) // n_data
+        _write_words(seed, model, replica, step, n_data, swaps)
+        count = 0
+        for i in range(n_data):
+            batch[count] = i
+            count += swaps[i] < threshold
+        return count
+    _write_words(seed, model, replica, step, batch_size, swaps)
+    if scheme == WITH_REPLACEMENT:
+        for i in range(batch_size):
+            batch[i] = (swaps[i] * n_data) >> 32
+        return batch_size
+    for i in range(batch_size):
+        swaps[i] = i + ((swaps[i] * (n_data - i)) >> 32)
+    for i in range(batch_size):
+        j = swaps[i]
+        batch[i], order[j] = order[j], order[i]
+    for i in range(batch_size):
+        order[i], order[swaps[i]] = i, swaps[i]
+    return batch_size
+
+
+@njit(cache=True, nogil=True)
+def _write_words(seed, model, replica, step, count, words):  # type: ignore[no-untyped-def]
+    """Write the first words of a (seed, model, replica, step); several blocks at once."""
+    k0, k1 = uint32(seed), uint32(seed >> _HALF)
+    c1, c2, c3 = uint32(step), uint32(replica), uint32(model)
+    for block in range(count // 4):
+        w0, w1, w2, w3 = philox(uint32(block), c1, c2, c3, k0, k1)
+        words[4 * block] = w0
+        words[4 * block + 1] = w1
+        words[4 * block + 2] = w2
+        words[4 * block + 3] = w3
+    if count % 4:
+        block = count // 4
+        last = philox(uint32(block), c1, c2, c3, k0, k1)
+        for k in range(count % 4):
+            words[4 * block + k] = last[k]
 
 
 def batch_indices(

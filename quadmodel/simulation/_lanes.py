@@ -32,9 +32,9 @@ _BY_LOOPS: Any = _kernels
 _LIMIT = {"linear": 1e200, "quadratic": 1e100}
 # Operations per step from which on threads share the data points instead of the lanes, and parts.
 _SHARED, _PARTS = 3e6, 4
-# How Q and its products are kept.
-_STORED: dict[str, Any] = {"float64": np.dtype(np.float64), "mixed": np.dtype(np.float32)}
-PRECISIONS = tuple(_STORED)
+# How NTK, or Jacobian and curvature, are kept, and their products.
+STORED: dict[str, Any] = {"float64": np.dtype(np.float64), "mixed": np.dtype(np.float32)}
+PRECISIONS = tuple(STORED)
 
 
 @dataclass
@@ -128,7 +128,8 @@ class Stepper:
         self._arrays: tuple[Any, ...]
         curvature, jacobian = model.curvature, model.jacobian
         if curvature is None:
-            self._arrays = (*tiled(model.ntk()), model.ntk(), model.residual)
+            ntk = np.asarray(model.ntk(), STORED[precision])
+            self._arrays = (*tiled(ntk), ntk, model.residual)
             return
         kernels = _BY_VECTORS if _vectors.AVAILABLE else _BY_LOOPS
         if isinstance(curvature, LowRankCurvature):
@@ -140,7 +141,7 @@ class Stepper:
                 self._arrays = (rows, curvature.coefficients)
                 self._padded = rows.shape[2]
         else:
-            dtype = _STORED[precision]
+            dtype = STORED[precision]
             self._rows, self._advance = kernels.dense_rows, kernels.advance_dense
             self._arrays = (np.asarray(curvature, dtype), jacobian)
             self._operations = 2.0 * model.n_params**2
@@ -155,14 +156,14 @@ class Stepper:
         if self._linear:
             # Lanes with large batches together, and first: they share matrix products.
             order = np.argsort(-lanes.batch_size, kind="stable")
-            moved = lanes.chosen(order)
+            options = (*self._options[:-1], first_step, n_steps, self._options[-1])
 
             def step_linear(rows: slice) -> None:
-                options = (*self._options[:-1], first_step, n_steps, self._options[-1])
-                _LINEAR.advance_linear(*self._arrays, *moved.rows(rows), *options)
+                every = lanes.rows(slice(None))
+                _LINEAR.advance_linear(*self._arrays, *every, order[rows], *options)
 
-            workers.map(step_linear, groups(count, 512))
-            lanes.put_back(order, moved)
+            # So few that they stay in the second-level cache, so many that reading columns pays.
+            workers.map(step_linear, groups(count, 256))
         elif float(lanes.batch_size.sum()) * self._operations < _SHARED:
 
             def step(rows: slice) -> None:
@@ -237,9 +238,9 @@ def stored_bytes(model: QuadraticModel, precision: str = "float64") -> float:
         return 8.0 * (model.curvature.vectors.size + model.jacobian.size)
     if not isinstance(model.curvature, np.ndarray):
         return 0.0
-    size = _STORED[precision].itemsize
+    size = STORED[precision].itemsize
     if _vectors.AVAILABLE:
-        return float(_BY_VECTORS.packed_bytes(*model.jacobian.shape, _STORED[precision]))
+        return float(_BY_VECTORS.packed_bytes(*model.jacobian.shape, STORED[precision]))
     return 0.0 if precision == "float64" else float(size * model.curvature.size)
 
 

@@ -2,7 +2,8 @@
 
 A lane has its own learning rate, batch size and replica number. In every step all lanes draw their
 batches, then the columns of the NTK are added for all of them (`_columns`), or, for lanes with
-large batches, by one matrix product.
+large batches, by one matrix product. NTK and coefficients may be in single precision; residuals are
+in double precision always, and coefficients then in units of their norm, whatever its size.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -13,12 +14,12 @@ import numpy as np
 from numba import njit
 
 from quadmodel.batches import BERNOULLI, draw_batch, philox
-from quadmodel.simulation._columns import _FAST, add_columns
-from quadmodel.simulation._vectors import aligned
+from quadmodel.simulation._columns import _FAST, BLOCK, add_columns
+from quadmodel.simulation._vectors import aligned, lowest_bit
 
-# Share of the data in a batch from which on a matrix product is faster if there are many data, and
-# lanes per product.
-_LARGE_BATCH, _MANY_DATA, _PRODUCT_LANES = 0.4, 64, 512
+# Share of the data in a batch from which on columns are added block by block, and from which on a
+# matrix product is faster if there are many data; lanes per product.
+_DENSE_BATCH, _LARGE_BATCH, _MANY_DATA, _PRODUCT_LANES = 0.06, 0.5, 64, 512
 
 
 @njit(cache=True, nogil=True)
@@ -33,6 +34,7 @@ def advance_linear(
     batch_size,
     replica,
     diverged_at,
+    which,
     momentum,
     nesterov,
     weight_decay,
@@ -43,59 +45,78 @@ def advance_linear(
     n_steps,
     limit,
 ):
-    """Step the residual: z + mu (z - z_old) - eta Theta W u - eta rho (u - start).
+    """Step the residual of some lanes: z + mu (z - z_old) - eta Theta W u - eta rho (u - start).
 
-    `state` and `old`, the residual before, have shape (lanes, n_data). A lane whose squared norm
+    `state` and `old`, the residual before, have shape (lanes, n_data); `which` are the numbers of
+    the lanes to step, and `old` is not touched where nothing asks for it. A lane whose squared norm
     leaves [0, limit) is frozen, and `diverged_at` says after which step; NaN fails that test too,
     so fastmath must keep it: see `_FAST`.
     """
-    lanes = len(state)
-    z, z_old = _padded(state, length), _padded(old, length)
-    energy, active = np.zeros(lanes), diverged_at < 0
-    room = _room(lanes, len(ntk), batch_size, scheme)
+    lanes = len(which)
+    eta, b, number = learning_rate[which], batch_size[which], replica[which]
+    energy, active = np.empty(lanes), diverged_at[which] < 0
+    plain = momentum == 0.0 and weight_decay == 0.0
+    z = _padded(state, which, length)
+    z_old = z if plain else _padded(old, which, length)
+    for lane in range(lanes):
+        energy[lane] = _energy(z[lane])
+    room = _room(lanes, ntk, b, scheme)
     options = momentum, nesterov, weight_decay, scheme, seed, model
     for t in range(first_step, first_step + n_steps):
-        _step(columns, ntk, start, z, z_old, learning_rate, batch_size, replica, active,
-              options, t, room, energy)  # fmt: skip
+        _step(columns, ntk, start, z, z_old, eta, b, number, active, options, t, room, energy)
         for lane in range(lanes):
             if active[lane] and not energy[lane] < limit:
-                diverged_at[lane] = t + 1
+                diverged_at[which[lane]] = t + 1
                 active[lane] = False
-    _copy(z, state)
-    _copy(z_old, old)
+    _put_back(z, which, state)
+    if not plain:
+        _put_back(z_old, which, old)
+
+
+# Loops, since assignments to slices take long to compile.
 
 
 @njit(cache=True, nogil=True)
-def _padded(rows, length):
-    """Return a copy of the rows, with zeros behind them up to `length`."""
-    wide = aligned(len(rows) * length, rows).reshape(len(rows), length)
-    _copy(rows, wide)
+def _padded(rows, which, length):
+    """Return a copy of some rows, with zeros behind them up to `length`."""
+    wide = aligned(len(which) * length, rows).reshape(len(which), length)
+    for a in range(len(which)):
+        for j in range(rows.shape[1]):
+            wide[a, j] = rows[which[a], j]
     return wide
 
 
 @njit(cache=True, nogil=True)
-def _copy(source, target):
-    """Copy what both have; quicker to compile than an assignment to a slice."""
-    for a in range(len(source)):
-        for j in range(min(source.shape[1], target.shape[1])):
-            target[a, j] = source[a, j]
+def _put_back(wide, which, rows):
+    """Write the copies back."""
+    for a in range(len(which)):
+        for j in range(rows.shape[1]):
+            rows[which[a], j] = wide[a, j]
 
 
 @njit(cache=True, nogil=True)
-def _room(lanes, n_data, batch_size, scheme):
+def _room(lanes, ntk, batch_size, scheme):
     """Return arrays that the steps write to: batches and their coefficients, and for products."""
-    most = lanes * n_data if scheme == BERNOULLI else batch_size.sum()
-    rows = min(lanes, _PRODUCT_LANES)
+    n_data = len(ntk)
+    blocks, rows = -(-n_data // BLOCK), min(lanes, _PRODUCT_LANES)
+    # Block 0 has room for all batches whose columns are not added in blocks.
+    room = np.full(blocks, lanes * BLOCK)
+    room[0] += lanes * n_data if scheme == BERNOULLI else batch_size.sum()
+    ends = np.cumsum(room)
     return (
         np.arange(n_data),
         np.empty(n_data, np.int64),
         np.empty(n_data, np.int64),
-        np.zeros(lanes + 1, np.int64),
-        np.empty(most, np.int64),
-        np.empty(most),
+        np.zeros(n_data, np.int64),
+        np.zeros(-(-n_data // 32), np.uint32),
+        ends - room,
+        np.empty((blocks, lanes + 1), np.int64),
+        np.empty(ends[-1], np.int32),
+        np.empty(ends[-1], ntk.dtype),
+        np.ones(lanes),
         np.empty(rows, np.int64),
-        np.zeros((rows, n_data)),
-        np.empty((rows, n_data)),
+        np.zeros((rows, n_data), ntk.dtype),
+        np.empty((rows, n_data), ntk.dtype),
     )
 
 
@@ -104,58 +125,88 @@ def _step(
     columns, ntk, start, state, old, learning_rate, batch_size, replica, active, options, t, room,
     energy,
 ):  # fmt: skip
-    """Take one step with every active lane, and write their squared norms to `energy`."""
+    """Take one step with every active lane; `energy` are the squared norms, before and after."""
     momentum, nesterov, weight_decay, scheme, seed, model = options
-    order, swaps, batch, begin, picked, coefficient, whose, weighted, product = room
-    n_data, count, waiting = len(ntk), 0, 0
+    order, swaps, batch, times, words, first, begin, picked, coefficient = room[:9]
+    unit, whose, weighted, product = room[9:]
+    n_data, blocks, lanes, waiting = len(ntk), len(begin), len(state), 0
     ahead = momentum if nesterov else 0.0
     plain = momentum == 0.0 and weight_decay == 0.0
-    for lane in range(len(state)):
-        begin[lane] = count
+    for block in range(blocks):
+        begin[block, 0] = first[block]
+    for lane in range(lanes):
+        for block in range(blocks):
+            begin[block, lane + 1] = begin[block, lane]
         if not active[lane]:
             continue
         z, z_old, eta, b = state[lane], old[lane], learning_rate[lane], batch_size[lane]
         length = draw_batch(
             seed, model, replica[lane], t, scheme, n_data, b, order, swaps, batch
         )  # fmt: skip
-        if length < _LARGE_BATCH * n_data or n_data < _MANY_DATA:
-            for k in range(length):
-                i = batch[k]
-                picked[count] = i
-                coefficient[count] = -eta * n_data / b * (z[i] + ahead * (z[i] - z_old[i]))
-                count += 1
-        else:
+        if ntk.itemsize < state.itemsize and energy[lane] > 0:
+            unit[lane] = np.sqrt(energy[lane])
+        scale = -eta * n_data / b / unit[lane]
+        if length >= _LARGE_BATCH * n_data and n_data >= _MANY_DATA:
             for k in range(length):
                 i = batch[k]
                 # Added, since a point may be drawn more than once.
-                weighted[waiting, i] -= eta * n_data / b * (z[i] + ahead * (z[i] - z_old[i]))
+                weighted[waiting, i] += scale * (z[i] + ahead * (z[i] - z_old[i]))
             whose[waiting] = lane
             waiting += 1
+        elif length >= _DENSE_BATCH * n_data:
+            _sort(batch, length, times, words)
+            for word in range(len(words)):
+                block = word // (BLOCK // 32)
+                at, bits = begin[block, lane + 1], words[word]
+                words[word] = 0
+                while bits != 0:
+                    i = 32 * word + lowest_bit(bits)
+                    bits &= bits - np.uint32(1)
+                    picked[at] = i
+                    coefficient[at] = scale * times[i] * (z[i] + ahead * (z[i] - z_old[i]))
+                    times[i] = 0
+                    at += 1
+                begin[block, lane + 1] = at
+        else:
+            at = begin[0, lane]
+            for k in range(length):
+                i = batch[k]
+                picked[at + k] = i
+                coefficient[at + k] = scale * (z[i] + ahead * (z[i] - z_old[i]))
+            begin[0, lane + 1] = at + length
         if not plain:
             for j in range(n_data):
                 moved = z[j] - z_old[j]
                 z_old[j] = z[j]
                 z[j] += momentum * moved - eta * weight_decay * (z[j] + ahead * moved - start[j])
         if waiting == len(whose):
-            _add_products(weighted, waiting, ntk, product, whose, state)
+            _add_products(weighted, waiting, ntk, product, whose, unit, state)
             waiting = 0
-    begin[len(state)] = count
     if waiting > 0:
-        _add_products(weighted, waiting, ntk, product, whose, state)
-    add_columns(columns, n_data, begin, picked, coefficient, state)
-    for lane in range(len(state)):
+        _add_products(weighted, waiting, ntk, product, whose, unit, state)
+    add_columns(columns, n_data, begin, picked, coefficient, unit, state)
+    for lane in range(lanes):
         if active[lane]:
             energy[lane] = _energy(state[lane])
 
 
+@njit(cache=True, nogil=True)
+def _sort(batch, length, times, words):
+    """Count how often each point is in a batch, and set a bit for each that is."""
+    for k in range(length):
+        i = batch[k]
+        times[i] += 1
+        words[i >> 5] |= np.uint32(1 << (i & 31))
+
+
 @njit(cache=True, nogil=True, fastmath=_FAST)
-def _add_products(weighted, count, ntk, product, whose, state):
+def _add_products(weighted, count, ntk, product, whose, unit, state):
     """Add Theta times each of the first `count` rows to its lane, and clear the rows."""
     np.dot(weighted[:count], ntk, product[:count])
     for a in range(count):
-        z = state[whose[a]]
+        z, by = state[whose[a]], unit[whose[a]]
         for j in range(len(ntk)):
-            z[j] += product[a, j]
+            z[j] += by * product[a, j]
             weighted[a, j] = 0.0
 
 
@@ -203,8 +254,8 @@ def advance_populations(
     """
     cells, members, n_data = state.shape
     lanes = cells * members
-    z = _padded(state.reshape(lanes, n_data), length)
-    z_old = _padded(old.reshape(lanes, n_data), length)
+    rows, rows_old, every = state.reshape(lanes, n_data), old.reshape(lanes, n_data), np.arange(lanes)
+    z, z_old = _padded(rows, every, length), _padded(rows_old, every, length)
     eta, b = np.empty(lanes), np.empty(lanes, np.int64)
     number, nothing = replica.reshape(-1), np.zeros(n_data)
     options = momentum, nesterov, weight_decay, scheme, seed, model
@@ -221,7 +272,7 @@ def advance_populations(
     since = np.empty(len(logged))
     for g in range(len(logged)):
         since[g] = energy[g * group : (g + 1) * group].sum()
-    room = _room(lanes, len(ntk), b, scheme)
+    room = _room(lanes, ntk, b, scheme)
     for t in range(first_step, first_step + n_steps):
         _step(columns, ntk, nothing, z, z_old, eta, b, number, active, options, t, room, energy)
         for g in range(len(logged)):
@@ -248,8 +299,8 @@ def advance_populations(
                     np.uint32(seed >> np.uint64(32)),
                 )
                 _redraw(z[first:last], z_old[first:last], energy[first:last], words[0] / 2.0**32)
-    _copy(z, state.reshape(lanes, n_data))
-    _copy(z_old, old.reshape(lanes, n_data))
+    _put_back(z, every, rows)
+    _put_back(z_old, every, rows_old)
 
 
 @njit(cache=True, nogil=True)

@@ -194,6 +194,34 @@ def add_multiple(typing, sums, scalar, array, at):
 
 
 @intrinsic
+def add_to(typing, array, at, factor, vectors):
+    """Add a multiple of vectors that follow each other to doubles from element `at` on."""
+
+    def code(context, builder, signature, arguments):
+        data, at, factor_, values = arguments
+        for value in cgutils.unpack_tuple(builder, values):
+            for part in _as_doubles(builder, value):
+                pointer = _pointer(context, builder, array, data, at, part.type)
+                by = _spread(builder, factor_, part.type)
+                sum_ = _fma(builder, by, part, builder.load(pointer, align=8))
+                builder.store(sum_, pointer, align=8)
+                at = _plus(builder, at, part.type.count)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.float64, vectors), code
+
+
+def _as_doubles(builder, value):
+    """Return a vector as one or two vectors of doubles."""
+    if isinstance(value.type.element, ir.DoubleType):
+        return [value]
+    half = value.type.count // 2
+    halves = (_indices(list(range(first, first + half))) for first in (0, half))
+    wide = ir.VectorType(ir.DoubleType(), half)
+    return [builder.fpext(builder.shuffle_vector(value, value, h), wide) for h in halves]
+
+
+@intrinsic
 def loads_like(typing, like, array, at, stride):
     """Return as many vectors as `like`, a tuple, is long, `stride` elements apart."""
     result = types.UniTuple(Vector(array.dtype), len(like))
@@ -405,6 +433,17 @@ def scatter(typing, array, places, at, source, base, base_at, factor):
     return types.void(array, places, types.intp, source, base, types.intp, factor), code
 
 
+@intrinsic
+def lowest_bit(typing, word):
+    """Return the place of the lowest bit of an unsigned word that is set."""
+
+    def code(context, builder, signature, arguments):
+        found = builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+        return builder.zext(found, _I64) if found.type != _I64 else found
+
+    return types.intp(word), code
+
+
 @njit(cache=True, nogil=True)
 def aligned(count, like):
     """Return zeros that begin where a vector does; vectors that cross cache lines cost twice.
@@ -417,11 +456,11 @@ def aligned(count, like):
     return memory[first : first + count]
 
 
-def aligned_zeros(*shape):
-    """Return zeros of a shape, in double precision, that begin where a vector does.
+def aligned_zeros(*shape, dtype=np.float64):
+    """Return zeros of a shape that begin where a vector does.
 
     From NumPy, which asks for large pages of memory; Numba does not.
     """
-    memory = np.zeros(8 * int(np.prod(shape)) + BYTES, np.uint8)
+    memory = np.zeros(np.dtype(dtype).itemsize * int(np.prod(shape)) + BYTES, np.uint8)
     first = -memory.ctypes.data % BYTES
-    return memory[first : len(memory) - BYTES + first].view(np.float64).reshape(shape)
+    return memory[first : len(memory) - BYTES + first].view(dtype).reshape(shape)

@@ -83,35 +83,46 @@ def test_packed_matrices_multiply_as_they_were(n_params):
             assert (product.reshape(order, width)[n_params:] == 0).all()
 
 
-@pytest.mark.parametrize("n_data", [1, 5, 31, 32, 33, 129, 200])
-def test_columns_in_tiles_are_whole_columns(n_data):
+@pytest.mark.parametrize("precision", ["float64", "mixed"])
+@pytest.mark.parametrize("n_data", [1, 5, 31, 32, 33, 64, 65, 129, 200])
+def test_columns_in_tiles_are_whole_columns(n_data, precision):
     rng = np.random.default_rng(n_data)
     ntk = rng.normal(size=(n_data, n_data))
-    ntk = ntk + ntk.T
-    begin = np.array([0, 3, 3, 4, 11])
-    picked, coefficient = rng.integers(n_data, size=11), rng.normal(size=11)
-    z = rng.normal(size=(4, n_data))
-    expected = z + [
-        coefficient[first:last] @ ntk[picked[first:last]]
-        for first, last in itertools.pairwise(begin)
-    ]
+    ntk = (ntk + ntk.T).astype(_lanes.STORED[precision])
+    begin = np.array([[0, 3, 3, 4, 11], [12, 12, 14, 19, 19]])
+    picked = rng.integers(n_data, size=19, dtype=np.int32)
+    coefficient = rng.normal(size=19).astype(ntk.dtype)
+    unit, z = rng.uniform(1, 2, 4), rng.normal(size=(4, n_data))
+    expected = z + unit[:, None] * sum(
+        np.array(
+            [
+                coefficient[first:last] @ ntk[picked[first:last]].astype(float)
+                for first, last in itertools.pairwise(block)
+            ]
+        )
+        for block in begin
+    )
+    tolerance = 1e-12 if precision == "float64" else 1e-4
     whole = z.copy()
-    _columns.add_whole_columns(ntk.reshape(-1), n_data, begin, picked, coefficient, whole)
-    np.testing.assert_allclose(whole, expected, atol=1e-12)
+    lanes = begin, picked, coefficient, unit
+    _columns.add_whole_columns(ntk.reshape(-1), n_data, *lanes, whole)
+    np.testing.assert_allclose(whole, expected, atol=tolerance)
     columns, length = _columns.tiled(ntk, in_tiles=True)
+    assert length >= n_data
+    assert length // 8 % 2 == 1
     wide = np.zeros((4, length))
     wide[:, :n_data] = z
-    _columns.add_columns_in_tiles(columns, n_data, begin, picked, coefficient, wide)
-    np.testing.assert_allclose(wide[:, :n_data], expected, atol=1e-12)
+    _columns.add_columns_in_tiles(columns, n_data, *lanes, wide)
+    np.testing.assert_allclose(wide[:, :n_data], expected, atol=tolerance)
     assert (wide[:, n_data:] == 0).all()
 
 
 @pytest.mark.parametrize("sampling", SCHEMES)
 def test_large_batches_by_products_are_large_batches_by_columns(sampling):
-    """On both sides of the switch, against steps of the parameters."""
-    model = qm.Ensemble(72, 72).sample(seed=1)
-    slow = qm.QuadraticModel(model.residual, model.jacobian, np.zeros((72, 72, 72)))
-    for batch_size in (28, 29, 72):
+    """Columns one by one, in blocks, and products, against steps of the parameters."""
+    model = qm.Ensemble(100, 30).sample(seed=1)
+    slow = qm.QuadraticModel(model.residual, model.jacobian, np.zeros((100, 30, 30)))
+    for batch_size in (1, 5, 6, 49, 50, 100):
         sgd = qm.SGD(0.05, batch_size, sampling=sampling, momentum=0.3)
         runs, same = (
             qm.simulate(m, sgd, 10, replicas=20, seed=4, record_every=5) for m in (model, slow)
