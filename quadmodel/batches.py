@@ -46,7 +46,8 @@ def draw_batch(seed, model, replica, step, scheme, n_data, batch_size, order, sw
 
     `order` must hold 0..n_data-1 on entry and does so again on return: what the swaps of the
     partial Fisher-Yates shuffle moved is put back, so that the next batch does not depend on this
-    one. `swaps`, of length n_data, is written to. A word x picks one of n as (x n) >> 32, which favours some by less than n / 2^32.
+    one. `swaps`, of length n_data, is written to. A word x picks one of n as (x n) >> 32, which
+    favours some by less than n / 2^32.
     """
     if scheme == WITHOUT_REPLACEMENT and batch_size == n_data:
         for i in range(n_data):

@@ -18,7 +18,7 @@ from quadmodel._version import __version__
 from quadmodel.ensemble import Ensemble
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
-from quadmodel.simulation._lanes import PRECISIONS, IntArray, Workers, as_precision, workers
+from quadmodel.simulation._lanes import PRECISIONS, IntArray, Workers, workers
 from quadmodel.simulation.cells import MIN_STEPS, Cells, measure_cells
 from quadmodel.spectra import IndependentGaussian
 from quadmodel.theory._inputs import METHODS, Spectrum
@@ -81,7 +81,7 @@ def phase_diagram(
         Learning rates of a second, finer scan per batch size, between the columns where the
         simulated growth rates change sign; 0 for none.
     precision : {"float64", "mixed"}, optional
-        As for :func:`quadmodel.simulate`; "mixed" needs a model with dense curvature.
+        As for :func:`quadmodel.simulate`.
     limit : {"large-p"}, optional
         Run SGD in the limit of many parameters instead of simulating a model of P: at fixed
         curvature strength :math:`q = \sigma\sqrt P`, as :func:`quadmodel.large_p_limit` does. Of
@@ -186,7 +186,7 @@ def phase_diagram(
     measure: Any
     if limit is None:
         model = source.sample(seed) if isinstance(source, Ensemble) else source
-        precision = as_precision(precision, model)
+        precision = as_choice("precision", precision, PRECISIONS)
         measure = partial(measure_cells, model)
         special: dict[str, Any] = {"n_params": model.n_params}
     else:

@@ -133,7 +133,7 @@ def _shown(name: str) -> str:
     "--precision",
     default="float64",
     metavar="NAME",
-    help="float64, or mixed: curvature in single precision, parameters in double.",
+    help="float64, or mixed: NTK and curvature in single precision, runs in double.",
 )
 @click.option(
     "--limit",

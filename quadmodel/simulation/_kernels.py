@@ -97,8 +97,17 @@ def apply_gradients(lanes, options, step, gradients):
             diverged_at[lane] = step + 1
 
 
+@njit(cache=True, nogil=True)
+def rows_of_part(pointer, part, parts):
+    """Return the range of data points that are a part's: about as many lanes for each."""
+    n_data = len(pointer) - 1
+    shares = np.array([part, part + 1]) * pointer[-1] / parts
+    first, last = np.searchsorted(pointer[:n_data], shares)
+    return first, n_data if part + 1 == parts else last
+
+
 @njit(cache=True, nogil=True, fastmath=_FAST)
-def dense_rows(arrays, point, pointer, entries, first_row, last_row, gradient):
+def dense_rows(arrays, point, pointer, entries, part, parts, gradient):
     """Add the gradients that some data points have for the lanes that drew them.
 
     `arrays` are Q, J and the residual. The lanes of a data point are gathered, one matrix product
@@ -109,6 +118,7 @@ def dense_rows(arrays, point, pointer, entries, first_row, last_row, gradient):
     # In the precision of the curvature; everything else is in double precision.
     gathered = np.empty((room, n_params), curvature.dtype)
     product = np.empty_like(gathered)
+    first_row, last_row = rows_of_part(pointer, part, parts)
     for i in range(first_row, last_row):
         row = jacobian[i]
         for first in range(pointer[i], pointer[i + 1], room):
@@ -126,11 +136,12 @@ def dense_rows(arrays, point, pointer, entries, first_row, last_row, gradient):
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
-def low_rank_rows(arrays, point, pointer, entries, first_row, last_row, gradient):
+def low_rank_rows(arrays, point, pointer, entries, part, parts, gradient):
     """Do the same for curvature sum_r s_r u_r u_r^T; `arrays` are u, s, J and the residual."""
     vectors, coefficients, jacobian, residual = arrays
     n_params, rank = point.shape[1], coefficients.shape[1]
     weight = np.empty(rank)
+    first_row, last_row = rows_of_part(pointer, part, parts)
     for i in range(first_row, last_row):
         row = jacobian[i]
         for entry in range(pointer[i], pointer[i + 1]):
@@ -160,7 +171,7 @@ def advance_dense(arrays, lanes, options, room, first_step, n_steps):
     point, batches, length, pointer, entries, gradients = room
     for step in range(first_step, first_step + n_steps):
         draw_lanes(lanes, options, step, point, batches, length, pointer, entries)
-        dense_rows(arrays, point, pointer, entries, 0, len(pointer) - 1, gradients[0])
+        dense_rows(arrays, point, pointer, entries, 0, 1, gradients[0])
         apply_gradients(lanes, options, step, gradients)
 
 
@@ -170,5 +181,5 @@ def advance_low_rank(arrays, lanes, options, room, first_step, n_steps):
     point, batches, length, pointer, entries, gradients = room
     for step in range(first_step, first_step + n_steps):
         draw_lanes(lanes, options, step, point, batches, length, pointer, entries)
-        low_rank_rows(arrays, point, pointer, entries, 0, len(pointer) - 1, gradients[0])
+        low_rank_rows(arrays, point, pointer, entries, 0, 1, gradients[0])
         apply_gradients(lanes, options, step, gradients)

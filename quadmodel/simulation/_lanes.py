@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
@@ -15,7 +15,7 @@ import scipy.linalg.cython_blas  # noqa: F401  Numba's np.dot uses it; it must b
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from quadmodel._validation import FloatArray, InputError, as_choice
+from quadmodel._validation import FloatArray
 from quadmodel.model import LowRankCurvature, QuadraticModel
 from quadmodel.optimizer import SAMPLING_SCHEMES, SGD
 from quadmodel.simulation import _kernels, _linear_kernels, _vector_kernels, _vectors
@@ -132,16 +132,19 @@ class Stepper:
             self._arrays = (*tiled(ntk), ntk, model.residual)
             return
         kernels = _BY_VECTORS if _vectors.AVAILABLE else _BY_LOOPS
+        dtype = STORED[precision]
+        # Of points and gradients.
+        self._dtype = dtype if isinstance(curvature, LowRankCurvature) else np.dtype(np.float64)
         if isinstance(curvature, LowRankCurvature):
             self._rows, self._advance = kernels.low_rank_rows, kernels.advance_low_rank
-            self._arrays = (curvature.vectors, curvature.coefficients, jacobian)
+            vectors = np.asarray(curvature.vectors, dtype)
+            self._arrays = (vectors, curvature.coefficients, np.asarray(jacobian, dtype))
             self._operations = 4.0 * curvature.vectors[0].size
             if _vectors.AVAILABLE:
-                rows = _BY_VECTORS.stacked(curvature.vectors, jacobian)
+                rows = _BY_VECTORS.stacked(curvature.vectors, jacobian, dtype)
                 self._arrays = (rows, curvature.coefficients)
                 self._padded = rows.shape[2]
         else:
-            dtype = STORED[precision]
             self._rows, self._advance = kernels.dense_rows, kernels.advance_dense
             self._arrays = (np.asarray(curvature, dtype), jacobian)
             self._operations = 2.0 * model.n_params**2
@@ -192,11 +195,7 @@ class Stepper:
         def add(task: tuple[int, int]) -> None:
             group, part = task
             point, _, _, pointer, entries, gradients = every[group][1]
-            # About as many lanes for every part.
-            shares = np.arange(part, part + 2) * (pointer[-1] / _PARTS)
-            first, last = np.searchsorted(pointer[:-1], shares)
-            last = self._n_data if part == _PARTS - 1 else last
-            self._rows(self._arrays, point, pointer, entries, first, last, gradients[part])
+            self._rows(self._arrays, point, pointer, entries, part, _PARTS, gradients[part])
 
         for step in range(first_step, first_step + n_steps + 1):
             workers.map(partial(begin, step=step), range(len(every)))
@@ -207,41 +206,28 @@ class Stepper:
         """Return arrays that the kernels write to."""
         shape = count + 1, self._padded
         return (
-            _vectors.aligned_zeros(*shape),
+            _vectors.aligned_zeros(*shape, dtype=self._dtype),
             np.empty((count, self._n_data), np.int64),
             np.zeros(count, np.int64),
             np.zeros(self._n_data + 1, np.int64),
             np.empty(count * self._n_data, np.int64),
-            _vectors.aligned_zeros(parts, *shape),
+            _vectors.aligned_zeros(parts, *shape, dtype=self._dtype),
         )
-
-
-def as_precision(precision: Any, model: QuadraticModel) -> str:
-    """Return the precision if the model has what it is about.
-
-    Raises
-    ------
-    InputError
-        If it is not known, or not "float64" for a model without dense curvature.
-    """
-    name: str = as_choice("precision", precision, PRECISIONS)
-    if name != "float64" and not isinstance(model.curvature, np.ndarray):
-        raise InputError(
-            f'precision must be "float64" for a model without dense curvature, got "{name}"'
-        )
-    return name
 
 
 def stored_bytes(model: QuadraticModel, precision: str = "float64") -> float:
     """Return what a stepper keeps beside the model, in bytes."""
-    if isinstance(model.curvature, LowRankCurvature) and _vectors.AVAILABLE:
-        return 8.0 * (model.curvature.vectors.size + model.jacobian.size)
-    if not isinstance(model.curvature, np.ndarray):
-        return 0.0
-    size = STORED[precision].itemsize
+    dtype, curvature = STORED[precision], model.curvature
+    copied = precision != "float64"
+    if curvature is None:
+        tiles = _vectors.AVAILABLE
+        return float(dtype.itemsize * (copied + tiles) * model.n_data**2)
+    if isinstance(curvature, LowRankCurvature):
+        size = curvature.vectors.size + model.jacobian.size
+        return float(dtype.itemsize * size * (_vectors.AVAILABLE or copied))
     if _vectors.AVAILABLE:
-        return float(_BY_VECTORS.packed_bytes(*model.jacobian.shape, STORED[precision]))
-    return 0.0 if precision == "float64" else float(size * model.curvature.size)
+        return float(_BY_VECTORS.packed_bytes(*model.jacobian.shape, dtype))
+    return float(dtype.itemsize * curvature.size * copied)
 
 
 def groups(n_lanes: int, at_most: int = 1024, *, at_least: int = 8) -> list[slice]:
@@ -251,22 +237,43 @@ def groups(n_lanes: int, at_most: int = 1024, *, at_least: int = 8) -> list[slic
 
 
 class Workers:
-    """A pool of threads; the compiled kernels and BLAS release the interpreter lock."""
+    """Threads of a pool and the calling one; compiled kernels and BLAS release the interpreter."""
 
-    def __init__(self, pool: ThreadPoolExecutor) -> None:
-        """Wrap a pool."""
-        self._pool = pool
+    def __init__(self, pool: ThreadPoolExecutor, threads: int) -> None:
+        """Wrap a pool of one thread less than are to work, since the caller works too."""
+        self._pool, self._threads = pool, threads
 
     def map(self, work: Callable[[Any], Any], pieces: Sequence[Any]) -> list[Any]:
-        """Run `work` on every piece and return the results in order."""
-        if len(pieces) == 1:
-            return [work(pieces[0])]
-        return list(self._pool.map(work, pieces))
+        """Run `work` on every piece and return the results in order.
+
+        Each thread takes the next piece when it is done with one: waking a thread takes longer than
+        many a piece, and the caller need not wait for it.
+        """
+        results: list[Any] = [None] * len(pieces)
+        left = iter(range(len(pieces)))  # taking the next one is atomic
+
+        def work_on() -> None:
+            for k in left:
+                results[k] = work(pieces[k])
+
+        others = [self._pool.submit(work_on) for _ in range(min(self._threads, len(pieces)) - 1)]
+        try:
+            work_on()
+        finally:
+            # Those that haven't woken up have nothing left to do.
+            begun = [other for other in others if not other.cancel()]
+            wait(begun)
+        for other in begun:
+            other.result()
+        return results
 
 
 @contextmanager
 def workers(threads: int | None) -> Iterator[Workers]:
-    """Open a pool of `threads` (all available cores if None), with BLAS kept to one thread each."""
+    """Let `threads` work (all available cores if None), with BLAS kept to one thread each."""
     count = threads or numba.get_num_threads()
-    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(count) as pool:
-        yield Workers(pool)
+    with (
+        threadpool_limits(limits=1, user_api="blas"),
+        ThreadPoolExecutor(max(count - 1, 1)) as pool,
+    ):
+        yield Workers(pool, count)

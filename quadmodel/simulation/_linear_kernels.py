@@ -6,7 +6,7 @@ large batches, by one matrix product. NTK and coefficients may be in single prec
 in double precision always, and coefficients then in units of their norm, whatever its size.
 """
 
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, call-arg"
 
 from __future__ import annotations
 
@@ -254,7 +254,8 @@ def advance_populations(
     """
     cells, members, n_data = state.shape
     lanes = cells * members
-    rows, rows_old, every = state.reshape(lanes, n_data), old.reshape(lanes, n_data), np.arange(lanes)
+    rows, rows_old = state.reshape(lanes, n_data), old.reshape(lanes, n_data)
+    every = np.arange(lanes)
     z, z_old = _padded(rows, every, length), _padded(rows_old, every, length)
     eta, b = np.empty(lanes), np.empty(lanes, np.int64)
     number, nothing = replica.reshape(-1), np.zeros(n_data)

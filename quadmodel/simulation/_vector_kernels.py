@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 
 from quadmodel.simulation._columns import _FAST
-from quadmodel.simulation._kernels import apply_gradients, draw_lanes
+from quadmodel.simulation._kernels import apply_gradients, draw_lanes, rows_of_part
 from quadmodel.simulation._vectors import (
     BYTES,
     add,
@@ -22,23 +22,27 @@ from quadmodel.simulation._vectors import (
     aligned,
     aligned_zeros,
     both_ways,
+    fetch,
     fma,
     gather,
     load,
     loads,
     loads_like,
+    numbers_like,
     one_way,
     scatter,
     spread,
+    spreads_like,
     store,
     stores,
-    write_totals,
     zeros_like,
 )
 
 # Rows of Q per block: their sums and points fill half of the 32 registers.
 _BLOCK = 8
-_WIDTH = BYTES // 8
+# Of low rank: bytes of a row, and lanes, that are taken together.
+_STRETCH, _LANES = 32768, 32
+_FETCHED = 2
 # Numbers of lanes and of rows as lengths of tuples, which the compiler unrolls loops over.
 _ONE, _TWO, _FOUR, _FIVE, _EIGHT = (0,), (0,) * 2, (0,) * 4, (0,) * 5, (0,) * 8
 
@@ -108,7 +112,7 @@ def symmetric_product(packed, at, point, product, order, width):
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
-def dense_rows(arrays, point, pointer, entries, first_row, last_row, gradient):
+def dense_rows(arrays, point, pointer, entries, part, parts, gradient):
     """Add the gradients that some data points have for the lanes that drew them.
 
     `arrays` are those of `packed` and the residual; lane a, in row a of `point` and `gradient`,
@@ -123,6 +127,7 @@ def dense_rows(arrays, point, pointer, entries, first_row, last_row, gradient):
     points, gradients, nobody = point.reshape(-1), gradient.reshape(-1), len(point) - 1
     places, z = np.empty(width, np.int64), np.empty(width)
     curved = np.empty(width, packed.dtype)
+    first_row, last_row = rows_of_part(pointer, part, parts)
     for i in range(first_row, last_row):
         for first in range(pointer[i], pointer[i + 1], width):
             count = min(width, pointer[i + 1] - first)
@@ -153,86 +158,165 @@ def dense_rows(arrays, point, pointer, entries, first_row, last_row, gradient):
                 scatter(gradients, places, k, at_gradient, rows_of_j, i * order, z)
 
 
-def stacked(vectors, jacobian):
+def stacked(vectors, jacobian, dtype):
     """Return J_i and the vectors u_ir of each data point, one below the other, padded.
 
     The shape is (n_data, 1 + rank, order).
     """
     n_data, rank, n_params = vectors.shape
-    order = _padded(n_params, jacobian.dtype)
-    rows = aligned_zeros(n_data, 1 + rank, order)
+    rows = aligned_zeros(n_data, 1 + rank, _padded(n_params, dtype), dtype=dtype)
     rows[:, 0, :n_params], rows[:, 1:, :n_params] = jacobian, vectors
     return rows
 
 
 @njit(cache=True, nogil=True)
-def _products(like, lanes, rows, at, order, points, places, found, first):
-    """Write the products of rows and lanes, as many as the tuples are long, to `found`."""
-    sums = zeros_like(like, lanes, rows)
-    for k in range(0, order, _WIDTH):
-        sums = add_pairs(sums, loads_like(like, rows, at + k, order), points, places, k)
-    write_totals(sums, found, first)
+def low_rank_rows(arrays, point, pointer, entries, part, parts, gradient):
+    """Do the same as `dense_rows` for curvature sum_r s_r u_r u_r^T per data point.
+
+    `arrays` are that of `stacked`, the s_r, and the residual; `point` and `gradient` are in the
+    precision of the rows. Twice a stretch of J_i and of all u_ir is held in the nearest cache while
+    the lanes take their turns: for their products, and for the gradients.
+    """
+    rows, coefficients, residual = arrays
+    order, width = point.shape[1], BYTES // rows.itemsize
+    flat, points, gradients = rows.reshape(-1), point.reshape(-1), gradient.reshape(-1)
+    n_rows, stretch = rows.shape[1], _STRETCH // rows.itemsize
+    places, weight = np.empty(_LANES, np.int64), np.empty(n_rows * _LANES, rows.dtype)
+    sums = aligned(n_rows * _LANES * width, rows)
+    ahead = np.zeros(2, np.int64)
+    first_row, last_row = rows_of_part(pointer, part, parts)
+    for i in range(first_row, last_row):
+        if pointer[i] == pointer[i + 1]:
+            continue
+        following = i + 1
+        while following < last_row - 1 and pointer[following] == pointer[following + 1]:
+            following += 1
+        ahead[0], ahead[1] = following * n_rows * order, (following + 1) * n_rows * order
+        for start in range(pointer[i], pointer[i + 1], _LANES):
+            count = min(_LANES, pointer[i + 1] - start)
+            for a in range(count):
+                places[a] = entries[start + a] * order
+            sums.fill(0.0)
+            for first in range(0, order, stretch):
+                part = flat, i * n_rows * order, order, first, min(first + stretch, order)
+                _add_products(n_rows, count, part, points, places, sums, ahead)
+            _write_weights(n_rows, count, sums, residual[i], coefficients[i], weight)
+            for first in range(0, order, stretch):
+                part = flat, i * n_rows * order, order, first, min(first + stretch, order)
+                _add_gradients(n_rows, count, part, gradients, places, weight, ahead)
 
 
 @njit(cache=True, nogil=True)
-def _add_weighted(like, lanes, rows, at, order, gradients, places, weights, first):
-    """Add rows to the gradients of the lanes, each with its weight."""
-    for k in range(0, order, _WIDTH):
-        some = loads_like(like, rows, at + k, order)
-        add_rows(gradients, places, k, some, weights, first, lanes)
+def _add_products(n_rows, count, part, points, places, sums, ahead):
+    """Add the products of a stretch of all rows with that of all lanes to vectors of sums."""
+    row = 0
+    while row + 5 <= n_rows:
+        _add_some_products(_FIVE, row, count, part, points, places, sums, ahead)
+        row += 5
+    while row + 2 <= n_rows:
+        _add_some_products(_TWO, row, count, part, points, places, sums, ahead)
+        row += 2
+    if row < n_rows:
+        _add_some_products(_ONE, row, count, part, points, places, sums, ahead)
+
+
+@njit(cache=True, nogil=True)
+def _add_some_products(like, row, count, part, points, places, sums, ahead):
+    """Do it for as many rows as the tuple is long: for four lanes at a time all in registers."""
+    lane = 0
+    while lane + 4 <= count:
+        _products(like, _FOUR, row, lane, part, points, places, sums, ahead)
+        lane += 4
+    while lane < count:
+        _products(like, _ONE, row, lane, part, points, places, sums, ahead)
+        lane += 1
+
+
+@njit(cache=True, nogil=True)
+def _products(like, lanes, row, lane, part, points, places, sums, ahead):
+    rows, at, order, first, last = part
+    width = BYTES // rows.itemsize
+    # A row's sums lie together, those of rows and lanes that are taken together too.
+    place = (row * _LANES + lane * len(like)) * width
+    own = numbers_like(lanes, places, lane)
+    found = loads_like(zeros_like(like, lanes, rows), sums, place, width)
+    here = ahead[0] if ahead[0] + _FETCHED * (last - first) <= ahead[1] else at + first
+    ahead[0] += _FETCHED * (last - first)
+    for k in range(first, last, width):
+        fetch(rows, here + _FETCHED * (k - first), _FETCHED)
+        some = loads_like(like, rows, at + row * order + k, order)
+        found = add_pairs(found, some, points, own, k)
+    stores(sums, place, width, found)
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
-def _low_rank_block(lanes, rows, coefficients, residual, points, gradients, places, weight):
-    """Add the gradients that one data point has for as many lanes as the tuple is long."""
-    rank, width = len(coefficients), len(lanes)
-    order, rows = rows.shape[1], rows.reshape(-1)
-    fives = (1 + rank) // 5 * 5
-    pairs = 1 + rank - (1 + rank - fives) % 2
-    for k in range(0, fives, 5):
-        _products(_FIVE, lanes, rows, k * order, order, points, places, weight, width * k)
-    for k in range(fives, pairs, 2):
-        _products(_TWO, lanes, rows, k * order, order, points, places, weight, width * k)
-    for k in range(pairs, 1 + rank):
-        _products(_ONE, lanes, rows, k * order, order, points, places, weight, width * k)
-    for a in range(width):
-        z = residual + weight[a]
-        for r in range(rank):
-            z += 0.5 * coefficients[r] * weight[width * (r + 1) + a] ** 2
-        weight[a] = z
-        for r in range(rank):
-            weight[width * (r + 1) + a] *= z * coefficients[r]
-    for k in range(0, fives, 5):
-        _add_weighted(_FIVE, lanes, rows, k * order, order, gradients, places, weight, width * k)
-    for k in range(fives, pairs, 2):
-        _add_weighted(_TWO, lanes, rows, k * order, order, gradients, places, weight, width * k)
-    for k in range(pairs, 1 + rank):
-        _add_weighted(_ONE, lanes, rows, k * order, order, gradients, places, weight, width * k)
+def _write_weights(n_rows, count, sums, residual, coefficients, weight):
+    """Write what J_i and each u_ir are multiplied by in the gradient of each lane.
+
+    These are z and z s_r (u_r theta), z being the residual there.
+    """
+    width = BYTES // sums.itemsize
+    row = 0
+    while row < n_rows:
+        left = n_rows - row
+        together = 5 if left >= 5 else min(left, 2)
+        for lane in range(count):
+            # As they were written: four lanes at a time, then one by one.
+            fours = count - count % 4
+            lanes, first = (4, lane - lane % 4) if lane < fours else (1, lane)
+            for r in range(together):
+                place = row * _LANES + first * together + r * lanes + lane - first
+                total = 0.0
+                for k in range(width):
+                    total += sums[place * width + k]
+                weight[(row + r) * _LANES + lane] = total
+        row += together
+    for lane in range(count):
+        z = residual + weight[lane]
+        for r in range(len(coefficients)):
+            z += 0.5 * coefficients[r] * weight[(r + 1) * _LANES + lane] ** 2
+        weight[lane] = z
+        for r in range(len(coefficients)):
+            weight[(r + 1) * _LANES + lane] *= z * coefficients[r]
 
 
 @njit(cache=True, nogil=True)
-def low_rank_rows(arrays, point, pointer, entries, first_row, last_row, gradient):
-    """Do the same as `dense_rows` for curvature sum_r s_r u_r u_r^T per data point.
+def _add_gradients(n_rows, count, part, gradients, places, weight, ahead):
+    """Add a stretch of all rows to that of the gradients of all lanes."""
+    row = 0
+    while row + 5 <= n_rows:
+        _add_some_gradients(_FIVE, row, count, part, gradients, places, weight, ahead)
+        row += 5
+    while row + 2 <= n_rows:
+        _add_some_gradients(_TWO, row, count, part, gradients, places, weight, ahead)
+        row += 2
+    if row < n_rows:
+        _add_some_gradients(_ONE, row, count, part, gradients, places, weight, ahead)
 
-    `arrays` are that of `stacked`, the s_r, and the residual. For four lanes at a time, products of
-    five rows of J_i and u_ir with all four points stay in registers; then the same rows, still in
-    the second-level cache, are added to the gradients.
-    """
-    rows, coefficients, residual = arrays
-    order, nobody = point.shape[1], len(point) - 1
-    points, gradients = point.reshape(-1), gradient.reshape(-1)
-    places, weight = np.empty(4, np.int64), np.empty(4 * rows.shape[1])
-    for i in range(first_row, last_row):
-        for first in range(pointer[i], pointer[i + 1], 4):
-            count = min(4, pointer[i + 1] - first)
-            for a in range(4):
-                # Beyond the last lane one that nobody looks at.
-                places[a] = (entries[first + a] if a < count else nobody) * order
-            own = rows[i], coefficients[i], residual[i], points, gradients, places, weight
-            if count == 1:
-                _low_rank_block(_ONE, *own)
-            else:
-                _low_rank_block(_FOUR, *own)
+
+@njit(cache=True, nogil=True)
+def _add_some_gradients(like, row, count, part, gradients, places, weight, ahead):
+    """Do it for as many rows as the tuple is long; their weights stay in registers."""
+    lane = 0
+    while lane + 4 <= count:
+        _gradients(like, _FOUR, row, lane, part, gradients, places, weight, ahead)
+        lane += 4
+    while lane < count:
+        _gradients(like, _ONE, row, lane, part, gradients, places, weight, ahead)
+        lane += 1
+
+
+@njit(cache=True, nogil=True)
+def _gradients(like, lanes, row, lane, part, gradients, places, weight, ahead):
+    rows, at, order, first, last = part
+    own = numbers_like(lanes, places, lane)
+    weights = spreads_like(like, lanes, weight, row * _LANES + lane, _LANES)
+    here = ahead[0] if ahead[0] + _FETCHED * (last - first) <= ahead[1] else at + first
+    ahead[0] += _FETCHED * (last - first)
+    for k in range(first, last, BYTES // rows.itemsize):
+        fetch(rows, here + _FETCHED * (k - first), _FETCHED)
+        some = loads_like(like, rows, at + row * order + k, order)
+        add_rows(gradients, own, k, some, weights)
 
 
 @njit(cache=True, nogil=True)
@@ -242,7 +326,7 @@ def advance_dense(arrays, lanes, options, room, first_step, n_steps):
     point, batches, length, pointer, entries, gradients = room
     for step in range(first_step, first_step + n_steps):
         draw_lanes(lanes, options, step, point, batches, length, pointer, entries)
-        dense_rows(arrays, point, pointer, entries, 0, len(pointer) - 1, gradients[0])
+        dense_rows(arrays, point, pointer, entries, 0, 1, gradients[0])
         apply_gradients(lanes, options, step, gradients)
 
 
@@ -252,5 +336,5 @@ def advance_low_rank(arrays, lanes, options, room, first_step, n_steps):
     point, batches, length, pointer, entries, gradients = room
     for step in range(first_step, first_step + n_steps):
         draw_lanes(lanes, options, step, point, batches, length, pointer, entries)
-        low_rank_rows(arrays, point, pointer, entries, 0, len(pointer) - 1, gradients[0])
+        low_rank_rows(arrays, point, pointer, entries, 0, 1, gradients[0])
         apply_gradients(lanes, options, step, gradients)

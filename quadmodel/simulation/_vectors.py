@@ -252,14 +252,16 @@ def zeros_like(typing, rows, lanes, array):
 
 @intrinsic
 def add_pairs(typing, sums, rows, array, places, at):
-    """Return sums + rows_r v_l for every pair, v_l being the vector at array[places[l] + at]."""
-    lanes = len(sums) // len(rows)
+    """Return sums + rows_r v_l for every pair, v_l being the vector at array[places_l + at]."""
+    lanes = len(places)
 
     def code(context, builder, signature, arguments):
         sums_, rows_, array_, places_, at_ = arguments
-        sums_, rows_ = (cgutils.unpack_tuple(builder, values) for values in (sums_, rows_))
+        sums_, rows_, places_ = (
+            cgutils.unpack_tuple(builder, values) for values in (sums_, rows_, places_)
+        )
         for lane in range(lanes):
-            place = builder.add(_at(context, builder, places, places_, lane), at_)
+            place = builder.add(places_[lane], at_)
             pointer = _pointer(context, builder, array, array_, place, rows_[0].type)
             value = builder.load(pointer, align=array.dtype.bitwidth // 8)
             for r, row in enumerate(rows_):
@@ -270,50 +272,78 @@ def add_pairs(typing, sums, rows, array, places, at):
     return sums(sums, rows, array, places, types.intp), code
 
 
-@intrinsic
-def write_totals(typing, sums, array, at):
-    """Write the sum of the elements of each vector to array[at], array[at + 1], ..."""
+@intrinsic(prefer_literal=True)
+def fetch(typing, array, at, lines):
+    """Ask for some (a literal) cache lines from element `at` on, for the second-level cache."""
 
     def code(context, builder, signature, arguments):
-        sums_, array_, at_ = arguments
-        for k, value in enumerate(cgutils.unpack_tuple(builder, sums_)):
-            half = value.type.count // 2
-            while half:
-                low, high = (
-                    builder.shuffle_vector(value, value, _indices(list(range(first, first + half))))
-                    for first in (0, half)
-                )
-                value, half = builder.fadd(low, high), half // 2
-            total = builder.extract_element(value, ir.Constant(_I32, 0))
-            builder.store(total, _pointer(context, builder, array, array_, _plus(builder, at_, k)))
+        data, at, _ = arguments
+        byte = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        for k in range(lines.literal_value):
+            place = _plus(builder, at, k * 512 // array.dtype.bitwidth)
+            pointer = builder.bitcast(_pointer(context, builder, array, data, place), byte)
+            builder.call(function, [pointer, *(ir.Constant(_I32, n) for n in (0, 2, 1))])
         return context.get_dummy_value()
 
-    return types.void(sums, array, types.intp), code
+    return types.void(array, types.intp, lines), code
 
 
 @intrinsic
-def add_rows(typing, array, places, at, rows, weights, first, like):
-    """Add sum_r weights[first + r lanes + l] rows_r to the vector at array[places[l] + at].
-
-    For every l of the tuple `like`, whose length is the number of lanes.
-    """
-    lanes = len(like)
+def numbers_like(typing, like, array, at):
+    """Return as many elements that follow each other as `like`, a tuple, is long."""
+    result = types.UniTuple(array.dtype, len(like))
 
     def code(context, builder, signature, arguments):
-        array_, places_, at_, rows_, weights_, first_, _ = arguments
-        rows_ = cgutils.unpack_tuple(builder, rows_)
+        _, data, at = arguments
+        kind = signature.args[1]
+        places = (_plus(builder, at, k) for k in range(len(like)))
+        found = [builder.load(_pointer(context, builder, kind, data, place)) for place in places]
+        return context.make_tuple(builder, result, found)
+
+    return result(like, array, types.intp), code
+
+
+@intrinsic
+def spreads_like(typing, rows, lanes, array, at, stride):
+    """Return array[at + r stride + l], spread over a vector, for every pair of two tuples."""
+    result = types.UniTuple(Vector(array.dtype), len(rows) * len(lanes))
+
+    def code(context, builder, signature, arguments):
+        _, _, data, at, stride = arguments
+        kind, found = context.get_value_type(result.dtype), []
+        for _ in range(len(rows)):
+            found += _elements(context, builder, array, data, at, len(lanes), kind)
+            at = builder.add(at, stride)
+        return context.make_tuple(builder, result, found)
+
+    return result(rows, lanes, array, types.intp, types.intp), code
+
+
+@intrinsic
+def add_rows(typing, array, places, at, rows, weights):
+    """Add sum_r weights_rl rows_r to the vector at array[places_l + at], for every l.
+
+    Tuples of places, vectors and, for every pair, a number spread over a vector.
+    """
+    lanes = len(places)
+
+    def code(context, builder, signature, arguments):
+        array_, places_, at_, rows_, weights_ = arguments
+        places_, rows_, weights_ = (
+            cgutils.unpack_tuple(builder, values) for values in (places_, rows_, weights_)
+        )
         for lane in range(lanes):
-            place = builder.add(_at(context, builder, places, places_, lane), at_)
+            place = builder.add(places_[lane], at_)
             pointer = _pointer(context, builder, array, array_, place, rows_[0].type)
             value = builder.load(pointer, align=array.dtype.bitwidth // 8)
             for r, row in enumerate(rows_):
-                number = _plus(builder, first_, r * lanes + lane)
-                weight = builder.load(_pointer(context, builder, weights, weights_, number))
-                value = _fma(builder, _spread(builder, weight, row.type), row, value)
+                value = _fma(builder, weights_[r * lanes + lane], row, value)
             builder.store(value, pointer, align=array.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
-    return types.void(array, places, types.intp, rows, weights, types.intp, like), code
+    return types.void(array, places, types.intp, rows, weights), code
 
 
 @intrinsic

@@ -33,10 +33,12 @@ _QUIET = 2
 WINDOWS = 8
 # A run is called diverged if its loss overflowed or ended above this multiple of where it began.
 DIVERGED = 10.0
-# Below this multiple of the initial loss a run has converged: the rest is rounding.
+# Below this multiple of the initial loss a run has converged: the rest is rounding, which begins
+# higher where residuals are sums of products in single precision.
 CONVERGED = 1e-24
-# And below this one it is stepped no more.
-_STOPPED = CONVERGED
+_CONVERGED_IN_SINGLE = 1e-10
+# Below this multiple of that, runs are stepped no more.
+_STOPPED = 1.0
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,9 @@ def measure_cells(
     -----
     *Runs.* Plain runs from the model's initial parameters give the fraction diverged (overflow, or
     a final loss above ten times the initial one) and the median final loss. Cells with full batches
-    are deterministic: one run stands for all. Runs that have diverged, or whose loss has fallen
-    below 1e-24 of its start at one of eight looks, are stepped no more.
+    are deterministic: one run stands for all. Runs that have diverged or converged at one of eight
+    looks are stepped no more; converged are those whose loss is below 1e-24 of its start, or 1e-10
+    where curvature is in single precision.
 
     *Growth, linear model.* See :func:`quadmodel.simulation.populations.population_growth`.
 
@@ -144,6 +147,7 @@ def measure_cells(
         stepper = Stepper(model, cells.sgd, seed=cells.seed, precision=cells.precision)
         losses = np.full((cell.size, recorded.size), model.loss())
         running = np.ones(cell.size, dtype=bool)
+        converged = _converged(model, cells.precision)
         for k in range(1, recorded.size):
             n_steps = int(recorded[k] - recorded[k - 1])
             moved = lanes.chosen(running)
@@ -154,7 +158,7 @@ def measure_cells(
                 pool.map(partial(_losses, model, moved), groups(len(moved.replica)))
             )
             bar.update(cell.size * n_steps)
-            running &= lanes.alive & (losses[:, k] > _STOPPED * model.loss())
+            running &= lanes.alive & (losses[:, k] > _STOPPED * converged * model.loss())
             if not running.any():
                 losses[:, k + 1 :] = losses[:, k, None]
                 bar.update(cell.size * int(cells.steps - recorded[k]))
@@ -166,7 +170,7 @@ def measure_cells(
         if linear:
             mean, typical = _growth_of_populations(model, cells, pool, bar.update)
         else:
-            mean, typical = growth_of_runs(loss, diverged_at, recorded)
+            mean, typical = growth_of_runs(loss, diverged_at, recorded, converged)
     ended = loss[:, :, -1]
     diverged = ~(ended <= DIVERGED * model.loss())
     return Measurement(mean, typical, diverged.mean(axis=1), np.median(ended, axis=1), total)
@@ -198,6 +202,12 @@ def _losses(model: QuadraticModel, lanes: Lanes, rows: slice) -> FloatArray:
     return np.where(np.isfinite(loss), loss, np.inf)
 
 
+def _converged(model: QuadraticModel, precision: str) -> float:
+    """Return the multiple of the initial loss below which a run has converged."""
+    single = precision != "float64" and model.curvature is not None
+    return _CONVERGED_IN_SINGLE if single else CONVERGED
+
+
 def _growth_of_populations(
     model: QuadraticModel, cells: Cells, pool: Workers, advance: Callable[[int], object]
 ) -> tuple[Growth, Growth]:
@@ -217,6 +227,7 @@ def _growth_of_populations(
                 seed=cells.seed,
                 first_replica=first,
                 pool=pool,
+                precision=cells.precision,
                 advance=advance,
             )
             rates[:, :, chosen] = [[g.rate, g.standard_error] for g in growth]
@@ -224,12 +235,12 @@ def _growth_of_populations(
 
 
 def growth_of_runs(
-    loss: FloatArray, diverged_at: IntArray, recorded: IntArray
+    loss: FloatArray, diverged_at: IntArray, recorded: IntArray, converged: float = CONVERGED
 ) -> tuple[Growth, Growth]:
     """Return growth of the mean and of the typical loss from losses (cells, replicas, records)."""
     steps, replicas = int(recorded[-1]), loss.shape[1]
     middle = (recorded.size - 1) // 2
-    floor = CONVERGED * loss[:, :, :1]
+    floor = converged * loss[:, :, :1]
     explosion = np.log(1e100) - np.log(loss[:, :, 0])
     with np.errstate(invalid="ignore"):
         log_loss = np.log(np.maximum(loss, floor))
@@ -237,7 +248,7 @@ def growth_of_runs(
     # Converged before the second half, or diverged: the average up to that moment.
     converged_at = recorded[np.argmax(loss <= floor, axis=2)]
     early = loss[:, :, middle] <= floor[:, :, 0]
-    growth[early] = np.log(CONVERGED) / converged_at[early]
+    growth[early] = np.log(converged) / converged_at[early]
     blown = (diverged_at >= 0) | ~np.isfinite(loss[:, :, -1])
     growth[blown] = explosion[blown] / np.where(diverged_at >= 0, diverged_at, steps)[blown]
     window = steps / 32

@@ -14,7 +14,7 @@ from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SAMPLING_SCHEMES, SGD
 from quadmodel.simulation import _linear_kernels
 from quadmodel.simulation._columns import tiled
-from quadmodel.simulation._lanes import IntArray, Workers
+from quadmodel.simulation._lanes import STORED, IntArray, Workers
 
 # The steps are cut into blocks; during the first half directions relax.
 _BLOCKS = 32
@@ -44,6 +44,7 @@ def population_growth(
     seed: int,
     first_replica: int,
     pool: Workers,
+    precision: str = "float64",
     advance: Callable[[int], object] = lambda replica_steps: None,
 ) -> tuple[Growth, Growth]:
     r"""Return the growth rates of the mean loss and of the typical loss.
@@ -66,6 +67,8 @@ def population_growth(
         Where the numbering of replicas starts.
     pool : Workers
         Threads.
+    precision : {"float64", "mixed"}, optional
+        "mixed" keeps the NTK in single precision.
     advance : callable, optional
         Told how many replica-steps were done.
 
@@ -111,8 +114,9 @@ def population_growth(
         state = random_directions(model, generator, number.shape)
         cells = (learning_rate, batch_size, number)
         blocks = follow(
-            model, state, *cells, sgd, edges, select=select, seed=seed, pool=pool, advance=advance
-        )
+            model, state, *cells, sgd, edges, select=select, seed=seed, pool=pool,
+            precision=precision, advance=advance,
+        )  # fmt: skip
         return blocks[_MEASURED:]
 
     blocks = growth(True, first_replica)[:, :, 0]
@@ -143,6 +147,7 @@ def follow(
     select: bool,
     seed: int,
     pool: Workers,
+    precision: str = "float64",
     advance: Callable[[int], object] = lambda replica_steps: None,
 ) -> FloatArray:
     """Step residuals in place from step edges[0] to edges[-1], their sizes set back to 1.
@@ -155,7 +160,7 @@ def follow(
     eigenvalues, vectors = model.eigensystem
     reached = vectors[:, eigenvalues > 0]
     whole = reached.shape[1] == n_data
-    ntk, old = model.ntk(), state.copy()
+    ntk, old = np.asarray(model.ntk(), STORED[precision]), state.copy()
     columns = tiled(ntk)
     kernels: Any = _linear_kernels
     growth = np.zeros((len(edges) - 1, n_cells, 1 if select else members))

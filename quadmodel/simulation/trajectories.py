@@ -9,14 +9,14 @@ import numpy as np
 import xarray as xr
 
 from quadmodel._progress import progress_bar
-from quadmodel._validation import InputError, as_integer, check_memory
+from quadmodel._validation import InputError, as_choice, as_integer, check_memory
 from quadmodel._version import __version__
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
 from quadmodel.simulation._lanes import (
+    PRECISIONS,
     Lanes,
     Stepper,
-    as_precision,
     start_lanes,
     stored_bytes,
     workers,
@@ -63,9 +63,11 @@ def simulate(
     model_index : int, optional
         Number of the model among several that share a seed.
     precision : {"float64", "mixed"}, optional
-        "mixed" keeps a dense curvature and its products with parameters in single precision, at
-        half the memory and about twice the speed; parameters, residuals and gradients stay in
-        double precision, and records are measured with the curvature as it was given.
+        "mixed" keeps the NTK of a linear model, or the curvature (and the Jacobian, if the rank is
+        low), and products with it in single precision, at half the memory and up to twice the
+        speed. Residuals or parameters are stepped in double precision, and records are measured
+        with the model as it was given. A step is off by about 1e-7 of itself, and residuals of a
+        quadratic model can't shrink below about 1e-8 of their terms.
     threads : int, optional
         Worker threads; all available cores by default. Results don't depend on it.
     progress : bool, optional
@@ -160,7 +162,7 @@ def simulate(
     replicas = as_integer("replicas", replicas, high=2**32 - 1)
     seed = as_integer("seed", seed, low=0, high=2**64 - 1)
     model_index = as_integer("model_index", model_index, low=0, high=2**32 - 1)
-    precision = as_precision(precision, model)
+    precision = as_choice("precision", precision, PRECISIONS)
     names = as_observables(observables)
     threads = None if threads is None else as_integer("threads", threads)
     if record_every is None:

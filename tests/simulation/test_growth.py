@@ -227,7 +227,7 @@ def test_converged_runs_need_no_steps(kind, monkeypatch):
 
     monkeypatch.setattr(Stepper, "advance", counted)
     found, work = [], []
-    for stopped in (1e-24, 0.0):
+    for stopped in (1.0, 0.0):
         monkeypatch.setattr(cells_module, "_STOPPED", stopped)
         steps_taken.clear()
         model, _, measured = quadratic_cells(rates, sizes, kind=kind, steps=1600)

@@ -134,8 +134,6 @@ def test_large_batches_by_products_are_large_batches_by_columns(sampling):
 @pytest.mark.parametrize("kind", ["dense", "rank 3"])
 def test_lanes_leave_each_other_alone(kind, precision, monkeypatch):
     """The same bits whoever runs beside, and for any number of threads."""
-    if kind != "dense" and precision == "mixed":
-        pytest.skip("mixed is for dense curvature")
     model, sgd = model_of(kind), qm.SGD(0.05, 1, momentum=0.4)
     options = {"vectors": True, "shared": False, "precision": precision}
     many = advanced(model, sgd, monkeypatch, **options, threads=1)
@@ -149,9 +147,16 @@ def test_lanes_leave_each_other_alone(kind, precision, monkeypatch):
         np.testing.assert_array_equal(run.state, shared[0].state)
 
 
-def test_mixed_precision_is_that_of_single_products(monkeypatch):
+def some_model(kind, n_data=20, n_params=50, scale=0.01):
+    if kind == "linear":
+        return qm.Ensemble(n_data, n_params).sample(seed=0)
+    return model_of(kind, n_data, n_params, scale)
+
+
+@pytest.mark.parametrize("kind", ["linear", "dense", "rank 1", "rank 6"])
+def test_mixed_precision_is_that_of_single_products(kind, monkeypatch):
     """Far from divergence the loss is right to single precision, and the error is there to see."""
-    model = qm.Ensemble(20, 50, curvature=0.01).sample(seed=0)
+    model = some_model(kind)
     sgd = qm.SGD(0.1, 5)
     exact = qm.simulate(model, sgd, 300, replicas=4)
     assert exact.attrs["precision"] == "float64"
@@ -160,9 +165,41 @@ def test_mixed_precision_is_that_of_single_products(monkeypatch):
         mixed = qm.simulate(model, sgd, 300, replicas=4, precision="mixed")
         assert mixed.attrs["precision"] == "mixed"
         error = np.abs(mixed.loss - exact.loss) / (exact.loss + 1e-4 * model.loss())
-        assert 1e-12 < float(error.max()) < 1e-6
+        # With a low rank the products with the Jacobian are single too.
+        assert 1e-12 < float(error.max()) < (1e-5 if kind.startswith("rank") else 1e-6)
         # Residuals are in double precision: they go far below what single precision could hold.
         assert float(mixed.loss[:, -1].max()) < 1e-6 * float(mixed.loss[0, 0])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("sampling", SCHEMES)
+@pytest.mark.parametrize("kind", ["linear", "rank 1", "rank 3", "rank 7"])
+def test_mixed_steps_are_steps(kind, sampling, method, monkeypatch):
+    """Batches of all sizes, with and without vectors, shared out among threads or not."""
+    model, sgd = some_model(kind, scale=0.1), qm.SGD(0.02, 1, sampling=sampling, **METHODS[method])
+    exact = advanced(model, sgd, monkeypatch, vectors=True)
+    assert (exact.diverged_at < 0).all()
+    size = np.linalg.norm(exact.state, axis=1).max()
+    for vectors, shared in ((True, False), (True, True), (False, False)):
+        found = advanced(model, sgd, monkeypatch, vectors=vectors, shared=shared, precision="mixed")
+        for name in ("state", "old"):
+            error = np.abs(getattr(found, name) - getattr(exact, name)).max()
+            assert error < 1e-5 * size, name
+        assert (found.state != exact.state).any()
+
+
+def test_single_precision_holds_residuals_of_any_size():
+    """An NTK in single precision meets residuals in units of their own norm."""
+    model = qm.Ensemble(20, 50).sample(seed=0)
+    scaled = [
+        qm.QuadraticModel(factor * model.residual, model.jacobian) for factor in (1e-60, 1.0, 1e60)
+    ]
+    for batch_size in (1, 5, 20):
+        small, plain, large = (
+            qm.simulate(m, qm.SGD(0.1, batch_size), 50, precision="mixed").loss[-1] for m in scaled
+        )
+        np.testing.assert_allclose(small * 1e120, plain, rtol=1e-5)
+        np.testing.assert_allclose(large * 1e-120, plain, rtol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["float64", "mixed"])
@@ -178,21 +215,26 @@ def test_divergence_is_noticed_and_stays_alone(precision, monkeypatch):
     assert (np.abs(found.diverged_at - loops.diverged_at)[gone] <= 4).all()
 
 
-@pytest.mark.parametrize("kind", ["linear", "rank 2"])
-def test_mixed_is_refused_without_dense_curvature(kind):
-    model = qm.Ensemble(6, 8).sample(0) if kind == "linear" else model_of(kind)
-    with pytest.raises(InputError, match=r'^precision must be "float64" for a model without'):
-        qm.simulate(model, qm.SGD(0.1, 2), 5, precision="mixed")
-    with pytest.raises(InputError, match=r'^precision must be "float64" for a model without'):
-        qm.phase_diagram(model, 4, 2, steps=32, precision="mixed")
+def test_unknown_precisions_are_refused():
+    model = model_of("dense")
     with pytest.raises(InputError, match=r"^precision must be"):
         qm.simulate(model, qm.SGD(0.1, 2), 5, precision="float32")
+    with pytest.raises(InputError, match=r"^precision must be"):
+        qm.phase_diagram(model, 4, 2, steps=32, precision="half")
 
 
-def test_phase_diagram_in_mixed_precision_says_the_same():
-    source = qm.Ensemble(12, 24, curvature=0.02)
-    options = {"steps": 64, "replicas": 4, "refine": 0}
+@pytest.mark.parametrize("steps", [64, 1500])
+@pytest.mark.parametrize("curvature", [None, 0.02, qm.curvature.RandomLowRankCurvature(2, 0.02)])
+def test_phase_diagram_in_mixed_precision_says_the_same(curvature, steps):
+    """Also where runs have converged to what single precision leaves of their residuals."""
+    source = qm.Ensemble(12, 24, curvature=curvature)
+    options = {"steps": steps, "replicas": 4, "refine": 0}
     grids = [qm.phase_diagram(source, 6, 3, precision=p, **options) for p in ("float64", "mixed")]
     assert [grid.attrs["precision"] for grid in grids] == ["float64", "mixed"]
     np.testing.assert_array_equal(grids[0].phase, grids[1].phase)
-    np.testing.assert_allclose(grids[0].mean_growth, grids[1].mean_growth, rtol=1e-2, atol=1e-4)
+    growth = [grid.mean_growth.values for grid in grids]
+    if steps == 64:
+        # Runs that explode do so a step earlier.
+        tame = growth[0] < 1
+        np.testing.assert_allclose(*(g[tame] for g in growth), rtol=1e-2, atol=1e-4)
+    np.testing.assert_array_equal(np.sign(growth[0]), np.sign(growth[1]))
