@@ -181,7 +181,7 @@ class Stepper:
         """Take steps in which threads share the data points, each with its part of the gradient."""
         every = [
             (lanes.rows(rows), self._room(rows.stop - rows.start, _PARTS))
-            for rows in groups(len(lanes.replica), 1024, at_least=1024)
+            for rows in groups(len(lanes.replica), 2304, at_least=2304)
         ]
         parts = [(group, part) for group in range(len(every)) for part in range(_PARTS)]
 

@@ -40,6 +40,8 @@ from quadmodel.simulation._vectors import (
 
 # Rows of Q per block: their sums and points fill half of the 32 registers.
 _BLOCK = 8
+# Columns of Q per panel.
+_PANEL = 128
 # Of low rank: bytes of a row, and lanes, that are taken together.
 _STRETCH, _LANES = 32768, 32
 _FETCHED = 2
@@ -78,16 +80,17 @@ def _packed_size(order):
 
 @njit(cache=True, nogil=True)
 def pack_symmetric(matrices, order, stored):
-    """Write one triangle of each in blocks of eight rows, each block column by column."""
+    """Write one triangle of each: panels of columns in blocks of eight rows, column by column."""
     n = matrices.shape[1]
     for i in range(len(matrices)):
         place = 0
-        for first in range(0, order, _BLOCK):
-            for column in range(first + _BLOCK):
-                for row in range(first, first + _BLOCK):
-                    inside = row < n and column < n
-                    stored[i, place] = matrices[i, row, column] if inside else 0.0
-                    place += 1
+        for left in range(0, order, _PANEL):
+            for first in range(left, order, _BLOCK):
+                for column in range(left, min(first + _BLOCK, left + _PANEL)):
+                    for row in range(first, first + _BLOCK):
+                        inside = row < n and column < n
+                        stored[i, place] = matrices[i, row, column] if inside else 0.0
+                        place += 1
 
 
 @njit(cache=True, nogil=True)
@@ -95,20 +98,27 @@ def symmetric_product(packed, at, point, product, order, width):
     """Write Q point, for `width` vectors side by side, to `product`.
 
     Eight sums and eight points stay in registers while a block of eight rows is read; off the
-    diagonal every element of Q is used for its row and for its column.
+    diagonal every element of Q is used for its row and for its column. What belongs to the columns
+    of a panel stays in the nearest cache.
     """
-    for first in range(0, order, _BLOCK):
-        own = loads(point, first * width, width, 8)
-        sums = zeros_like(_ONE, _EIGHT, packed)
-        for column in range(first):
-            there = column * width
-            sums, back = both_ways(sums, own, packed, at, load(point, there), load(product, there))
-            store(product, there, back)
-            at += _BLOCK
-        for column in range(first, first + _BLOCK):
-            sums = one_way(sums, packed, at, load(point, column * width))
-            at += _BLOCK
-        stores(product, first * width, width, sums)
+    for left in range(0, order, _PANEL):
+        for first in range(left, order, _BLOCK):
+            own = loads(point, first * width, width, 8)
+            sums = loads(product, first * width, width, 8)
+            if left == 0:
+                sums = zeros_like(_ONE, _EIGHT, packed)
+            for column in range(left, min(first, left + _PANEL)):
+                there = column * width
+                sums, back = both_ways(
+                    sums, own, packed, at, load(point, there), load(product, there)
+                )
+                store(product, there, back)
+                at += _BLOCK
+            if first < left + _PANEL:
+                for column in range(first, first + _BLOCK):
+                    sums = one_way(sums, packed, at, load(point, column * width))
+                    at += _BLOCK
+            stores(product, first * width, width, sums)
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)

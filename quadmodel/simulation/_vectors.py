@@ -360,14 +360,10 @@ def both_ways(typing, sums, own, array, at, other, back):
         q = _elements(context, builder, array, array_, at_, len(own_), other_.type)
         for k in range(len(own_)):
             sums_[k] = _fma(builder, q[k], other_, sums_[k])
-        # Two chains, since each waits for itself.
-        odd = builder.fmul(q[1], own_[1])
-        for k in range(0, len(own_), 2):
+        for k in range(len(own_)):
             back_ = _fma(builder, q[k], own_[k], back_)
-        for k in range(3, len(own_), 2):
-            odd = _fma(builder, q[k], own_[k], odd)
         done = context.make_tuple(builder, sums, sums_)
-        return context.make_tuple(builder, result, [done, builder.fadd(back_, odd)])
+        return context.make_tuple(builder, result, [done, back_])
 
     return result(sums, own, array, types.intp, other, back), code
 

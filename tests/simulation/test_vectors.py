@@ -57,7 +57,7 @@ def test_vectors_do_what_loops_do(kind, sampling, method, monkeypatch):
     assert np.abs(other.state - loops.state).max() > 1e-4
 
 
-@pytest.mark.parametrize("n_params", [1, 7, 8, 9, 16, 17, 40])
+@pytest.mark.parametrize("n_params", [1, 7, 8, 9, 16, 17, 40, 127, 129, 300])
 def test_packed_matrices_multiply_as_they_were(n_params):
     rng = np.random.default_rng(n_params)
     q = rng.normal(size=(3, n_params, n_params))
