@@ -34,10 +34,14 @@ GOALS = (
     Goal("dense.mixed.idiomatic", "dense, mixed, over idiomatic JAX float64", 12.0),
     Goal("dense.float64.share_of_peak", "dense, float64, share of GEMM peak", 85.0, unit="%"),
     Goal("dense-skip.idiomatic", "phase diagram, over idiomatic JAX float64", 20.0),
-    Goal("linear.idiomatic", "linear, over idiomatic JAX float64", 20.0),
-    Goal("linear.beforehand", "linear, over JAX with batches drawn beforehand", 3.0),
-    Goal("low-rank.64", "low rank, 64 replicas, over the best JAX", 4.0),
-    Goal("low-rank.1", "low rank, 1 replica, over the best JAX", 4.0),
+    Goal("linear.idiomatic", "linear, float64, over idiomatic JAX float64", 20.0),
+    Goal(
+        "linear.beforehand", "linear, float64, over JAX float64 with batches drawn beforehand", 3.0
+    ),
+    Goal("linear.beforehand.mixed", "linear, mixed, over the same JAX float64", 3.0),
+    Goal("low-rank.64", "low rank, 64 replicas, float64, over the best JAX float64", 4.0),
+    Goal("low-rank.64.mixed", "low rank, 64 replicas, mixed, over the best JAX float64", 4.0),
+    Goal("low-rank.1", "low rank, 1 replica, float64, over the best JAX float64", 4.0),
     Goal("single.best", "one replica, over the best of JAX and NumPy", 1.0),
     Goal("large-p.1.1000", "large-P level 1, D = 1000", 300.0, unit="steps/s"),
     Goal("large-p.2.100", "large-P level 2, D = 100", 300.0, unit="steps/s"),

@@ -22,7 +22,9 @@ def linear(settings: Settings) -> Result:
     rates, sizes = grid.lanes
     arrays = {p: jax_peers.arrays_of(model, p) for p in _PRECISIONS}
     n = slice(min(256, rates.size))
-    programs = [ours.program(model, rates, sizes, 20, settings.threads)]
+    programs = [
+        ours.program(model, rates, sizes, 20, settings.threads, p) for p in ours.precisions()
+    ]
     for p in _PRECISIONS:
         programs.append(
             peers.idiomatic(
@@ -33,10 +35,9 @@ def linear(settings: Settings) -> Result:
     programs.append(peers.in_numpy(model, float(rates[0]), grid.batch_sizes.tolist()))
     drawn = _beforehand(model, arrays, grid, settings)
     peak = machine.square_product("float64", settings.threads)
-    cache = machine.cache_read()
-    *found, peak, cache = alternate([*programs, *(p for _, p in drawn), peak, cache], settings)
+    *found, peak = alternate([*programs, *(p for _, p in drawn), peak], settings)
     timings, by_size = found[: len(programs)], found[len(programs) :]
-    for place, p in ((2, "float64"), (4, "float32")):
+    for place, p in ((3, "float64"), (5, "float32")):
         parts = [
             [
                 t
@@ -59,18 +60,11 @@ def linear(settings: Settings) -> Result:
         note=f"{grid.describe()}; useful: 2 B D per replica-step, {flops:.3g} on average. Batches "
         "drawn beforehand are ours, and their drawing is not counted; " + how + ".",
     )
-    for key, rival in (("linear.idiomatic", timings[1]), ("linear.beforehand", timings[2])):
+    for key, rival in (("linear.idiomatic", timings[2]), ("linear.beforehand", timings[3])):
         result.measures[key] = timings[0].over(rival)
+        result.measures[f"{key}.mixed"] = timings[1].over(rival)
         possible = np.median(peak.rates / flops / rival.rates)
-        # Columns are read for every lane, or all of the NTK is for many.
-        bandwidth = settings.threads * cache.rate.median
-        columns = 8.0 * grid.batch_sizes * n_data / bandwidth
-        products = 2.0 * n_data**2 / peak.rate.median
-        least = float(np.mean(np.minimum(columns, products)))
-        result.ceilings[key] = (
-            f"{possible:.3g} at the GEMM peak, {1 / least / rival.rate.median:.3g} if batches "
-            f"below it read columns at {bandwidth / 1e9:.3g} GB/s, the second-level caches'"
-        )
+        result.ceilings[key] = f"{possible:.3g} at the GEMM peak"
     return result
 
 
@@ -125,7 +119,7 @@ def low_rank(settings: Settings) -> Result:
     result = Result()
     for replicas in (64, 1):
         timings = _low_rank(model, arrays, float(rate), size, replicas, settings)
-        *timings, peak, memory = timings
+        *timings, peak, memory, cache = timings
         title = f"Curvature of rank {rank}, D = {n_data}, P = {n_params}, B = {size}, "
         result.compare(
             title + (f"{replicas} replicas" if replicas > 1 else "1 replica"),
@@ -134,15 +128,25 @@ def low_rank(settings: Settings) -> Result:
             note=f"Useful: 4 B P (rank + 1) = {flops:.3g} per replica-step. Jacobian row and "
             "vectors of a point are stacked; batches of JAX are drawn beforehand unless said.",
         )
-        rivals = [t for t in timings[1:] if t.precision == "float64"]
-        rivals = [t for t in rivals if t.name.startswith("JAX")]
+        rivals = [t for t in timings if t.precision == "float64" and t.name.startswith("JAX")]
         best = max(rivals, key=lambda t: t.rate.median)
         key = f"low-rank.{replicas}"
         result.measures[key] = timings[0].over(best)
-        at_peak = peak.rate.median / flops / best.rate.median
-        read = memory.rate.median / (8.0 * size * n_params * (rank + 1)) / best.rate.median
-        result.ceilings[key] = f"best: {best.name}; {at_peak:.3g} at the GEMM peak" + (
-            f", {read:.3g} if the rows came from memory" if replicas == 1 else ""
+        result.measures[f"{key}.mixed"] = timings[1].over(best)
+        # What a replica-step moves: its share of the rows, its parameters for every point of the
+        # batch, and its gradient, which is read and written.
+        drawn = n_data * (1 - (1 - size / n_data) ** replicas) / replicas
+        rows = 8.0 * n_params * (rank + 1) * drawn / memory.rate.median
+        state = 3 * 8.0 * n_params * size / cache.rate.median
+        at_peak, read, moved = (
+            1 / seconds / best.rate.median
+            for seconds in (flops / peak.rate.median, rows, rows + state)
+        )
+        result.ceilings[key] = f"best: {best.name}; {at_peak:.3g} at the GEMM peak, " + (
+            f"{read:.3g} if the rows come from memory"
+            if replicas == 1
+            else f"{moved:.3g} if rows come from memory, parameters and gradients, which beside "
+            "them exceed the second-level cache, from the third"
         )
     return result
 
@@ -154,7 +158,9 @@ def _low_rank(
     steps = (1 if settings.quick else 4) if replicas > 1 else 50
     masks = ours.drawn_masks(model.n_data, sizes, steps).transpose(1, 0, 2)
     rows = ours.drawn_rows(model.n_data, size, replicas, steps)
-    programs = [ours.program(model, rates, sizes, steps, settings.threads)]
+    programs = [
+        ours.program(model, rates, sizes, steps, settings.threads, p) for p in ours.precisions()
+    ]
     for p in _PRECISIONS[:1] if settings.quick else _PRECISIONS:
         programs.append(
             peers.idiomatic(
@@ -176,4 +182,5 @@ def _low_rank(
     programs.append(peers.in_numpy(model, rate, [size] * 5))
     programs.append(machine.square_product("float64", settings.threads))
     programs.append(machine.memory_read(settings.threads, machine.read_size(settings)))
+    programs.append(machine.cache_read(3, settings.threads))
     return alternate(programs, settings)

@@ -91,20 +91,22 @@ def memory_read(threads: int, n_bytes: int) -> Program:
     return Program(name, "float64", run, 16.0 * count)
 
 
-def cache_read(n_bytes: int = 1 << 19, repeats: int = 2000) -> Program:
-    """Return many passes over what fits in the second-level cache and not in the first, in bytes.
+def cache_read(level: int, threads: int) -> Program:
+    """Return passes over what fits in the cache of a level (2 or 3), and in no nearer, in bytes.
 
-    By one thread: every core has such a cache, and the calls are too short to be shared out.
+    Every thread reads arrays of its own.
     """
-    x, y = np.random.default_rng(0).standard_normal((2, n_bytes // 16))
+    n_bytes = {2: 1 << 19, 3: 1 << 24}[level]
+    repeats = (1 << 30) // n_bytes
+    arrays = np.random.default_rng(0).standard_normal((threads, 2, n_bytes // 16))
 
-    def run() -> None:
-        with threadpool_limits(limits=1, user_api="blas"):
-            for _ in range(repeats):
-                np.dot(x, y)
+    def some(thread: int) -> None:
+        for _ in range(repeats):
+            np.dot(*arrays[thread])
 
-    name = "second-level cache read, 1 thread"
-    return Program(name, "float64", run, float(n_bytes) * repeats)
+    name = f"cache read, level {level}, {_threads(threads)}"
+    work = float(n_bytes) * repeats * threads
+    return Program(name, "float64", lambda: _in_threads(some, threads), work)
 
 
 def read_size(settings: Settings) -> int:
@@ -133,7 +135,8 @@ def ceilings(settings: Settings) -> Result:
     timings = alternate(programs, settings)
     # After the products, since it empties the caches.
     size = read_size(settings)
-    reads = alternate([cache_read(), *(memory_read(n, size) for n in counts)], settings)
+    caches = [cache_read(level, n) for level in (2, 3) for n in counts]
+    reads = alternate([*caches, *(memory_read(n, size) for n in counts)], settings)
     result = Result()
     rows = [
         (t.name, t.precision, show(_giga(t)), unit)
