@@ -202,7 +202,7 @@ def test_goals():
         "at least 85 %", "80 %", "no", "peak 100 GFLOP/s",
     )  # fmt: skip
     assert rows["import quadmodel"] == ("at most 0.25 s", "0.2 s", "yes", "")
-    assert rows["linear, over idiomatic JAX float64"] == (
+    assert rows["linear, float64, over idiomatic JAX float64"] == (
         "at least 20 x", "-", "not measured", "",
     )  # fmt: skip
 
