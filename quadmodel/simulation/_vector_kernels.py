@@ -184,8 +184,10 @@ def low_rank_rows(arrays, point, pointer, entries, part, parts, gradient):
     """Do the same as `dense_rows` for curvature sum_r s_r u_r u_r^T per data point.
 
     `arrays` are that of `stacked`, the s_r, and the residual; `point` and `gradient` are in the
-    precision of the rows. Twice a stretch of J_i and of all u_ir is held in the nearest cache while
-    the lanes take their turns: for their products, and for the gradients.
+    precision of the rows. Twice a stretch of J_i and of all u_ir is held in the second-level cache
+    while the lanes take their turns, four at a time, all in registers: for their products, and for
+    the gradients. Meanwhile the rows of the point that comes next are asked for: `ahead` says from
+    which element on, and where they end.
     """
     rows, coefficients, residual = arrays
     order, width = point.shape[1], BYTES // rows.itemsize
@@ -201,6 +203,7 @@ def low_rank_rows(arrays, point, pointer, entries, part, parts, gradient):
         following = i + 1
         while following < last_row - 1 and pointer[following] == pointer[following + 1]:
             following += 1
+        following = min(following, len(rows) - 1)
         ahead[0], ahead[1] = following * n_rows * order, (following + 1) * n_rows * order
         for start in range(pointer[i], pointer[i + 1], _LANES):
             count = min(_LANES, pointer[i + 1] - start)
@@ -208,48 +211,49 @@ def low_rank_rows(arrays, point, pointer, entries, part, parts, gradient):
                 places[a] = entries[start + a] * order
             sums.fill(0.0)
             for first in range(0, order, stretch):
-                part = flat, i * n_rows * order, order, first, min(first + stretch, order)
-                _add_products(n_rows, count, part, points, places, sums, ahead)
+                piece = flat, i * n_rows * order, order, first, min(first + stretch, order)
+                _add_products(n_rows, count, piece, points, places, sums, ahead)
             _write_weights(n_rows, count, sums, residual[i], coefficients[i], weight)
             for first in range(0, order, stretch):
-                part = flat, i * n_rows * order, order, first, min(first + stretch, order)
-                _add_gradients(n_rows, count, part, gradients, places, weight, ahead)
+                piece = flat, i * n_rows * order, order, first, min(first + stretch, order)
+                _add_gradients(n_rows, count, piece, gradients, places, weight, ahead)
 
 
 @njit(cache=True, nogil=True)
-def _add_products(n_rows, count, part, points, places, sums, ahead):
+def _add_products(n_rows, count, piece, points, places, sums, ahead):
     """Add the products of a stretch of all rows with that of all lanes to vectors of sums."""
     row = 0
     while row + 5 <= n_rows:
-        _add_some_products(_FIVE, row, count, part, points, places, sums, ahead)
+        _add_some_products(_FIVE, row, count, piece, points, places, sums, ahead)
         row += 5
     while row + 2 <= n_rows:
-        _add_some_products(_TWO, row, count, part, points, places, sums, ahead)
+        _add_some_products(_TWO, row, count, piece, points, places, sums, ahead)
         row += 2
     if row < n_rows:
-        _add_some_products(_ONE, row, count, part, points, places, sums, ahead)
+        _add_some_products(_ONE, row, count, piece, points, places, sums, ahead)
 
 
 @njit(cache=True, nogil=True)
-def _add_some_products(like, row, count, part, points, places, sums, ahead):
+def _add_some_products(like, row, count, piece, points, places, sums, ahead):
     """Do it for as many rows as the tuple is long: for four lanes at a time all in registers."""
     lane = 0
     while lane + 4 <= count:
-        _products(like, _FOUR, row, lane, part, points, places, sums, ahead)
+        _products(like, _FOUR, row, lane, piece, points, places, sums, ahead)
         lane += 4
     while lane < count:
-        _products(like, _ONE, row, lane, part, points, places, sums, ahead)
+        _products(like, _ONE, row, lane, piece, points, places, sums, ahead)
         lane += 1
 
 
 @njit(cache=True, nogil=True)
-def _products(like, lanes, row, lane, part, points, places, sums, ahead):
-    rows, at, order, first, last = part
+def _products(like, lanes, row, lane, piece, points, places, sums, ahead):
+    rows, at, order, first, last = piece
     width = BYTES // rows.itemsize
     # A row's sums lie together, those of rows and lanes that are taken together too.
     place = (row * _LANES + lane * len(like)) * width
     own = numbers_like(lanes, places, lane)
     found = loads_like(zeros_like(like, lanes, rows), sums, place, width)
+    # What is close already, when all has been asked for.
     here = ahead[0] if ahead[0] + _FETCHED * (last - first) <= ahead[1] else at + first
     ahead[0] += _FETCHED * (last - first)
     for k in range(first, last, width):
@@ -291,36 +295,37 @@ def _write_weights(n_rows, count, sums, residual, coefficients, weight):
 
 
 @njit(cache=True, nogil=True)
-def _add_gradients(n_rows, count, part, gradients, places, weight, ahead):
+def _add_gradients(n_rows, count, piece, gradients, places, weight, ahead):
     """Add a stretch of all rows to that of the gradients of all lanes."""
     row = 0
     while row + 5 <= n_rows:
-        _add_some_gradients(_FIVE, row, count, part, gradients, places, weight, ahead)
+        _add_some_gradients(_FIVE, row, count, piece, gradients, places, weight, ahead)
         row += 5
     while row + 2 <= n_rows:
-        _add_some_gradients(_TWO, row, count, part, gradients, places, weight, ahead)
+        _add_some_gradients(_TWO, row, count, piece, gradients, places, weight, ahead)
         row += 2
     if row < n_rows:
-        _add_some_gradients(_ONE, row, count, part, gradients, places, weight, ahead)
+        _add_some_gradients(_ONE, row, count, piece, gradients, places, weight, ahead)
 
 
 @njit(cache=True, nogil=True)
-def _add_some_gradients(like, row, count, part, gradients, places, weight, ahead):
+def _add_some_gradients(like, row, count, piece, gradients, places, weight, ahead):
     """Do it for as many rows as the tuple is long; their weights stay in registers."""
     lane = 0
     while lane + 4 <= count:
-        _gradients(like, _FOUR, row, lane, part, gradients, places, weight, ahead)
+        _gradients(like, _FOUR, row, lane, piece, gradients, places, weight, ahead)
         lane += 4
     while lane < count:
-        _gradients(like, _ONE, row, lane, part, gradients, places, weight, ahead)
+        _gradients(like, _ONE, row, lane, piece, gradients, places, weight, ahead)
         lane += 1
 
 
 @njit(cache=True, nogil=True)
-def _gradients(like, lanes, row, lane, part, gradients, places, weight, ahead):
-    rows, at, order, first, last = part
+def _gradients(like, lanes, row, lane, piece, gradients, places, weight, ahead):
+    rows, at, order, first, last = piece
     own = numbers_like(lanes, places, lane)
     weights = spreads_like(like, lanes, weight, row * _LANES + lane, _LANES)
+    # What is close already, when all has been asked for.
     here = ahead[0] if ahead[0] + _FETCHED * (last - first) <= ahead[1] else at + first
     ahead[0] += _FETCHED * (last - first)
     for k in range(first, last, BYTES // rows.itemsize):

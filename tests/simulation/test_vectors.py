@@ -57,6 +57,22 @@ def test_vectors_do_what_loops_do(kind, sampling, method, monkeypatch):
     assert np.abs(other.state - loops.state).max() > 1e-4
 
 
+@pytest.mark.parametrize("precision", ["float64", "mixed"])
+@pytest.mark.parametrize("n_params", [4090, 9000])
+def test_long_rows_and_many_lanes_of_low_rank(n_params, precision, monkeypatch):
+    """More than a stretch of parameters, and more lanes than are taken together at a point."""
+    model, other = (model_of("rank 1", 2, n_params, scale) for scale in (1.0, 2.0))
+    sgd = qm.SGD(0.1 / np.linalg.eigvalsh(model.ntk())[-1], 1)
+    options = {"lanes": 75, "steps": 6, "shared": False}
+    loops = advanced(model, sgd, monkeypatch, vectors=False, **options)
+    found = advanced(model, sgd, monkeypatch, vectors=True, **options, precision=precision)
+    different = advanced(other, sgd, monkeypatch, vectors=True, **options)
+    tolerance = 1e-12 if precision == "float64" else 1e-6
+    size = np.abs(loops.state).max()
+    np.testing.assert_allclose(found.state, loops.state, rtol=0, atol=tolerance * size)
+    assert np.abs(different.state - loops.state).max() > 10 * tolerance * size
+
+
 @pytest.mark.parametrize("n_params", [1, 7, 8, 9, 16, 17, 40, 127, 129, 300])
 def test_packed_matrices_multiply_as_they_were(n_params):
     rng = np.random.default_rng(n_params)
