@@ -38,6 +38,7 @@ GOALS = (
     Goal(
         "linear.beforehand", "linear, float64, over JAX float64 with batches drawn beforehand", 3.0
     ),
+    Goal("linear.beforehand.once", "linear, float64, full batches once, over the same JAX", 3.0),
     Goal("linear.beforehand.mixed", "linear, mixed, over the same JAX float64", 3.0),
     Goal("low-rank.64", "low rank, 64 replicas, float64, over the best JAX float64", 4.0),
     Goal("low-rank.64.mixed", "low rank, 64 replicas, mixed, over the best JAX float64", 4.0),
