@@ -305,7 +305,7 @@ def test_a_marker_per_fate_and_a_colour_per_batch_size(edited):
 
 
 def test_picture_knows_the_fates():
-    assert tuple(qm.plot._FATES) == module.FATES
+    assert tuple(qm.plot._at_the_edge._FATES) == module.FATES
 
 
 def test_picture_where_all_runs_diverge():

@@ -260,7 +260,9 @@ class Workers:
         try:
             work_on()
         finally:
-            # Those that haven't woken up have nothing left to do.
+            # After a failure nobody begins another piece; those that haven't woken up have no work.
+            for _ in left:
+                pass
             begun = [other for other in others if not other.cancel()]
             wait(begun)
         for other in begun:

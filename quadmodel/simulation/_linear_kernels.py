@@ -107,8 +107,10 @@ def _room(lanes, ntk, batch_size, scheme):
         np.arange(n_data),
         np.empty(n_data, np.int64),
         np.empty(n_data, np.int64),
+        # How often each point is in a batch, and a bit for each that is; both are left at zero.
         np.zeros(n_data, np.int64),
         np.zeros(-(-n_data // 32), np.uint32),
+        # Where blocks, and in them lanes, begin in the lists of columns and coefficients.
         ends - room,
         np.empty((blocks, lanes + 1), np.int64),
         np.empty(ends[-1], np.int32),
@@ -156,9 +158,8 @@ def _step(
         elif length >= _DENSE_BATCH * n_data:
             _sort(batch, length, times, words)
             for word in range(len(words)):
-                block = word // (BLOCK // 32)
-                at, bits = begin[block, lane + 1], words[word]
-                words[word] = 0
+                block, bits = word // (BLOCK // 32), words[word]
+                at = begin[block, lane + 1]
                 while bits != 0:
                     i = 32 * word + lowest_bit(bits)
                     bits &= bits - np.uint32(1)
@@ -166,7 +167,7 @@ def _step(
                     coefficient[at] = scale * times[i] * (z[i] + ahead * (z[i] - z_old[i]))
                     times[i] = 0
                     at += 1
-                begin[block, lane + 1] = at
+                begin[block, lane + 1], words[word] = at, 0
         else:
             at = begin[0, lane]
             for k in range(length):

@@ -44,6 +44,7 @@ _BLOCK = 8
 _PANEL = 128
 # Of low rank: bytes of a row, and lanes, that are taken together.
 _STRETCH, _LANES = 32768, 32
+# Cache lines asked for with each vector.
 _FETCHED = 2
 # Numbers of lanes and of rows as lengths of tuples, which the compiler unrolls loops over.
 _ONE, _TWO, _FOUR, _FIVE, _EIGHT = (0,), (0,) * 2, (0,) * 4, (0,) * 5, (0,) * 8
@@ -222,6 +223,8 @@ def low_rank_rows(arrays, point, pointer, entries, part, parts, gradient):
 @njit(cache=True, nogil=True)
 def _add_products(n_rows, count, piece, points, places, sums, ahead):
     """Add the products of a stretch of all rows with that of all lanes to vectors of sums."""
+    # `_add_gradients` goes the same way; compiled code that takes the work to do as an argument
+    # can't be kept on disk.
     row = 0
     while row + 5 <= n_rows:
         _add_some_products(_FIVE, row, count, piece, points, places, sums, ahead)
@@ -245,17 +248,24 @@ def _add_some_products(like, row, count, piece, points, places, sums, ahead):
         lane += 1
 
 
-@njit(cache=True, nogil=True)
+@njit(inline="always")
+def _rows_to_fetch(first, last, close, ahead):
+    """Return where to ask for rows meanwhile: what is close, if all has been asked for."""
+    here, count = ahead[0], _FETCHED * (last - first)
+    ahead[0] = here + count
+    return here if here + count <= ahead[1] else close
+
+
+@njit(inline="always")
 def _products(like, lanes, row, lane, piece, points, places, sums, ahead):
+    """Add the products of some rows with some lanes, as many as the tuples are long, to sums."""
     rows, at, order, first, last = piece
     width = BYTES // rows.itemsize
     # A row's sums lie together, those of rows and lanes that are taken together too.
     place = (row * _LANES + lane * len(like)) * width
     own = numbers_like(lanes, places, lane)
     found = loads_like(zeros_like(like, lanes, rows), sums, place, width)
-    # What is close already, when all has been asked for.
-    here = ahead[0] if ahead[0] + _FETCHED * (last - first) <= ahead[1] else at + first
-    ahead[0] += _FETCHED * (last - first)
+    here = _rows_to_fetch(first, last, at + first, ahead)
     for k in range(first, last, width):
         fetch(rows, here + _FETCHED * (k - first), _FETCHED)
         some = loads_like(like, rows, at + row * order + k, order)
@@ -320,14 +330,13 @@ def _add_some_gradients(like, row, count, piece, gradients, places, weight, ahea
         lane += 1
 
 
-@njit(cache=True, nogil=True)
+@njit(inline="always")
 def _gradients(like, lanes, row, lane, piece, gradients, places, weight, ahead):
+    """Add some rows to the gradients of some lanes; their weights stay in registers."""
     rows, at, order, first, last = piece
     own = numbers_like(lanes, places, lane)
     weights = spreads_like(like, lanes, weight, row * _LANES + lane, _LANES)
-    # What is close already, when all has been asked for.
-    here = ahead[0] if ahead[0] + _FETCHED * (last - first) <= ahead[1] else at + first
-    ahead[0] += _FETCHED * (last - first)
+    here = _rows_to_fetch(first, last, at + first, ahead)
     for k in range(first, last, BYTES // rows.itemsize):
         fetch(rows, here + _FETCHED * (k - first), _FETCHED)
         some = loads_like(like, rows, at + row * order + k, order)
