@@ -15,6 +15,7 @@ import numpy as np
 from numba import njit
 
 from quadmodel.simulation import _vectors
+from quadmodel.simulation._aligned import aligned_zeros
 from quadmodel.simulation._vectors import BYTES, add_multiple, add_to, zeros_like
 
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
@@ -52,7 +53,7 @@ def tiled(ntk, in_tiles=_vectors.AVAILABLE):
     full = order - order % (_LARGE * width)
     ends = [*range(0, full, _LARGE * width), *range(full, order, _SMALL * width)]
     cuts = zip(ends, [*ends[1:], order], strict=True)
-    columns = _vectors.aligned_zeros(n_data * order, dtype=ntk.dtype)
+    columns = aligned_zeros(n_data * order, dtype=ntk.dtype)
     for first, last in cuts:
         columns[first * n_data : last * n_data] = wide[:, first:last].ravel()
     return columns, (order // 8 | 1) * 8

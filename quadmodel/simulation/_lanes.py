@@ -19,6 +19,7 @@ from quadmodel._validation import FloatArray
 from quadmodel.model import LowRankCurvature, QuadraticModel
 from quadmodel.optimizer import SAMPLING_SCHEMES, SGD
 from quadmodel.simulation import _kernels, _linear_kernels, _vector_kernels, _vectors
+from quadmodel.simulation._aligned import aligned_zeros
 from quadmodel.simulation._columns import tiled
 
 IntArray = NDArray[np.int64]
@@ -206,12 +207,12 @@ class Stepper:
         """Return arrays that the kernels write to."""
         shape = count + 1, self._padded
         return (
-            _vectors.aligned_zeros(*shape, dtype=self._dtype),
+            aligned_zeros(*shape, dtype=self._dtype),
             np.empty((count, self._n_data), np.int64),
             np.zeros(count, np.int64),
             np.zeros(self._n_data + 1, np.int64),
             np.empty(count * self._n_data, np.int64),
-            _vectors.aligned_zeros(parts, *shape, dtype=self._dtype),
+            aligned_zeros(parts, *shape, dtype=self._dtype),
         )
 
 
@@ -253,16 +254,19 @@ class Workers:
         left = iter(range(len(pieces)))  # taking the next one is atomic
 
         def work_on() -> None:
-            for k in left:
-                results[k] = work(pieces[k])
+            try:
+                for k in left:
+                    results[k] = work(pieces[k])
+            finally:
+                # After a failure nobody begins another piece.
+                for _ in left:
+                    pass
 
         others = [self._pool.submit(work_on) for _ in range(min(self._threads, len(pieces)) - 1)]
         try:
             work_on()
         finally:
-            # After a failure nobody begins another piece; those that haven't woken up have no work.
-            for _ in left:
-                pass
+            # Those that haven't woken up have nothing left to do.
             begun = [other for other in others if not other.cancel()]
             wait(begun)
         for other in begun:

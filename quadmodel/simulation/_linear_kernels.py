@@ -14,8 +14,9 @@ import numpy as np
 from numba import njit
 
 from quadmodel.batches import BERNOULLI, draw_batch, philox
+from quadmodel.simulation._aligned import aligned
 from quadmodel.simulation._columns import _FAST, BLOCK, add_columns
-from quadmodel.simulation._vectors import aligned, lowest_bit
+from quadmodel.simulation._vectors import lowest_bit
 
 # Share of the data in a batch from which on columns are added block by block, and from which on a
 # matrix product is faster if there are many data; lanes per product.

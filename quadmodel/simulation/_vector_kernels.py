@@ -12,25 +12,21 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from quadmodel.simulation._aligned import aligned, aligned_zeros
 from quadmodel.simulation._columns import _FAST
 from quadmodel.simulation._kernels import apply_gradients, draw_lanes, rows_of_part
+from quadmodel.simulation._vector_blocks import both_ways, gather, one_way, scatter
 from quadmodel.simulation._vectors import (
     BYTES,
     add,
     add_pairs,
     add_rows,
-    aligned,
-    aligned_zeros,
-    both_ways,
     fetch,
     fma,
-    gather,
     load,
     loads,
     loads_like,
     numbers_like,
-    one_way,
-    scatter,
     spread,
     spreads_like,
     store,

@@ -1,9 +1,9 @@
 """Vectors of 64 bytes for Numba: values that the compiled kernels keep in registers.
 
-`load`, `store`, `spread`, `fma` and a few unrolled loops over tuples of vectors. Loops written with
-them say which number stays where, which plain loops leave to the compiler's luck: the symmetric
-product below them reaches the speed of a matrix product. A width of 64 bytes needs AVX-512 to pay;
-`AVAILABLE` says whether this processor has it.
+`load`, `store`, `spread`, `fma` and a few unrolled loops over tuples of vectors; `_vector_blocks`
+has more. Loops written with them say which number stays where, which plain loops leave to the
+compiler's luck: the symmetric product reaches the speed of a matrix product. A width of 64 bytes
+needs AVX-512 to pay; `AVAILABLE` says whether this processor has it.
 """
 
 # mypy: ignore-errors
@@ -11,9 +11,8 @@ product below them reaches the speed of a matrix product. A width of 64 bytes ne
 from __future__ import annotations
 
 import llvmlite.binding
-import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
@@ -39,27 +38,27 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(manager, vector, ir.VectorType(_FLOATS[vector.dtype], vector.width))
 
 
-def _pointer(context, builder, kind, array, at, vector=None):
+def pointer_to(context, builder, kind, array, at, vector=None):
     """Return the pointer to an element of a contiguous array, or to a vector there."""
     pointer = builder.gep(context.make_array(kind)(context, builder, array).data, [at])
     return pointer if vector is None else builder.bitcast(pointer, ir.PointerType(vector))
 
 
-def _plus(builder, at, number):
+def plus(builder, at, number):
     return builder.add(at, ir.Constant(_I64, number))
 
 
-def _spread(builder, scalar, vector):
+def spread_out(builder, scalar, vector):
     nothing = ir.Constant(vector, ir.Undefined)
     first = builder.insert_element(nothing, scalar, ir.Constant(_I32, 0))
-    return builder.shuffle_vector(first, nothing, _indices([0] * vector.count))
+    return builder.shuffle_vector(first, nothing, indices([0] * vector.count))
 
 
-def _indices(values):
+def indices(values):
     return ir.Constant(ir.VectorType(_I32, len(values)), values)
 
 
-def _fma(builder, a, b, c):
+def fused(builder, a, b, c):
     vector = a.type
     bits = 32 if isinstance(vector.element, ir.FloatType) else 64
     function = cgutils.get_or_insert_function(
@@ -70,12 +69,12 @@ def _fma(builder, a, b, c):
     return builder.call(function, [a, b, c])
 
 
-def _elements(context, builder, kind, array, at, count, vector):
+def elements(context, builder, kind, array, at, count, vector):
     """Return `count` elements from `at` on, each spread over a vector."""
     return [
-        _spread(
+        spread_out(
             builder,
-            builder.load(_pointer(context, builder, kind, array, _plus(builder, at, k))),
+            builder.load(pointer_to(context, builder, kind, array, plus(builder, at, k))),
             vector,
         )
         for k in range(count)
@@ -89,7 +88,7 @@ def load(typing, array, at):
 
     def code(context, builder, signature, arguments):
         vector = context.get_value_type(result)
-        pointer = _pointer(context, builder, array, *arguments, vector)
+        pointer = pointer_to(context, builder, array, *arguments, vector)
         return builder.load(pointer, align=array.dtype.bitwidth // 8)
 
     return result(array, types.intp), code
@@ -101,7 +100,7 @@ def store(typing, array, at, vector):
 
     def code(context, builder, signature, arguments):
         data, place, value = arguments
-        pointer = _pointer(context, builder, array, data, place, value.type)
+        pointer = pointer_to(context, builder, array, data, place, value.type)
         builder.store(value, pointer, align=array.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
@@ -119,7 +118,7 @@ def loads(typing, array, at, stride, count):
         found = []
         for _ in range(count.literal_value):
             kind = context.get_value_type(vector)
-            pointer = _pointer(context, builder, signature.args[0], data, at, kind)
+            pointer = pointer_to(context, builder, signature.args[0], data, at, kind)
             found.append(builder.load(pointer, align=array.dtype.bitwidth // 8))
             at = builder.add(at, stride)
         return context.make_tuple(builder, result, found)
@@ -134,7 +133,7 @@ def stores(typing, array, at, stride, vectors):
     def code(context, builder, signature, arguments):
         data, at, stride, values = arguments
         for value in cgutils.unpack_tuple(builder, values):
-            pointer = _pointer(context, builder, array, data, at, value.type)
+            pointer = pointer_to(context, builder, array, data, at, value.type)
             builder.store(value, pointer, align=array.dtype.bitwidth // 8)
             at = builder.add(at, stride)
         return context.get_dummy_value()
@@ -148,7 +147,7 @@ def spread(typing, scalar):
     result = Vector(scalar)
 
     def code(context, builder, signature, arguments):
-        return _spread(builder, arguments[0], context.get_value_type(result))
+        return spread_out(builder, arguments[0], context.get_value_type(result))
 
     return result(scalar), code
 
@@ -168,7 +167,7 @@ def fma(typing, a, b, c):
     """Return a b + c."""
 
     def code(context, builder, signature, arguments):
-        return _fma(builder, *arguments)
+        return fused(builder, *arguments)
 
     return a(a, a, a), code
 
@@ -181,13 +180,13 @@ def add_multiple(typing, sums, scalar, array, at):
         sums_, scalar_, array_, at_ = arguments
         sums_ = cgutils.unpack_tuple(builder, sums_)
         kind, bytes_ = sums_[0].type, array.dtype.bitwidth // 8
-        by = _spread(builder, scalar_, kind)
+        by = spread_out(builder, scalar_, kind)
         for k, sum_ in enumerate(sums_):
-            place = _plus(builder, at_, k * kind.count)
+            place = plus(builder, at_, k * kind.count)
             value = builder.load(
-                _pointer(context, builder, array, array_, place, kind), align=bytes_
+                pointer_to(context, builder, array, array_, place, kind), align=bytes_
             )
-            sums_[k] = _fma(builder, by, value, sum_)
+            sums_[k] = fused(builder, by, value, sum_)
         return context.make_tuple(builder, sums, sums_)
 
     return sums(sums, scalar, array, types.intp), code
@@ -201,11 +200,11 @@ def add_to(typing, array, at, factor, vectors):
         data, at, factor_, values = arguments
         for value in cgutils.unpack_tuple(builder, values):
             for part in _as_doubles(builder, value):
-                pointer = _pointer(context, builder, array, data, at, part.type)
-                by = _spread(builder, factor_, part.type)
-                sum_ = _fma(builder, by, part, builder.load(pointer, align=8))
+                pointer = pointer_to(context, builder, array, data, at, part.type)
+                by = spread_out(builder, factor_, part.type)
+                sum_ = fused(builder, by, part, builder.load(pointer, align=8))
                 builder.store(sum_, pointer, align=8)
-                at = _plus(builder, at, part.type.count)
+                at = plus(builder, at, part.type.count)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.float64, vectors), code
@@ -216,7 +215,7 @@ def _as_doubles(builder, value):
     if isinstance(value.type.element, ir.DoubleType):
         return [value]
     half = value.type.count // 2
-    halves = (_indices(list(range(first, first + half))) for first in (0, half))
+    halves = (indices(list(range(first, first + half))) for first in (0, half))
     wide = ir.VectorType(ir.DoubleType(), half)
     return [builder.fpext(builder.shuffle_vector(value, value, h), wide) for h in halves]
 
@@ -230,7 +229,7 @@ def loads_like(typing, like, array, at, stride):
         _, data, at, stride = arguments
         kind, found = context.get_value_type(result.dtype), []
         for _ in range(len(like)):
-            pointer = _pointer(context, builder, array, data, at, kind)
+            pointer = pointer_to(context, builder, array, data, at, kind)
             found.append(builder.load(pointer, align=array.dtype.bitwidth // 8))
             at = builder.add(at, stride)
         return context.make_tuple(builder, result, found)
@@ -262,11 +261,11 @@ def add_pairs(typing, sums, rows, array, places, at):
         )
         for lane in range(lanes):
             place = builder.add(places_[lane], at_)
-            pointer = _pointer(context, builder, array, array_, place, rows_[0].type)
+            pointer = pointer_to(context, builder, array, array_, place, rows_[0].type)
             value = builder.load(pointer, align=array.dtype.bitwidth // 8)
             for r, row in enumerate(rows_):
                 k = r * lanes + lane
-                sums_[k] = _fma(builder, row, value, sums_[k])
+                sums_[k] = fused(builder, row, value, sums_[k])
         return context.make_tuple(builder, sums, sums_)
 
     return sums(sums, rows, array, places, types.intp), code
@@ -282,8 +281,8 @@ def fetch(typing, array, at, lines):
         kind = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
         for k in range(lines.literal_value):
-            place = _plus(builder, at, k * 512 // array.dtype.bitwidth)
-            pointer = builder.bitcast(_pointer(context, builder, array, data, place), byte)
+            place = plus(builder, at, k * 512 // array.dtype.bitwidth)
+            pointer = builder.bitcast(pointer_to(context, builder, array, data, place), byte)
             builder.call(function, [pointer, *(ir.Constant(_I32, n) for n in (0, 2, 1))])
         return context.get_dummy_value()
 
@@ -298,8 +297,8 @@ def numbers_like(typing, like, array, at):
     def code(context, builder, signature, arguments):
         _, data, at = arguments
         kind = signature.args[1]
-        places = (_plus(builder, at, k) for k in range(len(like)))
-        found = [builder.load(_pointer(context, builder, kind, data, place)) for place in places]
+        places = (plus(builder, at, k) for k in range(len(like)))
+        found = [builder.load(pointer_to(context, builder, kind, data, place)) for place in places]
         return context.make_tuple(builder, result, found)
 
     return result(like, array, types.intp), code
@@ -314,7 +313,7 @@ def spreads_like(typing, rows, lanes, array, at, stride):
         _, _, data, at, stride = arguments
         kind, found = context.get_value_type(result.dtype), []
         for _ in range(len(rows)):
-            found += _elements(context, builder, array, data, at, len(lanes), kind)
+            found += elements(context, builder, array, data, at, len(lanes), kind)
             at = builder.add(at, stride)
         return context.make_tuple(builder, result, found)
 
@@ -336,127 +335,14 @@ def add_rows(typing, array, places, at, rows, weights):
         )
         for lane in range(lanes):
             place = builder.add(places_[lane], at_)
-            pointer = _pointer(context, builder, array, array_, place, rows_[0].type)
+            pointer = pointer_to(context, builder, array, array_, place, rows_[0].type)
             value = builder.load(pointer, align=array.dtype.bitwidth // 8)
             for r, row in enumerate(rows_):
-                value = _fma(builder, weights_[r * lanes + lane], row, value)
+                value = fused(builder, weights_[r * lanes + lane], row, value)
             builder.store(value, pointer, align=array.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
     return types.void(array, places, types.intp, rows, weights), code
-
-
-@intrinsic
-def both_ways(typing, sums, own, array, at, other, back):
-    """Use each element q_k = array[at + k] twice.
-
-    Returns sums_k + q_k other for every k, and back + sum_k q_k own_k.
-    """
-    result = types.Tuple((sums, back))
-
-    def code(context, builder, signature, arguments):
-        sums_, own_, array_, at_, other_, back_ = arguments
-        sums_, own_ = (cgutils.unpack_tuple(builder, values) for values in (sums_, own_))
-        q = _elements(context, builder, array, array_, at_, len(own_), other_.type)
-        for k in range(len(own_)):
-            sums_[k] = _fma(builder, q[k], other_, sums_[k])
-        for k in range(len(own_)):
-            back_ = _fma(builder, q[k], own_[k], back_)
-        done = context.make_tuple(builder, sums, sums_)
-        return context.make_tuple(builder, result, [done, back_])
-
-    return result(sums, own, array, types.intp, other, back), code
-
-
-@intrinsic
-def one_way(typing, sums, array, at, other):
-    """Return sums_k + array[at + k] other for every k."""
-
-    def code(context, builder, signature, arguments):
-        sums_, array_, at_, other_ = arguments
-        sums_ = cgutils.unpack_tuple(builder, sums_)
-        q = _elements(context, builder, array, array_, at_, len(sums_), other_.type)
-        added = [_fma(builder, *pair) for pair in zip(q, [other_] * len(q), sums_, strict=True)]
-        return context.make_tuple(builder, sums, added)
-
-    return sums(sums, array, types.intp, other), code
-
-
-def _transposed(builder, rows):
-    """Exchange rows and columns of a square block, halves within ever larger blocks."""
-    count, step = len(rows), 1
-    while step < count:
-        for r in (r for r in range(count) if not r & step):
-            low = [c if not c & step else count + c - step for c in range(count)]
-            high = [c + step if not c & step else count + c for c in range(count)]
-            a, b = rows[r], rows[r + step]
-            rows[r] = builder.shuffle_vector(a, b, _indices(low))
-            rows[r + step] = builder.shuffle_vector(a, b, _indices(high))
-        step *= 2
-    return rows
-
-
-def _at(context, builder, kind, places, k):
-    return builder.load(_pointer(context, builder, kind, places, ir.Constant(_I64, k)))
-
-
-@intrinsic
-def gather(typing, array, places, at, into):
-    """Load a square block of doubles, write it transposed to `into` from at * width on.
-
-    Its row k starts at array[places[k] + at]. `into` may be of single precision.
-    """
-    vector = Vector(into.dtype)
-
-    def code(context, builder, signature, arguments):
-        array_, places_, at, into_ = arguments
-        kind, bytes_ = context.get_value_type(vector), into.dtype.bitwidth // 8
-        wide, rows = ir.VectorType(ir.DoubleType(), vector.width), []
-        for k in range(vector.width):
-            place = builder.add(_at(context, builder, places, places_, k), at)
-            pointer = _pointer(context, builder, array, array_, place, wide)
-            row = builder.load(pointer, align=8)
-            rows.append(row if kind == wide else builder.fptrunc(row, kind))
-        place = builder.mul(at, ir.Constant(_I64, vector.width))
-        for row in _transposed(builder, rows):
-            pointer = _pointer(context, builder, into, into_, place, kind)
-            builder.store(row, pointer, align=bytes_)
-            place = _plus(builder, place, vector.width)
-        return context.get_dummy_value()
-
-    return types.void(array, places, types.intp, into), code
-
-
-@intrinsic
-def scatter(typing, array, places, at, source, base, base_at, factor):
-    """Add factor[k] (base + row k) to array[places[k] + at] and what follows, in double precision.
-
-    Row k is column k of the block that is contiguous in `source` from at * width on.
-    """
-    vector = Vector(source.dtype)
-
-    def code(context, builder, signature, arguments):
-        array_, places_, at, source_, base_, base_at, factor_ = arguments
-        kind, bytes_ = context.get_value_type(vector), source.dtype.bitwidth // 8
-        wide = ir.VectorType(ir.DoubleType(), vector.width)
-        place, rows = builder.mul(at, ir.Constant(_I64, vector.width)), []
-        for _ in range(vector.width):
-            pointer = _pointer(context, builder, source, source_, place, kind)
-            rows.append(builder.load(pointer, align=bytes_))
-            place = _plus(builder, place, vector.width)
-        pointer = _pointer(context, builder, base, base_, builder.add(base_at, at), wide)
-        shared = builder.load(pointer, align=8)
-        for k, row in enumerate(_transposed(builder, rows)):
-            if kind != wide:
-                row = builder.fpext(row, wide)
-            place = builder.add(_at(context, builder, places, places_, k), at)
-            pointer = _pointer(context, builder, array, array_, place, wide)
-            by = _spread(builder, _at(context, builder, factor, factor_, k), wide)
-            sum_ = _fma(builder, by, builder.fadd(shared, row), builder.load(pointer, align=8))
-            builder.store(sum_, pointer, align=8)
-        return context.get_dummy_value()
-
-    return types.void(array, places, types.intp, source, base, types.intp, factor), code
 
 
 @intrinsic
@@ -468,25 +354,3 @@ def lowest_bit(typing, word):
         return builder.zext(found, _I64) if found.type != _I64 else found
 
     return types.intp(word), code
-
-
-@njit(cache=True, nogil=True)
-def aligned(count, like):
-    """Return zeros that begin where a vector does; vectors that cross cache lines cost twice.
-
-    Flat, of the type of the elements of `like`.
-    """
-    spare = BYTES // like.itemsize
-    memory = np.zeros(count + spare, like.dtype)
-    first = (-np.int64(memory.ctypes.data) % BYTES) // like.itemsize
-    return memory[first : first + count]
-
-
-def aligned_zeros(*shape, dtype=np.float64):
-    """Return zeros of a shape that begin where a vector does.
-
-    From NumPy, which asks for large pages of memory; Numba does not.
-    """
-    memory = np.zeros(np.dtype(dtype).itemsize * int(np.prod(shape)) + BYTES, np.uint8)
-    first = -memory.ctypes.data % BYTES
-    return memory[first : len(memory) - BYTES + first].view(dtype).reshape(shape)
