@@ -163,8 +163,18 @@ class Stepper:
             options = (*self._options[:-1], first_step, n_steps, self._options[-1])
 
             def step_linear(rows: slice) -> None:
-                every = lanes.rows(slice(None))
-                _LINEAR.advance_linear(*self._arrays, *every, order[rows], *options)
+                which = order[rows]
+                _LINEAR.advance_linear(
+                    *self._arrays,
+                    lanes.state,
+                    lanes.old,
+                    lanes.learning_rate[which],
+                    lanes.batch_size[which],
+                    lanes.replica[which],
+                    lanes.diverged_at,
+                    which,
+                    *options,
+                )
 
             # So few that they stay in the second-level cache, so many that reading columns pays.
             workers.map(step_linear, groups(count, 256))

@@ -48,23 +48,25 @@ def advance_linear(
 ):
     """Step the residual of some lanes: z + mu (z - z_old) - eta Theta W u - eta rho (u - start).
 
-    `state` and `old`, the residual before, have shape (lanes, n_data); `which` are the numbers of
-    the lanes to step, and `old` is not touched where nothing asks for it. A lane whose squared norm
+    `state` and `old`, the residual before, have shape (all lanes, n_data), as `diverged_at`;
+    `which` are the numbers of the lanes to step, to which learning rates, batch sizes and numbers
+    of replicas belong. `old` is not touched where nothing asks for it. A lane whose squared norm
     leaves [0, limit) is frozen, and `diverged_at` says after which step; NaN fails that test too,
     so fastmath must keep it: see `_FAST`.
     """
     lanes = len(which)
-    eta, b, number = learning_rate[which], batch_size[which], replica[which]
-    energy, active = np.empty(lanes), diverged_at[which] < 0
+    energy, active = np.empty(lanes), np.empty(lanes, np.bool_)
     plain = momentum == 0.0 and weight_decay == 0.0
     z = _padded(state, which, length)
     z_old = z if plain else _padded(old, which, length)
     for lane in range(lanes):
         energy[lane] = _energy(z[lane])
-    room = _room(lanes, ntk, b, scheme)
+        active[lane] = diverged_at[which[lane]] < 0
+    room = _room(lanes, ntk, batch_size, scheme)
     options = momentum, nesterov, weight_decay, scheme, seed, model
     for t in range(first_step, first_step + n_steps):
-        _step(columns, ntk, start, z, z_old, eta, b, number, active, options, t, room, energy)
+        _step(columns, ntk, start, z, z_old, learning_rate, batch_size, replica, active, options, t,
+              room, energy)  # fmt: skip
         for lane in range(lanes):
             if active[lane] and not energy[lane] < limit:
                 diverged_at[which[lane]] = t + 1
@@ -100,10 +102,15 @@ def _room(lanes, ntk, batch_size, scheme):
     """Return arrays that the steps write to: batches and their coefficients, and for products."""
     n_data = len(ntk)
     blocks, rows = -(-n_data // BLOCK), min(lanes, _PRODUCT_LANES)
-    # Block 0 has room for all batches whose columns are not added in blocks.
-    room = np.full(blocks, lanes * BLOCK)
-    room[0] += lanes * n_data if scheme == BERNOULLI else batch_size.sum()
-    ends = np.cumsum(room)
+    # Where blocks begin in the lists of columns; the first has room for all batches whose columns
+    # are not added in blocks. (Loops and sums of scalars compile faster than those of arrays.)
+    first, most = np.empty(blocks, np.int64), 0
+    for block in range(blocks):
+        first[block] = most
+        most += lanes * BLOCK
+        if block == 0:
+            for lane in range(lanes):
+                most += n_data if scheme == BERNOULLI else batch_size[lane]
     return (
         np.arange(n_data),
         np.empty(n_data, np.int64),
@@ -111,11 +118,10 @@ def _room(lanes, ntk, batch_size, scheme):
         # How often each point is in a batch, and a bit for each that is; both are left at zero.
         np.zeros(n_data, np.int64),
         np.zeros(-(-n_data // 32), np.uint32),
-        # Where blocks, and in them lanes, begin in the lists of columns and coefficients.
-        ends - room,
+        first,
         np.empty((blocks, lanes + 1), np.int64),
-        np.empty(ends[-1], np.int32),
-        np.empty(ends[-1], ntk.dtype),
+        np.empty(most, np.int32),
+        np.empty(most, ntk.dtype),
         np.ones(lanes),
         np.empty(rows, np.int64),
         np.zeros((rows, n_data), ntk.dtype),
