@@ -11,8 +11,8 @@ from jax import numpy as jnp
 
 import quadmodel as qm
 from benchmarks import jax_peers, numpy_peers, ours
-from quadmodel._validation import FloatArray
-from quadmodel.simulation._lanes import workers
+from quadmodel._util.checks import FloatArray
+from quadmodel._util.threads import workers
 
 N_DATA, N_PARAMS, STEPS, REPLICAS = 12, 20, 5, 6
 KINDS = ("linear", "dense", "low_rank")

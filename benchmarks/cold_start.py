@@ -43,7 +43,7 @@ _COMMAND = """
 import contextlib, io, json, sys, time
 import matplotlib; matplotlib.use("agg")
 import matplotlib.pyplot
-import quadmodel.phase, quadmodel.plot
+import quadmodel.studies.phases, quadmodel.plot
 from quadmodel.cli import main
 sys.argv[1:] = {arguments!r}
 def run():

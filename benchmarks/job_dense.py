@@ -11,9 +11,9 @@ import quadmodel as qm
 from benchmarks import jax_peers, machine, ours, peers
 from benchmarks.report import Result, share_of
 from benchmarks.timing import Program, Settings, Spread, Timing, alternate, fastest, mixture
-from quadmodel.phase import _spread_learning_rates
-from quadmodel.simulation._lanes import workers
-from quadmodel.simulation.cells import Cells, Measurement, measure_cells
+from quadmodel._util.threads import workers
+from quadmodel.simulation.growth import Cells, Measurement, measure_cells
+from quadmodel.studies.phases import _spread_learning_rates
 
 N_DATA, N_PARAMS = 200, 400
 _PRECISIONS = ("float64", "float32")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from quadmodel import LowRankCurvature, QuadraticModel
-from quadmodel._validation import FloatArray
+from quadmodel._util.checks import FloatArray
 
 
 def step_of(model: QuadraticModel) -> Any:

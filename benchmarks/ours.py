@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 import quadmodel as qm
 from benchmarks.timing import Program
-from quadmodel._validation import FloatArray
+from quadmodel._util.checks import FloatArray
+from quadmodel._util.threads import workers
 from quadmodel.batches import batch_indices
-from quadmodel.simulation._lanes import Lanes, Stepper, start_lanes, workers
+from quadmodel.simulation._replicas import Lanes, Stepper, start_lanes
 
 SEED = 7
 # The name that programs of ours begin with.

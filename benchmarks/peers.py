@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 import quadmodel as qm
 from benchmarks import jax_peers, numpy_peers
 from benchmarks.timing import Program
-from quadmodel._validation import FloatArray
+from quadmodel._util.checks import FloatArray
 
 IDIOMATIC = "JAX, vmap, random batches"
 

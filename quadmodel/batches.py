@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit, uint32, uint64
 from numpy.typing import NDArray
 
-from quadmodel._validation import as_choice, as_integer
+from quadmodel._util.checks import as_choice, as_integer
 from quadmodel.optimizer import SAMPLING_SCHEMES
 
 # Constants of Philox4x32: J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC11).

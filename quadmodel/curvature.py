@@ -1,4 +1,4 @@
-"""Laws of the curvature Q, the gradient of the Jacobian."""
+"""Curvature Q, the gradient of the Jacobian: arrays, arrays of low rank, and laws."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from quadmodel._validation import (
+from quadmodel._util.checks import (
     FloatArray,
     InputError,
     as_array,
@@ -17,7 +17,75 @@ from quadmodel._validation import (
     as_number,
     check_symmetric,
 )
-from quadmodel.model import LowRankCurvature
+
+
+@dataclass(frozen=True, eq=False)
+class LowRankCurvature:
+    r"""Curvature of low rank: :math:`Q_a = \sum_r s_{ar}\, u_{ar} u_{ar}^\top`.
+
+    Parameters
+    ----------
+    coefficients : array_like, shape (n_data, rank)
+        The :math:`s_{ar}`, in units of the residual.
+    vectors : array_like, shape (n_data, rank, n_params)
+        The :math:`u_{ar}`, in units of 1 / parameter.
+
+    Raises
+    ------
+    InputError
+        If shapes don't fit or entries are not finite.
+    """
+
+    coefficients: FloatArray
+    vectors: FloatArray
+
+    def __post_init__(self) -> None:
+        """Check shapes once."""
+        coefficients = as_array("coefficients", self.coefficients, (None, None))
+        vectors = as_array("vectors", self.vectors, (*coefficients.shape, None))
+        object.__setattr__(self, "coefficients", coefficients)
+        object.__setattr__(self, "vectors", vectors)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape (n_data, n_params, n_params) of the array that it stands for."""
+        n_data, _, n_params = self.vectors.shape
+        return n_data, n_params, n_params
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.coefficients.nbytes + self.vectors.nbytes
+
+    def dense(self) -> FloatArray:
+        """Return the full array.
+
+        Returns
+        -------
+        ndarray, shape (n_data, n_params, n_params)
+            :math:`Q_{aij}`.
+        """
+        u = self.vectors
+        return np.asarray(np.einsum("ar,ari,arj->aij", self.coefficients, u, u, optimize=True))
+
+    def times(self, theta: FloatArray) -> FloatArray:
+        r"""Return :math:`Q(\theta,\cdot)`.
+
+        Parameters
+        ----------
+        theta : ndarray, shape (n_params,)
+            Displacement from the initial parameters.
+
+        Returns
+        -------
+        ndarray, shape (n_data, n_params)
+            Change of the Jacobian at `theta`.
+        """
+        u = self.vectors
+        return np.asarray(np.einsum("ar,ari->ai", self.coefficients * (u @ theta), u))
+
+
+Curvature = FloatArray | LowRankCurvature | None
 
 
 class CurvatureLaw(ABC):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quadmodel._validation import FloatArray, InputError, as_number
+from quadmodel._util.checks import FloatArray, InputError, as_number
 
 
 class EigenvectorLaw(ABC):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from quadmodel._validation import FloatArray, InputError, as_integer, check_memory
+from quadmodel._util.checks import FloatArray, InputError, as_integer, check_memory
 from quadmodel.curvature import CurvatureLaw, IndependentCurvature
 from quadmodel.eigenvectors import EigenvectorLaw, Haar, haar_frame
 from quadmodel.model import QuadraticModel, ntk_eigensystem

@@ -5,85 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from quadmodel._files import open_npz, write_atomically
-from quadmodel._validation import FloatArray, InputError, as_array, check_memory, check_symmetric
-
-if TYPE_CHECKING:
-    from quadmodel.curvature import CurvatureLaw
-
-
-@dataclass(frozen=True, eq=False)
-class LowRankCurvature:
-    r"""Curvature of low rank: :math:`Q_a = \sum_r s_{ar}\, u_{ar} u_{ar}^\top`.
-
-    Parameters
-    ----------
-    coefficients : array_like, shape (n_data, rank)
-        The :math:`s_{ar}`, in units of the residual.
-    vectors : array_like, shape (n_data, rank, n_params)
-        The :math:`u_{ar}`, in units of 1 / parameter.
-
-    Raises
-    ------
-    InputError
-        If shapes don't fit or entries are not finite.
-    """
-
-    coefficients: FloatArray
-    vectors: FloatArray
-
-    def __post_init__(self) -> None:
-        """Check shapes once."""
-        coefficients = as_array("coefficients", self.coefficients, (None, None))
-        vectors = as_array("vectors", self.vectors, (*coefficients.shape, None))
-        object.__setattr__(self, "coefficients", coefficients)
-        object.__setattr__(self, "vectors", vectors)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Shape (n_data, n_params, n_params) of the array that it stands for."""
-        n_data, _, n_params = self.vectors.shape
-        return n_data, n_params, n_params
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return self.coefficients.nbytes + self.vectors.nbytes
-
-    def dense(self) -> FloatArray:
-        """Return the full array.
-
-        Returns
-        -------
-        ndarray, shape (n_data, n_params, n_params)
-            :math:`Q_{aij}`.
-        """
-        u = self.vectors
-        return np.asarray(np.einsum("ar,ari,arj->aij", self.coefficients, u, u, optimize=True))
-
-    def times(self, theta: FloatArray) -> FloatArray:
-        r"""Return :math:`Q(\theta,\cdot)`.
-
-        Parameters
-        ----------
-        theta : ndarray, shape (n_params,)
-            Displacement from the initial parameters.
-
-        Returns
-        -------
-        ndarray, shape (n_data, n_params)
-            Change of the Jacobian at `theta`.
-        """
-        u = self.vectors
-        return np.asarray(np.einsum("ar,ari->ai", self.coefficients * (u @ theta), u))
-
-
-Curvature = FloatArray | LowRankCurvature | None
+from quadmodel._util.checks import FloatArray, InputError, as_array, check_memory, check_symmetric
+from quadmodel._util.files import open_npz, write_atomically
+from quadmodel.curvature import Curvature, CurvatureLaw, LowRankCurvature
 
 
 @dataclass(frozen=True, eq=False, repr=False)

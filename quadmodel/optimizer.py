@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from quadmodel._validation import InputError, as_choice, as_integer, as_number
+from quadmodel._util.checks import InputError, as_choice, as_integer, as_number
 
 SAMPLING_SCHEMES = ("without_replacement", "with_replacement", "bernoulli")
 

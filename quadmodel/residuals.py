@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quadmodel._validation import FloatArray, InputError, as_array, as_integer, as_number
+from quadmodel._util.checks import FloatArray, InputError, as_array, as_integer, as_number
 
 
 class ResidualLaw(ABC):

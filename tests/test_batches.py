@@ -10,7 +10,7 @@ import pytest
 from scipy.special import ndtri
 from scipy.stats import chi2
 
-from quadmodel._validation import InputError
+from quadmodel._util.checks import InputError
 from quadmodel.batches import batch_indices, draw_batch, philox
 from tests.oracles import enumeration
 

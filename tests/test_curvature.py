@@ -6,7 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from quadmodel._validation import InputError
+from quadmodel._util.checks import InputError
 from quadmodel.curvature import (
     IndependentCurvature,
     KroneckerCurvature,

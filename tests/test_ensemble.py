@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from quadmodel import ensemble as ensemble_module
-from quadmodel._validation import InputError
+from quadmodel._util.checks import InputError
 from quadmodel.curvature import IndependentCurvature, KroneckerCurvature, RandomLowRankCurvature
 from quadmodel.eigenvectors import EigenvectorLaw, Haar, Localised
 from quadmodel.ensemble import Ensemble

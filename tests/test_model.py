@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quadmodel._validation import InputError
-from quadmodel.model import LowRankCurvature, QuadraticModel, clean_eigenvalues, ntk_eigensystem
+from quadmodel._util.checks import InputError
+from quadmodel.curvature import LowRankCurvature
+from quadmodel.model import QuadraticModel, clean_eigenvalues, ntk_eigensystem
 
 D, P = 4, 6
 

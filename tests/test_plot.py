@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import quadmodel as qm
-from quadmodel._validation import InputError
+from quadmodel._util.checks import InputError
 
 mpl.use("agg")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import quadmodel as qm
-from quadmodel._version import __version__
+from quadmodel._util.version import __version__
 
 NAMES = [
     "Ensemble",

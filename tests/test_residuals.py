@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quadmodel._validation import InputError
+from quadmodel._util.checks import InputError
 from quadmodel.eigenvectors import haar_frame
 from quadmodel.residuals import AlignedResidual, GaussianResidual
 

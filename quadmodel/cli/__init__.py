@@ -6,8 +6,8 @@ import sys
 
 import click
 
-from quadmodel._validation import InputError
-from quadmodel._version import __version__
+from quadmodel._util.checks import InputError
+from quadmodel._util.version import __version__
 from quadmodel.cli.derive import derive_command
 from quadmodel.cli.phase_diagram import phase_diagram_command
 from quadmodel.cli.validate import validate_command

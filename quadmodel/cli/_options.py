@@ -11,8 +11,8 @@ import click
 import numpy as np
 
 from quadmodel import spectra
-from quadmodel._files import load_array
-from quadmodel._validation import InputError, as_array, as_integer, as_number
+from quadmodel._util.checks import InputError, as_array, as_integer, as_number
+from quadmodel._util.files import load_array
 
 if TYPE_CHECKING:
     from quadmodel.ensemble import Ensemble

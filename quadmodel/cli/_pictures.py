@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quadmodel._files import check_writable
-from quadmodel._validation import InputError
+from quadmodel._util.checks import InputError
+from quadmodel._util.files import check_writable
 
 if TYPE_CHECKING:
     import xarray as xr

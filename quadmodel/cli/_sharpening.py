@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from quadmodel._files import write_atomically
-from quadmodel._validation import as_integer
+from quadmodel._util.checks import as_integer
+from quadmodel._util.files import write_atomically
 from quadmodel.cli import _pictures as pictures
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def map_sharpening(source: Ensemble | QuadraticModel, sgd: SGD, options: dict[str, Any]) -> None:
     """Map the growth of the largest eigenvalue, write both files and print the growths."""
-    from quadmodel.sharpening_diagram import sharpening_diagram
+    from quadmodel.studies.sharpening import sharpening_diagram
 
     pairs = as_integer("--replicas", options["replicas"], low=2, high=2**32 - 1)
     grid = sharpening_diagram(

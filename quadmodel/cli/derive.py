@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from quadmodel._files import check_writable, write_atomically
-from quadmodel._validation import InputError
+from quadmodel._util.checks import InputError
+from quadmodel._util.files import check_writable, write_atomically
 
 
 @click.command("derive")
@@ -24,7 +24,7 @@ def derive_command(context: click.Context, names: tuple[str, ...], check: bool, 
     top = Path(root)
     if not top.is_dir():
         raise InputError(f"--root must be an existing folder, got {root}")
-    from quadmodel.symbolic.targets import chosen, targets
+    from quadmodel.symbolic.output.targets import chosen, targets
 
     if not names and not check:
         for target in targets():

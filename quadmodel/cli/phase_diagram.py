@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from quadmodel._files import array_path, check_writable, write_atomically
-from quadmodel._validation import InputError
+from quadmodel._util.checks import InputError
+from quadmodel._util.files import array_path, check_writable, write_atomically
 from quadmodel.cli import _pictures as pictures
 from quadmodel.cli._options import INPUTS, Values
 from quadmodel.cli._options import source as source_of
@@ -192,7 +192,7 @@ def phase_diagram_command(**options: Any) -> None:
         map_sharpening(source, sgd, options)
         click.echo(f"{time.perf_counter() - began:.1f} s\nwrote {picture} and {data}")
         return
-    from quadmodel.phase import phase_diagram
+    from quadmodel.studies.phases import phase_diagram
 
     grid = phase_diagram(
         source,
@@ -251,7 +251,7 @@ def _table(grid: xr.Dataset) -> str:
     """Return critical learning rates and critical K per batch size, as text."""
     import pandas as pd
 
-    from quadmodel.compare import critical_noise_kernel_norm
+    from quadmodel.comparison import critical_noise_kernel_norm
 
     mean = critical_noise_kernel_norm(grid)
     typical = critical_noise_kernel_norm(grid, growth="typical")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from quadmodel._files import write_atomically
+from quadmodel._util.files import write_atomically
 from quadmodel.cli import _pictures as pictures
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def validate_command(
     """
     import json
 
-    from quadmodel.validate import validate
+    from quadmodel.studies.validation import validate
 
     if not quick:
         pictures.check_picture(picture)
@@ -91,8 +91,8 @@ def _or_null(value: Any) -> Any:
 
 def _edges(picture: Path, seed: int, threads: int | None) -> dict[str, pd.DataFrame]:
     """Run the persistent edge and the edge at large P, draw both, and return their tables."""
-    from quadmodel.limit_edge import edge_table, limit_edge
-    from quadmodel.persistent_edge import late_table, persistent_edge
+    from quadmodel.studies.large_p_outcomes import edge_table, limit_edge
+    from quadmodel.studies.persistence import late_table, persistent_edge
 
     found = persistent_edge(seed=seed, threads=threads, progress=True)
     limit = limit_edge(seed=seed, threads=threads, progress=True)

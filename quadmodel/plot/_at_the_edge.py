@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from quadmodel._validation import InputError
+from quadmodel._util.checks import InputError
 from quadmodel.plot._common import axes
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from quadmodel._validation import FloatArray, InputError, as_choice
-from quadmodel.compare import critical_noise_kernel_norm
+from quadmodel._util.checks import FloatArray, InputError, as_choice
+from quadmodel.comparison import critical_noise_kernel_norm
 from quadmodel.plot._common import axes
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from quadmodel._validation import InputError, as_integer
+from quadmodel._util.checks import InputError, as_integer
 from quadmodel.plot._common import SIMULATION, THEORY, axes
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ from functools import cached_property
 
 import numpy as np
 
-from quadmodel._validation import FloatArray
+from quadmodel._util.checks import FloatArray, IntArray
+from quadmodel._util.lanczos import largest_eigenvalue
 from quadmodel.optimizer import SAMPLING_SCHEMES
 from quadmodel.simulation import observables
-from quadmodel.simulation._lanczos import largest_eigenvalue
-from quadmodel.simulation._lanes import IntArray, Lanes
-from quadmodel.simulation._measure import (
+from quadmodel.simulation._kernels.measurement import draw_weights
+from quadmodel.simulation._measurement import (
     PRODUCTS,
     SAMPLED_BATCHES,
     Gauge,
@@ -24,7 +24,7 @@ from quadmodel.simulation._measure import (
     jacobians,
     lanes_together,
 )
-from quadmodel.simulation._measure_kernels import draw_weights
+from quadmodel.simulation._replicas import Lanes
 
 
 class Snapshots:

@@ -6,12 +6,12 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from quadmodel._progress import progress_bar
-from quadmodel._validation import InputError, as_integer, check_memory
-from quadmodel._version import __version__
+from quadmodel._util.checks import InputError, as_integer, check_memory
+from quadmodel._util.progress import progress_bar
+from quadmodel._util.threads import workers
+from quadmodel._util.version import __version__
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
-from quadmodel.simulation._lanes import workers
 from quadmodel.simulation.populations import follow, growth_of_members, random_directions
 
 # The progress bar moves this often, in each of the two stretches.

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quadmodel._validation import FloatArray, InputError
-from quadmodel.model import LowRankCurvature, QuadraticModel
+from quadmodel._util.checks import FloatArray, InputError
+from quadmodel._util.lanczos import largest_eigenvalue
+from quadmodel.curvature import LowRankCurvature
+from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
-from quadmodel.simulation._lanczos import largest_eigenvalue
 
 _PER_RUN = ("replica", "step")
 _EIGENVALUE = "1 / learning rate"

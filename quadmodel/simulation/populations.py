@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from quadmodel._validation import FloatArray, check_memory
+from quadmodel._util.checks import FloatArray, IntArray, check_memory
+from quadmodel._util.threads import Workers
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SAMPLING_SCHEMES, SGD
-from quadmodel.simulation import _linear_kernels
-from quadmodel.simulation._columns import tiled
-from quadmodel.simulation._lanes import STORED, IntArray, Workers
+from quadmodel.simulation._kernels import linear as _linear_kernels
+from quadmodel.simulation._kernels.columns import tiled
+from quadmodel.simulation._replicas import STORED
 
 # The steps are cut into blocks; during the first half directions relax.
 _BLOCKS = 32

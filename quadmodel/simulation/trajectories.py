@@ -8,20 +8,14 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from quadmodel._progress import progress_bar
-from quadmodel._validation import InputError, as_choice, as_integer, check_memory
-from quadmodel._version import __version__
+from quadmodel._util.checks import InputError, as_choice, as_integer, check_memory
+from quadmodel._util.progress import progress_bar
+from quadmodel._util.threads import workers
+from quadmodel._util.version import __version__
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
-from quadmodel.simulation._lanes import (
-    PRECISIONS,
-    Lanes,
-    Stepper,
-    start_lanes,
-    stored_bytes,
-    workers,
-)
-from quadmodel.simulation._measure import SAMPLED_BATCHES, Gauge, bytes_needed
+from quadmodel.simulation._measurement import SAMPLED_BATCHES, Gauge, bytes_needed
+from quadmodel.simulation._replicas import PRECISIONS, Lanes, Stepper, start_lanes, stored_bytes
 from quadmodel.simulation._snapshots import Snapshots
 from quadmodel.simulation.observables import OBSERVABLES, as_observables
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from quadmodel._validation import FloatArray, InputError, as_array, as_integer, as_number
+from quadmodel._util.checks import FloatArray, InputError, as_array, as_integer, as_number
 
 
 class SpectralLaw(ABC):

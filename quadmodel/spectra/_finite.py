@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quadmodel._validation import FloatArray, as_number
+from quadmodel._util.checks import FloatArray, as_number
 from quadmodel.spectra._base import SpectralLaw, descending, padded
 from quadmodel.spectra._limits import MarchenkoPastur
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from quadmodel._validation import FloatArray, InputError, as_array, as_number
+from quadmodel._util.checks import FloatArray, InputError, as_array, as_number
 from quadmodel.spectra._base import SpectralLaw, function_name, padded
 
 _GRID = 2**16  # angles in the cumulative sum of a density; quantiles are then good to about 1e-8

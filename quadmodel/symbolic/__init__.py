@@ -1,16 +1,23 @@
 """Derivations: from the SGD step of the quadratic model to its moment equations, with SymPy."""
 
-from quadmodel.symbolic import names as names
+from quadmodel.symbolic.algebra import names as names
+from quadmodel.symbolic.algebra.gaussian import GaussianField as GaussianField
+from quadmodel.symbolic.algebra.gaussian import average as average
+from quadmodel.symbolic.algebra.gaussian import independent_curvature as independent_curvature
+from quadmodel.symbolic.algebra.gaussian import kronecker_curvature as kronecker_curvature
+from quadmodel.symbolic.algebra.indices import Tensor as Tensor
+from quadmodel.symbolic.algebra.indices import data_indices as data_indices
+from quadmodel.symbolic.algebra.indices import delta as delta
+from quadmodel.symbolic.algebra.indices import parameter_indices as parameter_indices
+from quadmodel.symbolic.algebra.matrices import as_matrix as as_matrix
+from quadmodel.symbolic.algebra.sampling import SamplingScheme as SamplingScheme
+from quadmodel.symbolic.algebra.sampling import average_batches as average_batches
+from quadmodel.symbolic.algebra.sampling import weight_covariance as weight_covariance
+from quadmodel.symbolic.algebra.sampling import weight_moment as weight_moment
 from quadmodel.symbolic.dynamics import difference as difference
 from quadmodel.symbolic.dynamics import expected as expected
-from quadmodel.symbolic.gaussian import GaussianField as GaussianField
-from quadmodel.symbolic.gaussian import average as average
-from quadmodel.symbolic.gaussian import independent_curvature as independent_curvature
-from quadmodel.symbolic.gaussian import kronecker_curvature as kronecker_curvature
-from quadmodel.symbolic.indices import Tensor as Tensor
-from quadmodel.symbolic.indices import data_indices as data_indices
-from quadmodel.symbolic.indices import delta as delta
-from quadmodel.symbolic.indices import parameter_indices as parameter_indices
+from quadmodel.symbolic.fock import word_inner_product as word_inner_product
+from quadmodel.symbolic.fock import word_moment as word_moment
 from quadmodel.symbolic.large_p import large_p_step as large_p_step
 from quadmodel.symbolic.late_time import energy_at_gradient as energy_at_gradient
 from quadmodel.symbolic.late_time import loss_floor as loss_floor
@@ -24,11 +31,6 @@ from quadmodel.symbolic.linear import SGD_METHOD as SGD_METHOD
 from quadmodel.symbolic.linear import LinearMethod as LinearMethod
 from quadmodel.symbolic.linear import linear_method as linear_method
 from quadmodel.symbolic.linear import second_moment_equation as second_moment_equation
-from quadmodel.symbolic.matrices import as_matrix as as_matrix
-from quadmodel.symbolic.sampling import SamplingScheme as SamplingScheme
-from quadmodel.symbolic.sampling import average_batches as average_batches
-from quadmodel.symbolic.sampling import weight_covariance as weight_covariance
-from quadmodel.symbolic.sampling import weight_moment as weight_moment
 from quadmodel.symbolic.sharpening import (
     expected_jacobian_difference as expected_jacobian_difference,
 )
@@ -41,5 +43,3 @@ from quadmodel.symbolic.stability import noise_kernel_norm as noise_kernel_norm
 from quadmodel.symbolic.stability import pair_response as pair_response
 from quadmodel.symbolic.stability import schur_cohn_conditions as schur_cohn_conditions
 from quadmodel.symbolic.stability import small_learning_rate_limit as small_learning_rate_limit
-from quadmodel.symbolic.words import word_inner_product as word_inner_product
-from quadmodel.symbolic.words import word_moment as word_moment

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import sympy as sp
 
-from quadmodel.symbolic._fold import fold
-from quadmodel.symbolic.gaussian import (
+from quadmodel.symbolic.algebra.fold import fold
+from quadmodel.symbolic.algebra.gaussian import (
     CURVATURE,
     JACOBIAN,
     OVER_DATA,
@@ -27,7 +27,7 @@ from quadmodel.symbolic.gaussian import (
     average,
     kronecker_curvature,
 )
-from quadmodel.symbolic.indices import (
+from quadmodel.symbolic.algebra.indices import (
     DATA,
     PARAMETERS,
     Index,
@@ -37,7 +37,7 @@ from quadmodel.symbolic.indices import (
     delta,
     parameter_indices,
 )
-from quadmodel.symbolic.names import D, eta
+from quadmodel.symbolic.algebra.names import D, eta
 
 RESPONSE = Tensor("Phi", (PARAMETERS, PARAMETERS), (0, 0))
 INVERSE = Tensor("J^+", (PARAMETERS, DATA))

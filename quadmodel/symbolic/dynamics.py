@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import sympy as sp
 
-from quadmodel._validation import InputError, as_choice, as_integer
-from quadmodel.symbolic import names
-from quadmodel.symbolic._fold import fold
-from quadmodel.symbolic.gaussian import (
+from quadmodel._util.checks import InputError, as_choice, as_integer
+from quadmodel.symbolic.algebra import names
+from quadmodel.symbolic.algebra.fold import fold
+from quadmodel.symbolic.algebra.gaussian import (
     CURVATURE,
     JACOBIAN,
     RESIDUAL,
@@ -30,7 +30,7 @@ from quadmodel.symbolic.gaussian import (
     independent_curvature,
     kronecker_curvature,
 )
-from quadmodel.symbolic.indices import (
+from quadmodel.symbolic.algebra.indices import (
     DATA,
     Polynomial,
     Tensor,
@@ -38,8 +38,8 @@ from quadmodel.symbolic.indices import (
     data_indices,
     parameter_indices,
 )
+from quadmodel.symbolic.algebra.sampling import SamplingScheme, average_batches
 from quadmodel.symbolic.linear import NTK
-from quadmodel.symbolic.sampling import SamplingScheme, average_batches
 
 # Terms grow about twentyfold per step.
 MOST_STEPS = 4
@@ -135,7 +135,7 @@ def expected(
     steps : int, optional
         Number of steps, at most 4.
     curvature : {"kronecker", "independent", "none"} or GaussianField, optional
-        Law of Q; "kronecker" for :func:`~quadmodel.symbolic.gaussian.kronecker_curvature`, "none"
+        Law of Q; "kronecker" for :func:`~quadmodel.symbolic.kronecker_curvature`, "none"
         for the linear model.
     residual, jacobian : {"fixed", "independent"} or GaussianField, optional
         Whether to average over their values at the start too; "independent" entries have scale s.

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import sympy as sp
 
-from quadmodel._validation import as_integer
-from quadmodel.symbolic._fold import fold
-from quadmodel.symbolic.gaussian import JACOBIAN
-from quadmodel.symbolic.indices import (
+from quadmodel._util.checks import as_integer
+from quadmodel.symbolic.algebra.fold import fold
+from quadmodel.symbolic.algebra.gaussian import JACOBIAN
+from quadmodel.symbolic.algebra.indices import (
     DATA,
     PARAMETERS,
     Index,
@@ -23,8 +23,8 @@ from quadmodel.symbolic.indices import (
     data_indices,
     delta,
 )
-from quadmodel.symbolic.names import D, eta
-from quadmodel.symbolic.words import (
+from quadmodel.symbolic.algebra.names import D, eta
+from quadmodel.symbolic.fock import (
     LETTERS,
     Vector,
     act,

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import sympy as sp
 
-from quadmodel.symbolic.indices import DATA, Index, Polynomial, Tensor, data_indices, delta
+from quadmodel.symbolic.algebra.indices import DATA, Index, Polynomial, Tensor, data_indices, delta
+from quadmodel.symbolic.algebra.names import D, eta, gamma, kappa, lam, r
 from quadmodel.symbolic.linear import NTK, SGD_METHOD, moment, second_moments
-from quadmodel.symbolic.names import D, eta, gamma, kappa, lam, r
 from quadmodel.symbolic.stability import alpha, dressed_response, eigenvalues, signed
 
 energy, energies = sp.symbols("p Sigma_p", nonnegative=True)  # of a mode, of all modes

@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import sympy as sp
 
-from quadmodel._validation import InputError
-from quadmodel.symbolic.indices import (
+from quadmodel._util.checks import InputError
+from quadmodel.symbolic.algebra.indices import (
     DATA,
     Index,
     Polynomial,
@@ -28,9 +28,9 @@ from quadmodel.symbolic.indices import (
     data_indices,
     delta,
 )
-from quadmodel.symbolic.matrices import as_matrix, matrix_of
-from quadmodel.symbolic.names import eta, mu, rho
-from quadmodel.symbolic.sampling import SamplingScheme, average_batches
+from quadmodel.symbolic.algebra.matrices import as_matrix, matrix_of
+from quadmodel.symbolic.algebra.names import eta, mu, rho
+from quadmodel.symbolic.algebra.sampling import SamplingScheme, average_batches
 
 # The responses of a memory of m points solve a linear system of m^2 equations.
 LONGEST_MEMORY = 4

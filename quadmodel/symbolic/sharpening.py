@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import sympy as sp
 
-from quadmodel._validation import as_integer
-from quadmodel.symbolic.dynamics import MOST_STEPS, difference
-from quadmodel.symbolic.gaussian import GaussianField
-from quadmodel.symbolic.indices import (
+from quadmodel._util.checks import as_integer
+from quadmodel.symbolic.algebra.gaussian import GaussianField
+from quadmodel.symbolic.algebra.indices import (
     Polynomial,
     data_indices,
     delta,
     parameter_indices,
 )
+from quadmodel.symbolic.algebra.matrices import as_matrix
+from quadmodel.symbolic.algebra.names import B, D, P, beta, lam
+from quadmodel.symbolic.algebra.sampling import SamplingScheme
+from quadmodel.symbolic.dynamics import MOST_STEPS, difference
 from quadmodel.symbolic.linear import NTK
-from quadmodel.symbolic.matrices import as_matrix
-from quadmodel.symbolic.names import B, D, P, beta, lam
-from quadmodel.symbolic.sampling import SamplingScheme
 
 
 def expected_ntk_difference(
@@ -133,7 +133,8 @@ def mode_part(change: Polynomial) -> sp.Expr:
     Examples
     --------
     >>> from quadmodel import symbolic
-    >>> from quadmodel.symbolic import dynamics, indices, linear
+    >>> from quadmodel.symbolic import dynamics, linear
+    >>> from quadmodel.symbolic.algebra import indices
     >>> a, b = indices.data_indices("ab")
     >>> symbolic.mode_part(linear.NTK(a, b) + 3 * indices.delta(a, b))
     lambda

@@ -18,9 +18,21 @@ from typing import Any
 import sympy as sp
 from sympy.polys.matrices import DomainMatrix
 
-from quadmodel._validation import InputError, as_choice
+from quadmodel._util.checks import InputError, as_choice
+from quadmodel.symbolic.algebra.names import (
+    D,
+    beta,
+    eta,
+    gamma,
+    kappa,
+    lam,
+    lam_other,
+    r,
+    rho,
+    x,
+    y,
+)
 from quadmodel.symbolic.linear import SGD_METHOD, LinearMethod, linear_method
-from quadmodel.symbolic.names import D, beta, eta, gamma, kappa, lam, lam_other, r, rho, x, y
 
 alpha, alpha_other = sp.symbols("alpha_1 alpha_2", integer=True)
 eigenvalues = sp.IndexedBase("lambda", shape=(D,), nonnegative=True)

@@ -18,9 +18,9 @@ from typing import NamedTuple
 import sympy as sp
 
 from quadmodel.symbolic import linear
-from quadmodel.symbolic._fold import fold
-from quadmodel.symbolic.gaussian import RESIDUAL, GaussianField, average, independent
-from quadmodel.symbolic.indices import (
+from quadmodel.symbolic.algebra.fold import fold
+from quadmodel.symbolic.algebra.gaussian import RESIDUAL, GaussianField, average, independent
+from quadmodel.symbolic.algebra.indices import (
     DATA,
     PARAMETERS,
     Index,
@@ -30,8 +30,8 @@ from quadmodel.symbolic.indices import (
     delta,
     parameter_indices,
 )
-from quadmodel.symbolic.names import D, eta, gamma, kappa
-from quadmodel.symbolic.sampling import (
+from quadmodel.symbolic.algebra.names import D, eta, gamma, kappa
+from quadmodel.symbolic.algebra.sampling import (
     SamplingScheme,
     as_scheme,
     average_batches,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from quadmodel._validation import FloatArray
+from quadmodel._util.checks import FloatArray
 from quadmodel.optimizer import SGD
 from quadmodel.theory import _generated as generated
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from quadmodel._validation import FloatArray, InputError, as_array, as_integer
+from quadmodel._util.checks import FloatArray, InputError, as_array, as_integer
 from quadmodel.model import clean_eigenvalues, ntk_eigensystem
 from quadmodel.optimizer import SGD
 from quadmodel.spectra import SpectralLaw

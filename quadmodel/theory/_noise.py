@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 from scipy.optimize import brentq
 
-from quadmodel._validation import FloatArray
+from quadmodel._util.checks import FloatArray
 from quadmodel.optimizer import SGD
 from quadmodel.theory import _formulas as formulas
 from quadmodel.theory import _generated as generated

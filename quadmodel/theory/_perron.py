@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from quadmodel._validation import FloatArray
+from quadmodel._util.checks import FloatArray
 
 # Below this size the matrix is built whole.
 _SMALL = 24

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from quadmodel._validation import FloatArray
+from quadmodel._util.checks import FloatArray
 from quadmodel.optimizer import SGD
 from quadmodel.theory import _formulas as formulas
 from quadmodel.theory import _generated as generated

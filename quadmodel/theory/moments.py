@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.sparse.linalg import LinearOperator, cg
 
-from quadmodel._validation import FloatArray, as_array, as_choice
+from quadmodel._util.checks import FloatArray, as_array, as_choice
 from quadmodel.optimizer import SGD
 from quadmodel.theory import _formulas as formulas
 from quadmodel.theory import _generated as generated

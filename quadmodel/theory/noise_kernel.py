@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from quadmodel._validation import InputError, as_choice, as_integer, as_number
+from quadmodel._util.checks import InputError, as_choice, as_integer, as_number
 from quadmodel.optimizer import SGD
 from quadmodel.spectra import SpectralLaw
 from quadmodel.theory import _formulas as formulas

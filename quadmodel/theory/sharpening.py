@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from quadmodel._validation import FloatArray, InputError, as_integer, check_memory
+from quadmodel._util.checks import FloatArray, InputError, as_integer, check_memory
 from quadmodel.curvature import CurvatureLaw, IndependentCurvature
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD

@@ -11,7 +11,7 @@ import xarray as xr
 from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 
-from quadmodel._validation import FloatArray, InputError, check_memory
+from quadmodel._util.checks import FloatArray, InputError, check_memory
 from quadmodel.optimizer import SGD
 from quadmodel.theory import _formulas as formulas
 from quadmodel.theory._fluctuation import eigenmatrices, one_step_variance

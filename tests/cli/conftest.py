@@ -7,8 +7,8 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from quadmodel import phase
 from quadmodel.cli import main
+from quadmodel.studies import phases as phase
 from tests.cli.command import TINY, contents
 
 

@@ -9,11 +9,11 @@ import pytest
 import xarray as xr
 
 import quadmodel as qm
-from quadmodel import phase
-from quadmodel._validation import InputError
+from quadmodel._util.checks import InputError
 from quadmodel.cli import _pictures as pictures
 from quadmodel.cli import phase_diagram_command
 from quadmodel.cli.phase_diagram import DEFAULTS
+from quadmodel.studies import phases as phase
 from tests.cli.command import OUTPUTS, written
 
 LIMIT = ["--limit", "large-p"]

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import xarray as xr
 
-from quadmodel import cli, phase
+from quadmodel import cli
+from quadmodel.studies import phases as phase
 from tests.cli.command import COMMAND, ENVIRONMENT, GRID, OUTPUTS, SIZE, TINY, written
 
 

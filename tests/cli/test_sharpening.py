@@ -1,6 +1,5 @@
 """quadmodel phase-diagram --observable sharpening: files, table, defaults, refusals."""
 
-import importlib
 import re
 from pathlib import Path
 
@@ -10,14 +9,13 @@ import pytest
 import xarray as xr
 
 import quadmodel as qm
-from quadmodel import phase
-from quadmodel._validation import InputError
+from quadmodel._util.checks import InputError
 from quadmodel.cli import _pictures as pictures
 from quadmodel.cli import phase_diagram_command
 from quadmodel.cli.phase_diagram import DEFAULTS
+from quadmodel.studies import phases as phase
+from quadmodel.studies import sharpening as module
 from tests.cli.command import OUTPUTS, written
-
-module = importlib.import_module("quadmodel.sharpening_diagram")  # the function has its name
 
 SHARPENING = ["--observable", "sharpening"]
 SMALL = [*SHARPENING, "--n-data", "8", "--n-params", "20", "--learning-rates", "0.2,0.5,60"]

@@ -1,6 +1,5 @@
 """quadmodel validate: table, JSON, exit code, picture, refusals."""
 
-import importlib
 import json
 import math
 import subprocess
@@ -11,13 +10,12 @@ import numpy as np
 import pytest
 
 import quadmodel as qm
-from quadmodel import _battery as battery
-from quadmodel import _validation
+from quadmodel._util import checks as _validation
+from quadmodel.studies import _validation_suite as battery
+from quadmodel.studies import large_p_outcomes as limit_module
+from quadmodel.studies import persistence as edge_module
+from quadmodel.studies import validation as module
 from tests.cli.command import COMMAND, ENVIRONMENT, contents, written
-
-module = importlib.import_module("quadmodel.validate")  # the function has the module's name
-limit_module = importlib.import_module("quadmodel.limit_edge")
-edge_module = importlib.import_module("quadmodel.persistent_edge")
 
 TINY = battery.Effort(replicas=40, pairs=4, large_pairs=2, growth_steps=64, threads=None, seed=0)
 GOOD = [("loss at step 10", 0.5, 0.504, 0.004), ("log growth, K = 0.8", -0.02, -0.0201, 0.0002)]

@@ -9,10 +9,11 @@ import pytest
 from scipy.stats import t as student
 
 import quadmodel as qm
-from quadmodel.simulation import _linear_kernels
-from quadmodel.simulation import cells as cells_module
-from quadmodel.simulation._lanes import Stepper, workers
-from quadmodel.simulation.cells import Cells, measure_cells
+from quadmodel._util.threads import workers
+from quadmodel.simulation import growth as cells_module
+from quadmodel.simulation._kernels import linear as _linear_kernels
+from quadmodel.simulation._replicas import Stepper
+from quadmodel.simulation.growth import Cells, measure_cells
 from quadmodel.simulation.populations import population_growth
 
 SCHEMES = ("without_replacement", "with_replacement", "bernoulli")

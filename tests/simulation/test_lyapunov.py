@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import quadmodel as qm
-from quadmodel._validation import InputError
+from quadmodel._util.checks import InputError
 from quadmodel.batches import batch_indices
 from quadmodel.simulation.lyapunov import lyapunov_exponent
 from quadmodel.theory.typical import typical_growth
@@ -225,7 +225,7 @@ def test_bad_input(changed, message):
 
 def test_memory(monkeypatch):
     model = qm.QuadraticModel.from_ntk(np.eye(4))
-    monkeypatch.setattr("quadmodel._validation.psutil.virtual_memory", lambda: _Memory())
+    monkeypatch.setattr("quadmodel._util.checks.psutil.virtual_memory", lambda: _Memory())
     with pytest.raises(MemoryError, match="the runs need"):
         lyapunov_exponent(model, qm.SGD(0.1, 2), 10)
 

@@ -9,10 +9,10 @@ import pytest
 from scipy.special import ndtri
 
 import quadmodel as qm
+from quadmodel._util.lanczos import largest_eigenvalue
 from quadmodel.batches import batch_indices, philox
 from quadmodel.simulation import observables
-from quadmodel.simulation._lanczos import largest_eigenvalue
-from quadmodel.simulation._measure_kernels import draw_weights, symmetric_products
+from quadmodel.simulation._kernels.measurement import draw_weights, symmetric_products
 from tests.oracles import dense_noise_kernel, enumeration, naive_sgd
 
 SCHEMES = ("without_replacement", "with_replacement", "bernoulli")

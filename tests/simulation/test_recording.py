@@ -10,8 +10,9 @@ import psutil
 import pytest
 
 import quadmodel as qm
-from quadmodel._validation import InputError
-from quadmodel.simulation import _measure, observables, trajectories
+from quadmodel._util.checks import InputError
+from quadmodel.simulation import _measurement as _measure
+from quadmodel.simulation import observables, trajectories
 
 ALL = tuple(observables.OBSERVABLES)
 DEFAULT = (

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 import quadmodel as qm
-from quadmodel._validation import InputError
+from quadmodel._util.checks import InputError
 from quadmodel.batches import batch_indices
 from quadmodel.simulation import observables
 from tests.oracles import naive_sgd

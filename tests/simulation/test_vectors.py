@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 
 import quadmodel as qm
-from quadmodel._validation import InputError
-from quadmodel.simulation import _columns, _lanes, _vector_kernels, _vectors
-from quadmodel.simulation._lanes import Stepper, start_lanes, workers
+from quadmodel._util.checks import InputError
+from quadmodel._util.threads import workers
+from quadmodel.simulation import _replicas as _lanes
+from quadmodel.simulation._kernels import columns as _columns
+from quadmodel.simulation._kernels import vector as _vector_kernels
+from quadmodel.simulation._kernels import vectors as _vectors
+from quadmodel.simulation._replicas import Stepper, start_lanes
 
 SCHEMES = ("without_replacement", "with_replacement", "bernoulli")
 METHODS = {

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from quadmodel.simulation._lanes import workers
+from quadmodel._util.threads import workers
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])

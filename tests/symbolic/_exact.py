@@ -9,8 +9,8 @@ from fractions import Fraction
 import numpy as np
 import sympy as sp
 
-from quadmodel.symbolic import names
-from quadmodel.symbolic.sampling import SamplingScheme
+from quadmodel.symbolic.algebra import names
+from quadmodel.symbolic.algebra.sampling import SamplingScheme
 from tests.oracles.quadratic import draw_list
 
 SCHEMES = ("without_replacement", "with_replacement", "bernoulli")

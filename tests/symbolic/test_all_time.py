@@ -10,8 +10,8 @@ import pytest
 import sympy as sp
 
 from quadmodel.symbolic import all_time
-from quadmodel.symbolic.indices import data_indices
-from quadmodel.symbolic.names import sigma
+from quadmodel.symbolic.algebra.indices import data_indices
+from quadmodel.symbolic.algebra.names import sigma
 from tests.oracles.quadratic import draw_list, expected_moments
 from tests.symbolic._exact import SCHEMES, rationals
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import sympy as sp
 
+from quadmodel.symbolic.algebra.gaussian import CURVATURE, GaussianField, kronecker_curvature
+from quadmodel.symbolic.algebra.indices import DATA, PARAMETERS, Tensor, delta
 from quadmodel.symbolic.dynamics import expected
-from quadmodel.symbolic.gaussian import CURVATURE, GaussianField, kronecker_curvature
-from quadmodel.symbolic.indices import DATA, PARAMETERS, Tensor, delta
 from tests.oracles.quadratic import discrete_curvatures
 from tests.symbolic._exact import SCHEMES, rationals
 from tests.symbolic._models import LIGHT, Model, mean_of

@@ -7,11 +7,11 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from quadmodel._validation import InputError
+from quadmodel._util.checks import InputError
 from quadmodel.symbolic import dynamics
+from quadmodel.symbolic.algebra.gaussian import JACOBIAN, RESIDUAL, independent
+from quadmodel.symbolic.algebra.sampling import SamplingScheme
 from quadmodel.symbolic.dynamics import difference, expected
-from quadmodel.symbolic.gaussian import JACOBIAN, RESIDUAL, independent
-from quadmodel.symbolic.sampling import SamplingScheme
 from tests.oracles.enumeration import weight_covariance as enumerated_covariance
 from tests.symbolic._exact import OWN_LAWS, PERMUTED, SCHEMES, scheme_of
 from tests.symbolic._models import LIGHT, QUANTITIES, Model, check_means, mean_of

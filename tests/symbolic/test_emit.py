@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 import sympy as sp
 
-from quadmodel.symbolic import emit, linear, names, stability
-from quadmodel.symbolic.formulas import formulas
-from quadmodel.symbolic.names import eta, lam, lam_other, mu, r, rho, x, y
-from quadmodel.symbolic.sampling import weight_covariance
+from quadmodel.symbolic import linear, stability
+from quadmodel.symbolic.algebra import names
+from quadmodel.symbolic.algebra.names import eta, lam, lam_other, mu, r, rho, x, y
+from quadmodel.symbolic.algebra.sampling import weight_covariance
+from quadmodel.symbolic.output import emit
+from quadmodel.symbolic.output.formulas import formulas
 from quadmodel.theory import _generated as generated
 from tests.oracles import enumeration, linear_memory
 from tests.oracles.one_step import weight_fluctuations

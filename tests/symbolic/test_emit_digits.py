@@ -12,9 +12,11 @@ import pytest
 import sympy as sp
 
 from quadmodel.optimizer import SAMPLING_SCHEMES
-from quadmodel.symbolic import _robust, linear, names, stability
-from quadmodel.symbolic.formulas import formulas
-from quadmodel.symbolic.names import mu, r, x, y
+from quadmodel.symbolic import linear, stability
+from quadmodel.symbolic.algebra import names
+from quadmodel.symbolic.algebra.names import mu, r, x, y
+from quadmodel.symbolic.output import robust as _robust
+from quadmodel.symbolic.output.formulas import formulas
 from quadmodel.theory import _generated as generated
 
 METHODS = {"heavy_ball": linear.HEAVY_BALL, "nesterov": linear.NESTEROV}

@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 import sympy as sp
 
-from quadmodel.symbolic import names
+from quadmodel.symbolic.algebra import names
+from quadmodel.symbolic.algebra.gaussian import (
+    JACOBIAN,
+    OVER_PARAMETERS,
+    RESIDUAL,
+    GaussianField,
+    kronecker_curvature,
+)
+from quadmodel.symbolic.algebra.indices import DATA, Tensor, data_indices, delta, parameter_indices
+from quadmodel.symbolic.algebra.matrices import as_matrix
+from quadmodel.symbolic.algebra.sampling import weight_covariance
 from quadmodel.symbolic.dynamics import (
     NTK,
     batch_weights,
@@ -20,16 +30,6 @@ from quadmodel.symbolic.dynamics import (
     step,
     with_ntk,
 )
-from quadmodel.symbolic.gaussian import (
-    JACOBIAN,
-    OVER_PARAMETERS,
-    RESIDUAL,
-    GaussianField,
-    kronecker_curvature,
-)
-from quadmodel.symbolic.indices import DATA, Tensor, data_indices, delta, parameter_indices
-from quadmodel.symbolic.matrices import as_matrix
-from quadmodel.symbolic.sampling import weight_covariance
 from tests.symbolic._exact import SCHEMES, rationals
 from tests.symbolic._models import Model, mean_of
 

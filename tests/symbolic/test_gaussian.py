@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import sympy as sp
 
-from quadmodel._validation import InputError
-from quadmodel.symbolic import gaussian, names
-from quadmodel.symbolic.gaussian import (
+from quadmodel._util.checks import InputError
+from quadmodel.symbolic.algebra import gaussian, names
+from quadmodel.symbolic.algebra.gaussian import (
     CURVATURE,
     JACOBIAN,
     OVER_DATA,
@@ -26,7 +26,7 @@ from quadmodel.symbolic.gaussian import (
     independent_curvature,
     kronecker_curvature,
 )
-from quadmodel.symbolic.indices import (
+from quadmodel.symbolic.algebra.indices import (
     DATA,
     PARAMETERS,
     Tensor,

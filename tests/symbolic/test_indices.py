@@ -12,9 +12,9 @@ import sympy as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quadmodel._validation import InputError
-from quadmodel.symbolic import names
-from quadmodel.symbolic.indices import (
+from quadmodel._util.checks import InputError
+from quadmodel.symbolic.algebra import names
+from quadmodel.symbolic.algebra.indices import (
     DATA,
     PARAMETERS,
     Index,

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import sympy as sp
 
-from quadmodel._validation import InputError
-from quadmodel.symbolic import large_p, names, words
-from quadmodel.symbolic.gaussian import CURVATURE, JACOBIAN, average, kronecker_curvature
-from quadmodel.symbolic.indices import DATA, PARAMETERS, Tensor, data_indices, delta
+from quadmodel._util.checks import InputError
+from quadmodel.symbolic import fock as words
+from quadmodel.symbolic import large_p
+from quadmodel.symbolic.algebra import names
+from quadmodel.symbolic.algebra.gaussian import CURVATURE, JACOBIAN, average, kronecker_curvature
+from quadmodel.symbolic.algebra.indices import DATA, PARAMETERS, Tensor, data_indices, delta
 from tests.oracles import free_limit
 from tests.symbolic._exact import rationals
 

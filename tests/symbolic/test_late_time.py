@@ -12,8 +12,8 @@ from scipy.optimize import brentq
 import quadmodel as qm
 from quadmodel import symbolic
 from quadmodel.symbolic import late_time
+from quadmodel.symbolic.algebra.names import D, eta, gamma, kappa, lam, lam_other, r
 from quadmodel.symbolic.late_time import energies, energy, null, time
-from quadmodel.symbolic.names import D, eta, gamma, kappa, lam, lam_other, r
 from quadmodel.symbolic.stability import eigenvalues
 from tests.oracles import enumeration
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import sympy as sp
 
-from quadmodel._validation import InputError
-from quadmodel.symbolic import linear, names
+from quadmodel._util.checks import InputError
+from quadmodel.symbolic import linear
+from quadmodel.symbolic.algebra import names
 from quadmodel.symbolic.linear import LinearMethod, linear_method, second_moment_equation
 from tests.oracles import enumeration, linear_memory
 from tests.oracles.quadratic import draw_list

@@ -12,10 +12,10 @@ import sympy as sp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from quadmodel._validation import InputError
-from quadmodel.symbolic import matrices, names
-from quadmodel.symbolic.gaussian import CURVATURE
-from quadmodel.symbolic.indices import (
+from quadmodel._util.checks import InputError
+from quadmodel.symbolic.algebra import matrices, names
+from quadmodel.symbolic.algebra.gaussian import CURVATURE
+from quadmodel.symbolic.algebra.indices import (
     DATA,
     PARAMETERS,
     Index,
@@ -25,7 +25,7 @@ from quadmodel.symbolic.indices import (
     delta,
     parameter_indices,
 )
-from quadmodel.symbolic.matrices import as_matrix, matrix_of
+from quadmodel.symbolic.algebra.matrices import as_matrix, matrix_of
 
 A = Tensor("A", (DATA, DATA))
 M = Tensor("M", (DATA, DATA), (0, 0))

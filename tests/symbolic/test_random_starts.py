@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import sympy as sp
 
+from quadmodel.symbolic.algebra.gaussian import JACOBIAN, independent
 from quadmodel.symbolic.dynamics import expected
-from quadmodel.symbolic.gaussian import JACOBIAN, independent
 from tests.symbolic._models import Model, mean_of
 
 SIGNS = [(Fraction(1, 2), -1), (Fraction(1, 2), 1)]

@@ -12,10 +12,10 @@ import sympy as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quadmodel._validation import InputError
-from quadmodel.symbolic import names, sampling
-from quadmodel.symbolic.indices import DATA, Tensor, constant, data_indices
-from quadmodel.symbolic.sampling import (
+from quadmodel._util.checks import InputError
+from quadmodel.symbolic.algebra import names, sampling
+from quadmodel.symbolic.algebra.indices import DATA, Tensor, constant, data_indices
+from quadmodel.symbolic.algebra.sampling import (
     SamplingScheme,
     average_batches,
     weight_covariance,

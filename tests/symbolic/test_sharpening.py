@@ -12,12 +12,13 @@ import pytest
 import sympy as sp
 
 from quadmodel import symbolic
-from quadmodel._validation import InputError
-from quadmodel.symbolic import names, sharpening
+from quadmodel._util.checks import InputError
+from quadmodel.symbolic import sharpening
+from quadmodel.symbolic.algebra import names
+from quadmodel.symbolic.algebra.indices import data_indices, delta
+from quadmodel.symbolic.algebra.names import B, D, P, beta, eta, gamma, kappa, lam, s, sigma
 from quadmodel.symbolic.dynamics import difference
-from quadmodel.symbolic.indices import data_indices, delta
 from quadmodel.symbolic.linear import NTK
-from quadmodel.symbolic.names import B, D, P, beta, eta, gamma, kappa, lam, s, sigma
 from tests.oracles import enumeration
 
 SCHEMES = ("without_replacement", "with_replacement", "bernoulli")

@@ -15,10 +15,11 @@ from scipy.optimize import brentq
 
 import quadmodel as qm
 from quadmodel import symbolic
-from quadmodel._validation import InputError
-from quadmodel.symbolic import names, stability
+from quadmodel._util.checks import InputError
+from quadmodel.symbolic import stability
+from quadmodel.symbolic.algebra import names
+from quadmodel.symbolic.algebra.names import D, beta, eta, gamma, kappa, lam, lam_other, mu, rho
 from quadmodel.symbolic.linear import HEAVY_BALL, NESTEROV, SGD_METHOD, LinearMethod
-from quadmodel.symbolic.names import D, beta, eta, gamma, kappa, lam, lam_other, mu, rho
 from tests.oracles import enumeration, linear_memory
 
 SCHEMES = ("without_replacement", "with_replacement", "bernoulli")

@@ -10,11 +10,17 @@ import pytest
 import sympy as sp
 
 from quadmodel import SGD
-from quadmodel._validation import InputError
-from quadmodel.symbolic import linear, names, typical
-from quadmodel.symbolic._fold import fold
-from quadmodel.symbolic.indices import data_indices
-from quadmodel.symbolic.sampling import fluctuations, partitions, weight_covariance, weight_moment
+from quadmodel._util.checks import InputError
+from quadmodel.symbolic import linear, typical
+from quadmodel.symbolic.algebra import names
+from quadmodel.symbolic.algebra.fold import fold
+from quadmodel.symbolic.algebra.indices import data_indices
+from quadmodel.symbolic.algebra.sampling import (
+    fluctuations,
+    partitions,
+    weight_covariance,
+    weight_moment,
+)
 from quadmodel.theory import _fluctuation
 from tests.oracles import enumeration
 from tests.oracles.one_step import weight_fluctuations

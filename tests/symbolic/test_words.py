@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import sympy as sp
 
-from quadmodel._validation import InputError
-from quadmodel.symbolic import names, words
-from quadmodel.symbolic.gaussian import pairings
-from quadmodel.symbolic.indices import data_indices
+from quadmodel._util.checks import InputError
+from quadmodel.symbolic import fock as words
+from quadmodel.symbolic.algebra import names
+from quadmodel.symbolic.algebra.gaussian import pairings
+from quadmodel.symbolic.algebra.indices import data_indices
 from tests.symbolic._exact import rationals
 
 N_DATA = 2

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import quadmodel as qm
-from quadmodel._validation import InputError
+from quadmodel._util.checks import InputError
 from quadmodel.theory import _fluctuation, typical
 from quadmodel.theory._inputs import as_finite_spectrum
 from quadmodel.theory.typical import typical_critical_learning_rate, typical_growth
@@ -277,7 +277,7 @@ def test_bad_input(function):
 
 
 def test_memory(monkeypatch):
-    monkeypatch.setattr("quadmodel._validation.psutil.virtual_memory", lambda: _Memory())
+    monkeypatch.setattr("quadmodel._util.checks.psutil.virtual_memory", lambda: _Memory())
     with pytest.raises(MemoryError, match="the prediction needs"):
         typical_growth(np.eye(4), qm.SGD(0.1, 2))
 

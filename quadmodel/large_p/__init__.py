@@ -1,0 +1,1 @@
+"""The limit of many parameters as a simulator."""

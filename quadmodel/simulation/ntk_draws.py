@@ -1,0 +1,289 @@
+"""sample_ntk(): the NTK along training over many draws of the curvature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from quadmodel._util.checks import FloatArray, InputError, IntArray, as_integer, check_memory
+from quadmodel._util.progress import progress_bar
+from quadmodel._util.threads import CALLER_ONLY, as_threads, workers
+from quadmodel._util.version import __version__
+from quadmodel.curvature import CurvatureLaw, IndependentCurvature
+from quadmodel.model import QuadraticModel
+from quadmodel.optimizer import SGD
+from quadmodel.simulation._replicas import Lanes, Stepper, start_lanes
+
+# A run whose NTK has grown beyond this has diverged.
+_LARGEST = 1e100
+
+
+def sample_ntk(
+    model: QuadraticModel,
+    sgd: SGD,
+    steps: int,
+    *,
+    pairs: int,
+    curvature: CurvatureLaw | float | None = None,
+    batches: int = 1,
+    record_every: int | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    progress: bool = False,
+) -> xr.Dataset:
+    r"""Simulate the NTK along training for many draws of the curvature around one start.
+
+    The Monte Carlo counterpart of :func:`quadmodel.expected_ntk`.
+
+    Parameters
+    ----------
+    model : QuadraticModel
+        Jacobian and residual at the start; its own curvature is replaced by every draw.
+    sgd : SGD
+        Learning rate, batch size, momentum, weight decay and sampling scheme.
+    steps : int
+        Number of SGD steps.
+    pairs : int
+        Antithetic pairs (Q, -Q) of draws, at least 2. Both see the same batches, so that odd orders
+        in the curvature cancel.
+    curvature : CurvatureLaw or float, optional
+        Law of the curvature; a number is short for ``IndependentCurvature(number)``. By default
+        the model's own `curvature_law`.
+    batches : int, optional
+        Sequences of batches per draw.
+    record_every : int, optional
+        Steps between two records; by default about fifty.
+    seed : int, optional
+        Below 2**64. Draws are a function of (seed, pair), batches of (seed, pair, sequence, step):
+        the same for every learning rate, batch size and method.
+    threads : int, optional
+        Worker threads; all available cores by default. Results don't depend on it.
+    progress : bool, optional
+        Show a progress bar, on a terminal or in a notebook.
+
+    Returns
+    -------
+    xarray.Dataset
+        Per pair, as dimension `replica` (of independent values): `ntk_projection` and
+        `ntk_eigenvalue` (replica, step, mode), along the initial NTK's eigenvectors and in
+        descending order; `ntk_trace` (replica, step). Units of an NTK eigenvalue. +inf once a run
+        of the pair has diverged. To be set beside :func:`quadmodel.expected_ntk` by
+        :func:`quadmodel.compare`.
+
+    Raises
+    ------
+    InputError
+        If an argument is out of range or no law is known.
+    MemoryError
+        If a draw of the curvature per thread or the records don't fit in memory.
+
+    References
+    ----------
+    .. [1] A. Agarwala, J. Pennington, arXiv:2404.19261, section 4.
+    .. [2] J. Hammersley, K. Morton, Proc. Camb. Phil. Soc. 52 (1956) 449: antithetic variates.
+
+    Examples
+    --------
+    >>> import quadmodel as qm
+    >>> model = qm.Ensemble(n_data=6, n_params=20, curvature=0.01).sample(seed=0)
+    >>> sgd = qm.SGD(learning_rate=0.05, batch_size=2)
+    >>> drawn = qm.sample_ntk(model, sgd, steps=10, pairs=50)
+    >>> qm.compare(drawn, qm.expected_ntk(model, sgd, steps=10)).attrs["verdict"]
+    'agree'
+    """
+    if not isinstance(model, QuadraticModel):
+        raise InputError(f"model must be a QuadraticModel, got {type(model).__name__}")
+    if not isinstance(sgd, SGD):
+        raise InputError(f"sgd must be an SGD, got {type(sgd).__name__}")
+    sgd.check_batch_size(model.n_data)
+    steps = as_integer("steps", steps, high=2**32 - 1)
+    pairs = as_integer("pairs", pairs, low=2, high=2**32 - 1)
+    batches = as_integer("batches", batches, high=2**20)
+    seed = as_integer("seed", seed, low=0, high=2**64 - 1)
+    record_every = max(1, steps // 50) if record_every is None else record_every
+    record_every = as_integer("record_every", record_every)
+    law = model.curvature_law if curvature is None else curvature
+    if law is None:
+        raise InputError("curvature must be given for a model that has no law, got None")
+    law = law if isinstance(law, CurvatureLaw) else IndependentCurvature(law)
+    count = as_threads(threads)
+    n_records = steps // record_every + 1
+    one = law.nbytes(model.n_data, model.n_params) * 2 + 8 * batches * model.n_data * (
+        2 * model.n_params + model.n_data
+    )
+    kept = 8.0 * pairs * n_records * (2 * model.n_data + 1)
+    check_memory("the draws of the curvature", min(count, pairs) * float(one) + kept)
+    recorded = np.arange(0, steps + 1, record_every)
+    vectors = model.eigensystem[1]
+
+    def follow(pair: int) -> tuple[FloatArray, FloatArray]:
+        stream = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(pair,)))
+        drawn = law.sample(stream, model.n_data, model.n_params)
+        values = []
+        for sign in (1.0, -1.0):
+            curved = QuadraticModel(model.residual, model.jacobian, _signed(drawn, sign))
+            lanes = start_lanes(
+                curved,
+                np.full(batches, sgd.learning_rate),
+                np.full(batches, sgd.batch_size),
+                np.arange(batches),
+            )
+            values.append(list(_ntks(curved, sgd, recorded.tolist(), lanes, seed, pair)))
+        ntks = np.array(values)  # sign, record, sequence, row, column
+        projected = np.einsum("ia,srnij,ja->ra", vectors, ntks, vectors, optimize=True)
+        bad = ~np.isfinite(ntks).all(axis=(0, 2, 3, 4))
+        spectra = np.linalg.eigvalsh(np.where(bad[:, None, None, None], 0.0, ntks))
+        spectra = spectra[..., ::-1].mean(axis=(0, 2))
+        projected = projected / (2 * batches)
+        spectra[bad], projected[bad] = np.inf, np.inf
+        return projected, spectra
+
+    with (
+        workers(count) as pool,
+        progress_bar(pairs, what="sample_ntk", show=progress) as bar,
+    ):
+        results = pool.map(follow, range(pairs), done=bar.update)
+    projection = np.stack([r[0] for r in results])
+    eigenvalue = np.stack([r[1] for r in results])
+    unit = {"units": "1 / learning rate"}
+    per_mode = ("replica", "step", "mode")
+    return xr.Dataset(
+        {
+            "ntk_projection": (
+                per_mode,
+                projection,
+                {"long_name": "NTK along its initial eigenvectors", **unit},
+            ),
+            "ntk_eigenvalue": (
+                per_mode,
+                eigenvalue,
+                {"long_name": "eigenvalue of the NTK", **unit},
+            ),
+            "ntk_trace": (
+                ("replica", "step"),
+                eigenvalue.sum(axis=2),
+                {"long_name": "trace of the NTK", **unit},
+            ),
+        },
+        coords={
+            "replica": np.arange(pairs),
+            "step": ("step", recorded, {"units": "SGD steps"}),
+            "mode": np.arange(model.n_data),
+        },
+        attrs={
+            "kind": "simulation",
+            "steps": steps,
+            "pairs": pairs,
+            "batches": batches,
+            "seed": str(seed),
+            "curvature": repr(law),
+            "quadmodel_version": __version__,
+            "n_data": model.n_data,
+            "n_params": model.n_params,
+            **sgd.spec(),
+        },
+    )
+
+
+def _signed(curvature: Any, sign: float) -> Any:
+    if sign > 0:
+        return curvature
+    if isinstance(curvature, np.ndarray):
+        return np.negative(curvature, out=curvature)
+    return type(curvature)(-curvature.coefficients, curvature.vectors)
+
+
+def _ntks(
+    model: QuadraticModel, sgd: SGD, recorded: Any, lanes: Lanes, seed: int, pair: int
+) -> Iterator[FloatArray]:
+    """Yield the NTKs of all lanes at every record; NaN for those that have diverged."""
+    stepper = Stepper(model, sgd, seed=seed, model_index=pair)
+    before = 0
+    for step in recorded:
+        stepper.advance(lanes, before, step - before, CALLER_ONLY)
+        before = step
+        ntks = np.full((len(lanes.replica), model.n_data, model.n_data), np.nan)
+        for lane in np.flatnonzero(lanes.alive):
+            ntks[lane] = model.ntk(lanes.state[lane])
+        # On the way to divergence: too large for an eigensolver.
+        ntks[np.abs(ntks).max(axis=(1, 2)) > _LARGEST] = np.nan
+        yield ntks
+
+
+def growth_over_cells(
+    model: QuadraticModel,
+    law: CurvatureLaw,
+    sgd: SGD,
+    learning_rate: FloatArray,
+    batch_size: IntArray,
+    *,
+    steps: int,
+    pairs: int,
+    batches: int,
+    seed: int,
+    threads: int | None,
+    advance: Callable[[int], object] = lambda pairs: None,
+) -> FloatArray:
+    """Return the growth of the largest NTK eigenvalue per antithetic pair and cell.
+
+    Parameters
+    ----------
+    model : QuadraticModel
+        Jacobian and residual at the start.
+    law : CurvatureLaw
+        Law of the curvature; all cells share its draws.
+    sgd : SGD
+        Momentum, weight decay and sampling scheme.
+    learning_rate, batch_size : ndarray, shape (cells,)
+        The cells.
+    steps, pairs, batches : int
+        Steps, pairs of draws, and sequences of batches per draw.
+    seed : int
+        As for :func:`sample_ntk`.
+    threads : int or None
+        Worker threads.
+    advance : callable, optional
+        Told how many pairs are done.
+
+    Returns
+    -------
+    ndarray, shape (pairs, cells)
+        In units of an NTK eigenvalue; +inf for cells where a run diverged.
+
+    Raises
+    ------
+    MemoryError
+        If the draws of the curvature don't fit in memory.
+    """
+    cells = len(learning_rate)
+    lanes = cells * batches
+    count = min(as_threads(threads), pairs)
+    one = 2 * law.nbytes(model.n_data, model.n_params)
+    one += 8 * lanes * (6 * model.n_params + model.n_data**2)
+    check_memory("the draws of the curvature", float(count) * one)
+    start = float(model.eigensystem[0][0])
+
+    def follow(pair: int) -> FloatArray:
+        stream = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(pair,)))
+        drawn = law.sample(stream, model.n_data, model.n_params)
+        grown = np.zeros(cells)
+        for sign in (1.0, -1.0):
+            curved = QuadraticModel(model.residual, model.jacobian, _signed(drawn, sign))
+            runs = start_lanes(
+                curved,
+                np.repeat(learning_rate, batches),
+                np.repeat(batch_size, batches),
+                np.tile(np.arange(batches), cells),
+            )
+            (ntks,) = _ntks(curved, sgd, [steps], runs, seed, pair)
+            gone = np.logical_not(np.isfinite(ntks).all(axis=(1, 2)))
+            top = np.linalg.eigvalsh(np.where(gone[:, None, None], 0.0, ntks))[:, -1]
+            top[gone] = np.inf
+            grown += 0.5 * (top.reshape(cells, batches).mean(axis=1) - start)
+        return grown
+
+    with workers(count) as pool:
+        return np.stack(pool.map(follow, range(pairs), done=advance))

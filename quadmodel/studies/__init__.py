@@ -1,0 +1,1 @@
+"""Studies: theory and simulation side by side."""

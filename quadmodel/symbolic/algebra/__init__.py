@@ -1,0 +1,1 @@
+"""Algebra of tensors with indices: polynomials, averages, recognition of matrices."""

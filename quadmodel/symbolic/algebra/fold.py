@@ -1,0 +1,84 @@
+"""Folding: a product of tensors that recurs in a polynomial gets a name of its own."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import sympy as sp
+
+from quadmodel.symbolic.algebra.indices import Factor, Index, Polynomial, Tensor, Term
+
+Match = dict[Index, Index]
+
+
+def fold(
+    polynomial: Polynomial, product: Polynomial, tensor: Tensor, scale: sp.Expr = sp.S.One
+) -> Polynomial:
+    r"""Put a tensor in place of a product of others, wherever the product stands by itself.
+
+    Parameters
+    ----------
+    polynomial : Polynomial
+        Where.
+    product : Polynomial
+        One term with coefficient 1, as many free indices as the tensor has, in their order.
+    tensor : Tensor
+        What to put in its place; :func:`~quadmodel.symbolic.delta` counts as one too.
+    scale : SymPy expression, optional
+        The product is `scale` times the tensor.
+
+    Returns
+    -------
+    Polynomial
+        Products whose summed indices occur elsewhere too are left as they are.
+    """
+    ((_, wanted, inner),) = product.opened()
+    outer = product.free
+
+    def terms() -> Iterator[Term]:
+        for coefficient, factors, summed in polynomial.opened():
+            left, kept = list(factors), list(summed)
+            while places := next(_places(wanted, inner, left, kept), None):
+                match, used = places
+                left = [f for n, f in enumerate(left) if n not in used]
+                left.append((tensor, tuple(match[i] for i in outer)))
+                kept = [i for i in kept if i not in {match[i] for i in inner}]
+                coefficient = coefficient * scale
+            yield coefficient, left, kept
+
+    return Polynomial.collect(terms())
+
+
+def _places(
+    wanted: Sequence[Factor], inner: Sequence[Index], factors: Sequence[Factor], kept: list[Index]
+) -> Iterator[tuple[Match, list[int]]]:
+    """Yield where the product stands with summed indices that occur nowhere else."""
+    for match, used in _matches(wanted, factors, {}, []):
+        outside = {i for n, (_, ii) in enumerate(factors) if n not in used for i in ii}
+        if all(match[i] in kept and match[i] not in outside for i in inner):
+            yield match, used
+
+
+def _matches(
+    wanted: Sequence[Factor], factors: Sequence[Factor], match: Match, used: list[int]
+) -> Iterator[tuple[Match, list[int]]]:
+    """Assign the factors of the product to factors of the term, one after the other."""
+    if not wanted:
+        yield match, used
+        return
+    (tensor, indices), *others = wanted
+    for n, (candidate, found) in enumerate(factors):
+        if candidate != tensor or n in used:
+            continue
+        for turned in _turns(tensor, found):
+            new = dict(zip(indices, turned, strict=True))
+            if all(match.get(i, k) == k for i, k in new.items()):
+                yield from _matches(others, factors, match | new, [*used, n])
+
+
+def _turns(tensor: Tensor, indices: tuple[Index, ...]) -> Iterator[tuple[Index, ...]]:
+    """Yield the orders of indices that mean the same entry."""
+    for order in itertools.permutations(range(len(indices))):
+        if all(tensor.classes[k] == tensor.classes[n] for n, k in enumerate(order)):
+            yield tuple(indices[k] for k in order)

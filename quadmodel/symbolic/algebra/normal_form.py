@@ -1,0 +1,78 @@
+"""Normal form of a term: Kronecker deltas carried out, summed indices numbered, factors sorted."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import sympy as sp
+
+from quadmodel.symbolic.algebra.canonical import canonical_order
+
+if TYPE_CHECKING:
+    from quadmodel.symbolic.algebra.indices import Factor, Index, Monomial, Space, Tensor
+
+
+def contract_deltas(
+    units: Container[Tensor],
+    coefficient: sp.Expr,
+    factors: Sequence[Factor],
+    summed: Sequence[Index],
+) -> tuple[sp.Expr, list[Factor], list[Index]]:
+    """Carry out the sums over indices of Kronecker deltas, and those over nothing."""
+    left, kept = list(factors), list(summed)
+    pending = [factor for factor in left if factor[0] in units]
+    while pending:
+        unit = pending.pop()
+        left.remove(unit)
+        i, k = sorted(unit[1], key=lambda index: (index in kept, index_key(index)))
+        if i == k:
+            continue
+        # Elsewhere the two are one: k goes, being summed over or the later of two free ones.
+        left = renamed(left, {k: i})
+        pending = renamed(pending, {k: i})
+        if k in kept:
+            kept.remove(k)
+        else:
+            left.append(unit)
+    used = {i for _, indices in left for i in indices}
+    sizes = (index.space.dimension for index in kept if index not in used)
+    return sp.Mul(coefficient, *sizes), left, [i for i in kept if i in used]
+
+
+def normal_form(factors: Sequence[Factor], summed: Sequence[Index]) -> Monomial:
+    """Name the summed indices so that equal terms become equal, and sort the factors."""
+    described = [(t.name, t.classes, indices) for t, indices in factors]
+    order = canonical_order(described, summed)
+    counts: dict[Space, int] = {}
+    names: dict[Index, Index] = {}
+    for index in order:
+        counts[index.space] = counts.get(index.space, -1) + 1
+        names[index] = index._replace(label=counts[index.space])
+    return tuple(sorted((_slots_sorted(f) for f in renamed(factors, names)), key=factor_key))
+
+
+def _slots_sorted(factor: Factor) -> Factor:
+    """Order the indices within slots that may be exchanged."""
+    tensor, indices = factor
+    pools: dict[int, list[Index]] = {}
+    for kind, index in zip(tensor.classes, indices, strict=True):
+        pools.setdefault(kind, []).append(index)
+    for pool in pools.values():
+        pool.sort(key=index_key, reverse=True)
+    return tensor, tuple(pools[kind].pop() for kind in tensor.classes)
+
+
+def renamed(factors: Iterable[Factor], names: Mapping[Index, Index]) -> list[Factor]:
+    """Put other indices in place of some."""
+    return [(tensor, tuple(names.get(i, i) for i in indices)) for tensor, indices in factors]
+
+
+def index_key(index: Index) -> tuple[str, bool, str]:
+    """Return what indices are sorted by: free ones before summed ones."""
+    return index.space.name, isinstance(index.label, int), str(index.label)
+
+
+def factor_key(factor: Factor) -> tuple[str, list[tuple[str, bool, str]]]:
+    """Return what factors are sorted by."""
+    return factor[0].name, [index_key(i) for i in factor[1]]

@@ -1,0 +1,1 @@
+"""What the derivations are written to: documents and modules of formulas."""

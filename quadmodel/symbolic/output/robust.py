@@ -1,0 +1,93 @@
+"""Forms of the same fractions that lose no digits where they are needed.
+
+Noise kernel norms are evaluated close to thresholds, for learning rates from tiny to the edge:
+expanded polynomials cancel there. These rewritings are exact; tests compare them with what they
+came from.
+"""
+
+from __future__ import annotations
+
+import sympy as sp
+from sympy.polys.polyfuncs import symmetrize
+
+from quadmodel.symbolic.algebra.names import r, x, y
+from quadmodel.symbolic.linear import LinearMethod
+from quadmodel.symbolic.stability import pair_sum, two_step_sum
+
+
+def symmetric_form(polynomial: sp.Expr) -> sp.Expr:
+    r"""Write a symmetric polynomial in x and y by their sum, product and squared difference.
+
+    Parameters
+    ----------
+    polynomial : SymPy expression
+        Symmetric in x and y.
+
+    Returns
+    -------
+    SymPy expression
+        Equal to it, with factored coefficients.
+    """
+    total, product, square = sp.symbols("total product square")
+    elementary, rest, names = symmetrize(sp.expand(polynomial), [x, y], formal=True)
+    if rest != 0:
+        raise ValueError(f"not symmetric in x and y: {polynomial}")
+    (first, _), (second, _) = names
+    reduced = sp.S.Zero
+    for (power, other), coefficient in sp.Poly(elementary, first, second).terms():
+        pairs = (square + 4 * product) ** (power // 2)  # (x+y)^2 = (x-y)^2 + 4xy
+        reduced += coefficient * pairs * total ** (power % 2) * product**other
+    terms = sp.Poly(sp.expand(reduced), total, product, square).terms()
+    values = (x + y, x * y, (x - y) ** 2)
+    return sp.Add(
+        *(
+            sp.Mul(sp.factor(coefficient), *(v**n for v, n in zip(values, powers, strict=True)))
+            for powers, coefficient in terms
+        )
+    )
+
+
+def two_step_fraction(method: LinearMethod) -> tuple[sp.Expr, sp.Expr, sp.Expr]:
+    r"""Return the pair sum as numerator / (denominator at r = 1 + (r - 1) times the rest).
+
+    Parameters
+    ----------
+    method : LinearMethod
+        With a memory of two points.
+
+    Returns
+    -------
+    tuple of three SymPy expressions
+        Numerator and rest in a, b, a', b', c, d and r as in
+        :func:`~quadmodel.symbolic.stability.two_step_sum`; the denominator at r = 1 in x and y,
+        without a term that does not vanish with them.
+    """
+    numerator, denominator = sp.fraction(sp.together(two_step_sum()))
+    if denominator.subs(dict.fromkeys(denominator.free_symbols - {r}, 0)).coeff(r, 4) < 0:
+        numerator, denominator = -numerator, -denominator
+    at_one = denominator.subs(r, 1)
+    rest = sp.cancel((denominator - at_one) / (r - 1))
+    a, b, a_other, b_other, c, d = sp.symbols("a b a' b' c d")
+    (own, other), (own_, other_) = method.recursion(x), method.recursion(y)
+    in_method = at_one.subs({a: own, b: -other, a_other: own_, b_other: -other_}, simultaneous=True)
+    return sp.collect(sp.expand(numerator), [c, d], sp.factor), symmetric_form(in_method), rest
+
+
+def diagonal_fraction(method: LinearMethod) -> tuple[sp.Expr, sp.Expr]:
+    r"""Return the pair sum of a mode with itself at r = 1, common factors cancelled.
+
+    Parameters
+    ----------
+    method : LinearMethod
+        The method.
+
+    Returns
+    -------
+    tuple of two SymPy expressions
+        Numerator and denominator in x, factored.
+    """
+    numerator, denominator = sp.fraction(sp.cancel(pair_sum(method).subs(y, x)))
+    edge = sp.factor(denominator)
+    if sp.Poly(denominator, x).coeff_monomial(x).subs(sp.Symbol("mu", real=True), 0) < 0:
+        numerator, edge = -numerator, sp.factor(-denominator)
+    return sp.factor(numerator), edge
