@@ -20,7 +20,7 @@ def exact(settings: Settings) -> Result:
     result, rows = Result(), []
     rounds = 1 if settings.quick else min(settings.rounds, 3)
     warm = np.diag(np.linspace(1.0, 2.0, 200))
-    qm.noise_kernel_norm(warm, qm.SGD(0.1, 20), method="exact")
+    qm.noise_kernel_norm(warm, qm.SGD(0.1, 20), norm="exact")
     for n_data in (2000,) if settings.quick else (1000, 2000, 4000):
         rng = np.random.default_rng(0)
         jacobian = rng.standard_normal((n_data, 2 * n_data)) / n_data**0.5
@@ -28,12 +28,12 @@ def exact(settings: Settings) -> Result:
         sgd = qm.SGD(1.0, n_data // 10)
         sgd = qm.SGD(0.5 * qm.critical_learning_rate(np.diag(ntk), sgd), sgd.batch_size)
         jobs: dict[str, Any] = {
-            "K, exact": lambda ntk=ntk, sgd=sgd: qm.noise_kernel_norm(ntk, sgd, method="exact"),
+            "K, exact": lambda ntk=ntk, sgd=sgd: qm.noise_kernel_norm(ntk, sgd, norm="exact"),
             "eigendecomposition alone (NumPy)": lambda ntk=ntk: np.linalg.eigh(ntk),
         }
         if n_data == CRITICAL_AT and not settings.quick:
             jobs["critical learning rate, exact"] = lambda ntk=ntk, sgd=sgd: (
-                qm.critical_learning_rate(ntk, sgd, method="exact")
+                qm.critical_learning_rate(ntk, sgd, norm="exact")
             )
         times: dict[str, list[float]] = {name: [] for name in jobs}
         with threadpool_limits(limits=settings.threads, user_api="blas"):

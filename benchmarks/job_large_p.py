@@ -42,7 +42,7 @@ def large_p(settings: Settings) -> Result:
 def _program(level: int, n_data: int, batch_size: int, settings: Settings) -> Program:
     model = qm.Ensemble(n_data, 2 * n_data, jacobian=1 / np.arange(1, n_data + 1)).sample(0)
     sgd = qm.SGD(1.0, batch_size)
-    sgd = qm.SGD(0.2 * qm.critical_learning_rate(model.ntk(), sgd, method="finite"), batch_size)
+    sgd = qm.SGD(0.2 * qm.critical_learning_rate(model.ntk(), sgd, norm="finite"), batch_size)
     steps = 1000
 
     def run() -> None:

@@ -52,7 +52,7 @@ class Grid:
 
 def stable_grid(model: qm.QuadraticModel, rates: int, sizes: int, replicas: int) -> Grid:
     """Return a grid on which no run diverges, whatever its batch size: every lane works."""
-    critical = qm.critical_learning_rate(model.ntk(), qm.SGD(1.0, 1), method="finite")
+    critical = qm.critical_learning_rate(model.ntk(), qm.SGD(1.0, 1), norm="finite")
     batch_sizes = np.unique(np.geomspace(1, model.n_data, sizes).round().astype(np.int64))
     return Grid(critical * np.geomspace(0.03, 0.3, rates), batch_sizes, replicas)
 

@@ -177,7 +177,7 @@ def _error(value: xr.DataArray) -> xr.DataArray:
 def critical_noise_kernel_norm(
     grid: xr.Dataset,
     *,
-    method: str = "exact",
+    norm: str = "exact",
     growth: str = "mean",
     confidence: float = 0.95,
 ) -> xr.Dataset:
@@ -187,7 +187,7 @@ def critical_noise_kernel_norm(
     ----------
     grid : xarray.Dataset
         From :func:`quadmodel.phase_diagram`.
-    method : {"paper", "finite", "exact"}, optional
+    norm : {"paper", "finite", "exact"}, optional
         Which noise kernel norm.
     growth : {"mean", "typical"}, optional
         Growth rate of the mean loss (mean-square stability) or of the typical loss.
@@ -205,7 +205,7 @@ def critical_noise_kernel_norm(
     Raises
     ------
     InputError
-        If `grid` is not a phase diagram or lacks the method.
+        If `grid` is not a phase diagram or lacks the norm.
 
     Notes
     -----
@@ -227,11 +227,11 @@ def critical_noise_kernel_norm(
     for name in ("mean_growth", "noise_kernel_norm", "scan_learning_rate"):
         if name not in grid:
             raise InputError(f"grid must come from phase_diagram(), got no variable {name!r}")
-    as_choice("method", method, tuple(str(m) for m in grid.norm.values))
+    as_choice("norm", norm, tuple(str(m) for m in grid.norm.values))
     width = float(ndtri(0.5 + confidence / 2))
     columns = []
     for b in grid.batch_size.values:
-        x, g, s, k = _column(grid.sel(batch_size=b, norm=method), growth)
+        x, g, s, k = _column(grid.sel(batch_size=b, norm=norm), growth)
         root, error = _crossing(x, g, s)
         at = root + width * error * np.array([0.0, -1.0, 1.0])
         columns.append([*np.exp(at), *_norm_at(at, x, k)])
@@ -254,7 +254,7 @@ def critical_noise_kernel_norm(
             for end, v in zip(("", "_low", "_high"), pooled, strict=True)
         },
         coords={"batch_size": grid.batch_size},
-        attrs={"method": method, "growth": growth, "confidence": confidence},
+        attrs={"norm": norm, "growth": growth, "confidence": confidence},
     )
 
 

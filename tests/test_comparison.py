@@ -255,10 +255,10 @@ def test_crossing_without_noise():
     np.testing.assert_allclose(found.learning_rate, TRUE_RATE, rtol=1e-9)
     np.testing.assert_allclose(found.noise_kernel_norm, 1.0, rtol=1e-3)
     assert float(found.pooled_noise_kernel_norm) == pytest.approx(1.0, rel=1e-3)
-    typical = qm.critical_noise_kernel_norm(grid, method="paper", growth="typical")
+    typical = qm.critical_noise_kernel_norm(grid, norm="paper", growth="typical")
     np.testing.assert_allclose(typical.learning_rate, 1.1 * TRUE_RATE, rtol=1e-9)
     np.testing.assert_allclose(typical.noise_kernel_norm, 0.9 * 1.1**1.5, rtol=1e-3)
-    assert typical.attrs == {"method": "paper", "growth": "typical", "confidence": 0.95}
+    assert typical.attrs == {"norm": "paper", "growth": "typical", "confidence": 0.95}
     # the interval that remains is the spacing of the points
     points = np.sort(np.log([*RATES, *grid.scan_learning_rate.values[0]]))
     above = np.searchsorted(points, math.log(TRUE_RATE))
@@ -345,7 +345,7 @@ def test_deterministic_edge_only():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "finite"}, "^method must be one of paper, exact"),
+        ({"norm": "finite"}, "^norm must be one of paper, exact"),
         ({"growth": "median"}, "^growth must be"),
         ({"confidence": 1.0}, "^confidence must be"),
         ({"confidence": 0.0}, "^confidence must be"),

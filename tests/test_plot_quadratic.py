@@ -32,14 +32,14 @@ def growth():
     model, sgd = ENSEMBLE.sample(0), qm.SGD(0.2, 2)
     return (
         qm.expected_ntk(model, sgd, 10, record_every=2),
-        qm.sample_ntk(model, sgd, 10, pairs=3, record_every=5),
+        qm.sample_ntk(model, sgd, 10, replicas=3, record_every=5),
     )
 
 
 @pytest.fixture(scope="module")
 def grid():
     """The last row lies above the edge: no prediction, and diverged runs."""
-    return qm.sharpening_diagram(ENSEMBLE, [0.1, 0.3, 60.0], [1, 6], steps=12, pairs=2)
+    return qm.sharpening_diagram(ENSEMBLE, [0.1, 0.3, 60.0], [1, 6], steps=12, replicas=2)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_sharpening_without_a_simulation(growth):
 
 def test_sharpening_of_runs_that_diverge(growth):
     model, far = ENSEMBLE.sample(0), qm.SGD(60.0, 2)
-    sim = qm.sample_ntk(model, far, 10, pairs=2, record_every=5)
+    sim = qm.sample_ntk(model, far, 10, replicas=2, record_every=5)
     assert np.isinf(sim.ntk_projection).any()
     _, ax = draw(qm.plot.sharpening, growth[0], sim)
     assert legend(ax) == [*PARTS, SUM, SIMULATED]
@@ -206,7 +206,7 @@ def test_diagram_where_the_largest_batch_is_not_predicted(grid):
 
 
 def test_diagram_without_curvature():
-    still = qm.sharpening_diagram(ENSEMBLE, [0.1], [1], steps=2, pairs=2, curvature=0.0)
+    still = qm.sharpening_diagram(ENSEMBLE, [0.1], [1], steps=2, replicas=2, curvature=0.0)
     artists, _ = draw(qm.plot.sharpening_diagram, still)
     assert artists[0].get_coordinates().shape == (2, 2, 2)
 

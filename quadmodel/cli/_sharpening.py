@@ -21,14 +21,14 @@ def map_sharpening(source: Ensemble | QuadraticModel, sgd: SGD, options: dict[st
     """Map the growth of the largest eigenvalue, write both files and print the growths."""
     from quadmodel.studies.sharpening import sharpening_diagram
 
-    pairs = as_integer("--replicas", options["replicas"], low=2, high=2**32 - 1)
+    replicas = as_integer("--replicas", options["replicas"], low=2, high=2**32 - 1)
     grid = sharpening_diagram(
         source,
         options["learning_rates"],
         options["batch_sizes"],
         sgd=sgd,
         steps=options["steps"],
-        pairs=pairs,
+        replicas=replicas,
         seed=options["seed"],
         threads=options["threads"],
         progress=True,

@@ -55,7 +55,7 @@ def phase_diagram(grid: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     """
     from matplotlib.colors import SymLogNorm
 
-    critical = critical_noise_kernel_norm(grid, method=str(grid.norm.values[-1]))
+    critical = critical_noise_kernel_norm(grid, norm=str(grid.norm.values[-1]))
     ax = axes(ax)
     sizes, rates = grid.batch_size.values, grid.learning_rate.values
     growth = grid.mean_growth.transpose("learning_rate", "batch_size").values

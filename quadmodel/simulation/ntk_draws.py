@@ -26,9 +26,9 @@ def sample_ntk(
     sgd: SGD,
     steps: int,
     *,
-    pairs: int,
+    replicas: int,
     curvature: CurvatureLaw | float | None = None,
-    batches: int = 1,
+    batch_sequences: int = 1,
     record_every: int | None = None,
     seed: int = 0,
     threads: int | None = None,
@@ -46,19 +46,19 @@ def sample_ntk(
         Learning rate, batch size, momentum, weight decay and sampling scheme.
     steps : int
         Number of SGD steps.
-    pairs : int
-        Antithetic pairs (Q, -Q) of draws, at least 2. Both see the same batches, so that odd orders
-        in the curvature cancel.
+    replicas : int
+        Antithetic pairs (Q, -Q) of draws, at least 2: a pair is one replica. Both draws of a pair
+        see the same batches, so that odd orders in the curvature cancel.
     curvature : CurvatureLaw or float, optional
         Law of the curvature; a number is short for ``IndependentCurvature(number)``. By default
         the model's own `curvature_law`.
-    batches : int, optional
+    batch_sequences : int, optional
         Sequences of batches per draw.
     record_every : int, optional
         Steps between two records; by default about fifty.
     seed : int, optional
-        Below 2**64. Draws are a function of (seed, pair), batches of (seed, pair, sequence, step):
-        the same for every learning rate, batch size and method.
+        Below 2**64. Draws are a function of (seed, replica), batches of (seed, replica, sequence,
+        step): the same for every learning rate, batch size and optimizer.
     threads : int, optional
         Worker threads; all available cores by default. Results don't depend on it.
     progress : bool, optional
@@ -90,7 +90,7 @@ def sample_ntk(
     >>> import quadmodel as qm
     >>> model = qm.Ensemble(n_data=6, n_params=20, curvature=0.01).sample(seed=0)
     >>> sgd = qm.SGD(learning_rate=0.05, batch_size=2)
-    >>> drawn = qm.sample_ntk(model, sgd, steps=10, pairs=50)
+    >>> drawn = qm.sample_ntk(model, sgd, steps=10, replicas=50)
     >>> qm.compare(drawn, qm.expected_ntk(model, sgd, steps=10)).attrs["verdict"]
     'agree'
     """
@@ -100,8 +100,8 @@ def sample_ntk(
         raise InputError(f"sgd must be an SGD, got {type(sgd).__name__}")
     sgd.check_batch_size(model.n_data)
     steps = as_integer("steps", steps, high=2**32 - 1)
-    pairs = as_integer("pairs", pairs, low=2, high=2**32 - 1)
-    batches = as_integer("batches", batches, high=2**20)
+    replicas = as_integer("replicas", replicas, low=2, high=2**32 - 1)
+    batch_sequences = as_integer("batch_sequences", batch_sequences, high=2**20)
     seed = as_integer("seed", seed, low=0, high=2**64 - 1)
     record_every = max(1, steps // 50) if record_every is None else record_every
     record_every = as_integer("record_every", record_every)
@@ -111,11 +111,11 @@ def sample_ntk(
     law = law if isinstance(law, CurvatureLaw) else IndependentCurvature(law)
     count = as_threads(threads)
     n_records = steps // record_every + 1
-    one = law.nbytes(model.n_data, model.n_params) * 2 + 8 * batches * model.n_data * (
+    one = law.nbytes(model.n_data, model.n_params) * 2 + 8 * batch_sequences * model.n_data * (
         2 * model.n_params + model.n_data
     )
-    kept = 8.0 * pairs * n_records * (2 * model.n_data + 1)
-    check_memory("the draws of the curvature", min(count, pairs) * float(one) + kept)
+    kept = 8.0 * replicas * n_records * (2 * model.n_data + 1)
+    check_memory("the draws of the curvature", min(count, replicas) * float(one) + kept)
     recorded = np.arange(0, steps + 1, record_every)
     vectors = model.eigensystem[1]
 
@@ -127,9 +127,9 @@ def sample_ntk(
             curved = QuadraticModel(model.residual, model.jacobian, _signed(drawn, sign))
             lanes = start_lanes(
                 curved,
-                np.full(batches, sgd.learning_rate),
-                np.full(batches, sgd.batch_size),
-                np.arange(batches),
+                np.full(batch_sequences, sgd.learning_rate),
+                np.full(batch_sequences, sgd.batch_size),
+                np.arange(batch_sequences),
             )
             values.append(list(_ntks(curved, sgd, recorded.tolist(), lanes, seed, pair)))
         ntks = np.array(values)  # sign, record, sequence, row, column
@@ -137,15 +137,15 @@ def sample_ntk(
         bad = ~np.isfinite(ntks).all(axis=(0, 2, 3, 4))
         spectra = np.linalg.eigvalsh(np.where(bad[:, None, None, None], 0.0, ntks))
         spectra = spectra[..., ::-1].mean(axis=(0, 2))
-        projected = projected / (2 * batches)
+        projected = projected / (2 * batch_sequences)
         spectra[bad], projected[bad] = np.inf, np.inf
         return projected, spectra
 
     with (
         workers(count) as pool,
-        progress_bar(pairs, what="sample_ntk", show=progress) as bar,
+        progress_bar(replicas, what="sample_ntk", show=progress) as bar,
     ):
-        results = pool.map(follow, range(pairs), done=bar.update)
+        results = pool.map(follow, range(replicas), done=bar.update)
     projection = np.stack([r[0] for r in results])
     eigenvalue = np.stack([r[1] for r in results])
     unit = {"units": "1 / learning rate"}
@@ -169,15 +169,15 @@ def sample_ntk(
             ),
         },
         coords={
-            "replica": np.arange(pairs),
+            "replica": np.arange(replicas),
             "step": ("step", recorded, {"units": "SGD steps"}),
             "mode": np.arange(model.n_data),
         },
         attrs={
             "kind": "simulation",
             "steps": steps,
-            "pairs": pairs,
-            "batches": batches,
+            "replicas": replicas,
+            "batch_sequences": batch_sequences,
             "seed": str(seed),
             "curvature": repr(law),
             "quadmodel_version": __version__,
@@ -221,11 +221,11 @@ def growth_over_cells(
     batch_size: IntArray,
     *,
     steps: int,
-    pairs: int,
-    batches: int,
+    replicas: int,
+    batch_sequences: int,
     seed: int,
     threads: int | None,
-    advance: Callable[[int], object] = lambda pairs: None,
+    advance: Callable[[int], object] = lambda count: None,
 ) -> FloatArray:
     """Return the growth of the largest NTK eigenvalue per antithetic pair and cell.
 
@@ -239,7 +239,7 @@ def growth_over_cells(
         Momentum, weight decay and sampling scheme.
     learning_rate, batch_size : ndarray, shape (cells,)
         The cells.
-    steps, pairs, batches : int
+    steps, replicas, batch_sequences : int
         Steps, pairs of draws, and sequences of batches per draw.
     seed : int
         As for :func:`sample_ntk`.
@@ -250,7 +250,7 @@ def growth_over_cells(
 
     Returns
     -------
-    ndarray, shape (pairs, cells)
+    ndarray, shape (replicas, cells)
         In units of an NTK eigenvalue; +inf for cells where a run diverged.
 
     Raises
@@ -259,8 +259,8 @@ def growth_over_cells(
         If the draws of the curvature don't fit in memory.
     """
     cells = len(learning_rate)
-    lanes = cells * batches
-    count = min(as_threads(threads), pairs)
+    lanes = cells * batch_sequences
+    count = min(as_threads(threads), replicas)
     one = 2 * law.nbytes(model.n_data, model.n_params)
     one += 8 * lanes * (6 * model.n_params + model.n_data**2)
     check_memory("the draws of the curvature", float(count) * one)
@@ -274,16 +274,16 @@ def growth_over_cells(
             curved = QuadraticModel(model.residual, model.jacobian, _signed(drawn, sign))
             runs = start_lanes(
                 curved,
-                np.repeat(learning_rate, batches),
-                np.repeat(batch_size, batches),
-                np.tile(np.arange(batches), cells),
+                np.repeat(learning_rate, batch_sequences),
+                np.repeat(batch_size, batch_sequences),
+                np.tile(np.arange(batch_sequences), cells),
             )
             (ntks,) = _ntks(curved, sgd, [steps], runs, seed, pair)
             gone = np.logical_not(np.isfinite(ntks).all(axis=(1, 2)))
             top = np.linalg.eigvalsh(np.where(gone[:, None, None], 0.0, ntks))[:, -1]
             top[gone] = np.inf
-            grown += 0.5 * (top.reshape(cells, batches).mean(axis=1) - start)
+            grown += 0.5 * (top.reshape(cells, batch_sequences).mean(axis=1) - start)
         return grown
 
     with workers(count) as pool:
-        return np.stack(pool.map(follow, range(pairs), done=advance))
+        return np.stack(pool.map(follow, range(replicas), done=advance))

@@ -73,7 +73,7 @@ def _linear(effort: Effort) -> Iterator[Row]:
     model = Ensemble(30, 60).sample(effort.seed)
     for name, options in _METHODS.items():
         sgd = SGD(1.0, 6, **options)
-        rate = critical_learning_rate(model.ntk(), sgd, method="exact", level=0.4)
+        rate = critical_learning_rate(model.ntk(), sgd, norm="exact", level=0.4)
         sgd = replace(sgd, learning_rate=rate)
         options = {"replicas": effort.replicas, "seed": effort.seed, "threads": effort.threads}
         runs = simulate(model, sgd, 40, record_every=10, **options)
@@ -98,7 +98,7 @@ def _floor(effort: Effort) -> Iterator[Row]:
     """Loss that remains where the parameters cannot reach the residual."""
     model = Ensemble(40, 20).sample(effort.seed)
     sgd = SGD(1.0, 8)
-    rate = critical_learning_rate(model.ntk(), sgd, method="exact", level=0.4)
+    rate = critical_learning_rate(model.ntk(), sgd, norm="exact", level=0.4)
     sgd = replace(sgd, learning_rate=rate)
     runs = simulate(
         model,
@@ -110,7 +110,7 @@ def _floor(effort: Effort) -> Iterator[Row]:
         threads=effort.threads,
     )
     late = runs.loss.sel(step=slice(400, None)).mean("step").values
-    yield _mean("loss floor", loss_floor(model.ntk(), model.residual, sgd, method="exact"), late)
+    yield _mean("loss floor", loss_floor(model.ntk(), model.residual, sgd, norm="exact"), late)
 
 
 def _rate(effort: Effort) -> Iterator[Row]:
@@ -118,7 +118,7 @@ def _rate(effort: Effort) -> Iterator[Row]:
     model = Ensemble(60, 120).sample(effort.seed)
     for batch_size, level in ((6, 0.8), (6, 1.05), (20, 1.05)):
         sgd = SGD(1.0, batch_size)
-        rate = critical_learning_rate(model.ntk(), sgd, method="exact", level=level)
+        rate = critical_learning_rate(model.ntk(), sgd, norm="exact", level=level)
         sgd = replace(sgd, learning_rate=rate)
         with workers(effort.threads) as pool:
             mean, _ = population_growth(
@@ -134,7 +134,7 @@ def _rate(effort: Effort) -> Iterator[Row]:
             )
         yield Row(
             f"log growth of the mean loss, K = {level}, B = {batch_size}",
-            float(np.log(late_time_rate(model.ntk(), sgd, method="exact"))),
+            float(np.log(late_time_rate(model.ntk(), sgd, norm="exact"))),
             float(mean.rate[0]),
             float(mean.standard_error[0]),
         )
@@ -158,7 +158,7 @@ def _typical(effort: Effort) -> Iterator[Row]:
     steps = min(effort.growth_steps, 1000)
     for sampling in ("without_replacement", "bernoulli"):
         sgd = SGD(1.0, 10, sampling=sampling)
-        rate = critical_learning_rate(ntk, sgd, method="exact")
+        rate = critical_learning_rate(ntk, sgd, norm="exact")
         sgd = replace(sgd, learning_rate=rate)
         found = lyapunov_exponent(
             ntk,
@@ -222,15 +222,15 @@ def _sharpening(effort: Effort) -> Iterator[Row]:
     for law_name, method in cases:
         law = _laws(8, 40, effort.seed)[law_name]
         sgd = SGD(1.0, 2, **_METHODS[method])
-        rate = critical_learning_rate(base.ntk(), sgd, method="exact", level=0.15)
+        rate = critical_learning_rate(base.ntk(), sgd, norm="exact", level=0.15)
         sgd = replace(sgd, learning_rate=rate)
         drawn = sample_ntk(
             base,
             sgd,
             20,
-            pairs=effort.pairs,
+            replicas=effort.pairs,
             curvature=law,
-            batches=4,
+            batch_sequences=4,
             record_every=1,
             seed=effort.seed,
             threads=effort.threads,
@@ -285,7 +285,7 @@ def conservative_case(seed: int = 0) -> tuple[QuadraticModel, SGD]:
     law = GivenEigenvalues(3.0 / np.arange(1, 61))
     model = Ensemble(60, 240, jacobian=law, curvature=0.003).sample(seed)
     sgd = SGD(1.0, 6)
-    rate = critical_learning_rate(model.ntk(), sgd, method="exact", level=0.5)
+    rate = critical_learning_rate(model.ntk(), sgd, norm="exact", level=0.5)
     return model, replace(sgd, learning_rate=rate)
 
 
@@ -301,8 +301,8 @@ def _conservative(effort: Effort) -> Iterator[Row]:
                 model,
                 sgd,
                 steps,
-                pairs=effort.large_pairs,
-                batches=24 if sgd is small else 1,
+                replicas=effort.large_pairs,
+                batch_sequences=24 if sgd is small else 1,
                 seed=effort.seed,
                 threads=effort.threads,
                 record_every=steps,

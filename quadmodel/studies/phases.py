@@ -22,7 +22,7 @@ from quadmodel.optimizer import SGD
 from quadmodel.simulation._replicas import PRECISIONS
 from quadmodel.simulation.growth import MIN_STEPS, Cells, measure_cells
 from quadmodel.spectra import IndependentGaussian
-from quadmodel.theory._inputs import METHODS, Spectrum
+from quadmodel.theory._inputs import NORMS, Spectrum
 from quadmodel.theory.noise_kernel import norm_or_infinity, phase_boundaries
 from quadmodel.theory.typical import typical_critical_on_spectrum
 
@@ -305,12 +305,12 @@ def _norms(
     spectrum: Spectrum, template: SGD, rates: FloatArray, sizes: IntArray, pool: Workers
 ) -> FloatArray:
     """Return K of every method and cell, shape (methods, cells)."""
-    norms = np.empty((len(METHODS), rates.size))
+    norms = np.empty((len(NORMS), rates.size))
 
     def work(some: slice) -> None:
         for cell in range(*some.indices(rates.size)):
             sgd = replace(template, learning_rate=rates[cell], batch_size=int(sizes[cell]))
-            norms[:, cell] = [norm_or_infinity(spectrum, sgd, method) for method in METHODS]
+            norms[:, cell] = [norm_or_infinity(spectrum, sgd, norm) for norm in NORMS]
 
     pool.map(work, [slice(i, i + 8) for i in range(0, rates.size, 8)])
     return norms

@@ -29,8 +29,8 @@ def sharpening_diagram(
     *,
     sgd: SGD | None = None,
     steps: int = 60,
-    pairs: int = 12,
-    batches: int = 2,
+    replicas: int = 12,
+    batch_sequences: int = 2,
     curvature: CurvatureLaw | float | None = None,
     seed: int = 0,
     threads: int | None = None,
@@ -50,9 +50,9 @@ def sharpening_diagram(
         Momentum, weight decay and sampling scheme; plain SGD if left out.
     steps : int, optional
         SGD steps over which the eigenvalue grows.
-    pairs : int, optional
+    replicas : int, optional
         Antithetic pairs of curvature draws, at least 2; all cells share them.
-    batches : int, optional
+    batch_sequences : int, optional
         Sequences of batches per draw.
     curvature : CurvatureLaw or float, optional
         Law of the curvature; by default that of `source`.
@@ -87,7 +87,7 @@ def sharpening_diagram(
     --------
     >>> import quadmodel as qm
     >>> ensemble = qm.Ensemble(n_data=8, n_params=30, curvature=0.01)
-    >>> growth = qm.sharpening_diagram(ensemble, 3, [1, 8], steps=10, pairs=4)
+    >>> growth = qm.sharpening_diagram(ensemble, 3, [1, 8], steps=10, replicas=4)
     >>> dict(growth.simulated_growth.sizes)
     {'learning_rate': 3, 'batch_size': 2}
     """
@@ -96,10 +96,10 @@ def sharpening_diagram(
         raise InputError(
             f"source must be an Ensemble or a QuadraticModel, got {type(source).__name__}"
         )
-    # Steps and pairs are counters of 32 bits where batches are drawn.
+    # Steps and replicas are counters of 32 bits where batches are drawn.
     steps = as_integer("steps", steps, high=2**32 - 1)
-    pairs = as_integer("pairs", pairs, low=2, high=2**32 - 1)
-    batches = as_integer("batches", batches, high=2**20)
+    replicas = as_integer("replicas", replicas, low=2, high=2**32 - 1)
+    batch_sequences = as_integer("batch_sequences", batch_sequences, high=2**20)
     threads = None if threads is None else as_integer("threads", threads)
     template = SGD(1.0, 1) if sgd is None else sgd
     if not isinstance(template, SGD):
@@ -121,8 +121,8 @@ def sharpening_diagram(
     shape = (len(rates), len(sizes))
     predicted, conservative, relative = (np.full(shape, np.nan) for _ in range(3))
     cells = [(i, j) for i in range(shape[0]) for j in range(shape[1])]
-    check_memory("the growths", 32.0 * pairs * len(cells))
-    with progress_bar(len(cells) + pairs, what="sharpening", show=progress) as bar:
+    check_memory("the growths", 32.0 * replicas * len(cells))
+    with progress_bar(len(cells) + replicas, what="sharpening", show=progress) as bar:
         # The simulation first: it knows whether its draws fit in memory.
         growth = growth_over_cells(
             model,
@@ -131,8 +131,8 @@ def sharpening_diagram(
             np.array([rates[i] for i, _ in cells]),
             np.array([sizes[j] for _, j in cells]),
             steps=steps,
-            pairs=pairs,
-            batches=batches,
+            replicas=replicas,
+            batch_sequences=batch_sequences,
             seed=seed,
             threads=threads,
             advance=bar.update,
@@ -149,10 +149,10 @@ def sharpening_diagram(
                 conservative[i, j] = last.conservative[0, 0] / largest
                 grown = np.nanmax(last.eigenvalues(statistics.lam)) - largest
                 predicted[i, j] = grown / largest
-    growth = growth.reshape(pairs, *shape) / largest
+    growth = growth.reshape(replicas, *shape) / largest
     mean = growth.mean(axis=0)
     with np.errstate(invalid="ignore"):
-        error = growth.std(axis=0, ddof=1) / pairs**0.5
+        error = growth.std(axis=0, ddof=1) / replicas**0.5
     error = np.where(np.isfinite(mean), error, np.inf)
     per_cell = ("learning_rate", "batch_size")
     share = {"units": "1 (share of the initial eigenvalue)"}
@@ -197,8 +197,8 @@ def sharpening_diagram(
         attrs={
             "kind": "sharpening diagram",
             "steps": steps,
-            "pairs": pairs,
-            "batches": batches,
+            "replicas": replicas,
+            "batch_sequences": batch_sequences,
             "seed": str(seed),
             "curvature": repr(law),
             "valid_below": sharpening.VALID_BELOW,

@@ -13,7 +13,7 @@ from quadmodel.model import clean_eigenvalues, ntk_eigensystem
 from quadmodel.optimizer import SGD
 from quadmodel.spectra import SpectralLaw
 
-METHODS = ("paper", "finite", "exact")
+NORMS = ("paper", "finite", "exact")
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ def as_finite_spectrum(ntk: ArrayLike | Spectrum) -> Spectrum:
 def need_vectors(spectrum: Spectrum | LimitSpectrum) -> tuple[FloatArray, FloatArray]:
     """Return eigenvalues and eigenvectors, or say that the matrix is needed."""
     if isinstance(spectrum, LimitSpectrum):
-        raise InputError("ntk must be the full matrix for method='exact', got a spectral law")
+        raise InputError("ntk must be the full matrix for norm='exact', got a spectral law")
     if spectrum.vectors is None:
-        raise InputError("ntk must be the full matrix for method='exact', got eigenvalues only")
+        raise InputError("ntk must be the full matrix for norm='exact', got eigenvalues only")
     return spectrum.eigenvalues, spectrum.vectors
 
 

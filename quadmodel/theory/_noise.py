@@ -17,18 +17,18 @@ from quadmodel.theory._inputs import LimitSpectrum, Spectrum, need_vectors
 from quadmodel.theory._perron import perron, rayleigh, root_in_log
 
 
-def norm(
-    spectrum: Spectrum | LimitSpectrum, sgd: SGD, method: str, *, growth: float = 1.0
+def norm_on_spectrum(
+    spectrum: Spectrum | LimitSpectrum, sgd: SGD, norm: str, *, growth: float = 1.0
 ) -> float:
     """Return K, its kernel discounted by `growth` per step; the caller has checked stability."""
     n_data = spectrum.n_data
     covariance = (
-        formulas.paper_weight_covariance if method == "paper" else formulas.batch_weight_covariance
+        formulas.paper_weight_covariance if norm == "paper" else formulas.batch_weight_covariance
     )
     gamma, kappa = covariance(sgd, n_data)
     if gamma == 0.0:
         return 0.0
-    if method == "exact":
+    if norm == "exact":
         lam, vectors = need_vectors(spectrum)
         response = _dressed(lam[:, None], lam[None, :], sgd, gamma, kappa, growth)
         return gamma * perron(vectors, response).root
@@ -90,7 +90,9 @@ def exact_root_in_learning_rate(
         slope = math.log(found.root / beside) if 0 < beside < np.inf else math.inf
         return found.root, slope / math.log(learning_rate / lower)
 
-    guess = root_in_learning_rate(lambda trial: norm(spectrum, trial, "finite"), sgd, edge, level)
+    guess = root_in_learning_rate(
+        lambda trial: norm_on_spectrum(spectrum, trial, "finite"), sgd, edge, level
+    )
     return root_in_log(value_and_slope, guess, edge, level)
 
 

@@ -20,7 +20,7 @@ from quadmodel.theory.noise_kernel import norm_or_infinity
 _CLOSURES = ("finite", "exact")
 
 
-def late_time_rate(ntk: Any, sgd: SGD, *, method: str = "finite") -> float:
+def late_time_rate(ntk: Any, sgd: SGD, *, norm: str = "finite") -> float:
     r"""Return the factor per step by which the mean loss grows at late times.
 
     Parameters
@@ -29,7 +29,7 @@ def late_time_rate(ntk: Any, sgd: SGD, *, method: str = "finite") -> float:
         Neural tangent kernel or its eigenvalues, in units of 1 / learning rate.
     sgd : SGD
         Learning rate, batch size, momentum, weight decay and sampling scheme.
-    method : {"finite", "exact"}, optional
+    norm : {"finite", "exact"}, optional
         "finite": the delocalised closure, from eigenvalues alone. "exact": the spectral radius of
         the second-moment map; needs the matrix.
 
@@ -37,7 +37,7 @@ def late_time_rate(ntk: Any, sgd: SGD, *, method: str = "finite") -> float:
     -------
     float
         Growth factor r of the mean loss on the range of the NTK, without unit; below 1 exactly
-        where the noise kernel norm of the same method is below 1 and the learning rate is below
+        where the noise kernel norm of that kind is below 1 and the learning rate is below
         the deterministic edge.
 
     Raises
@@ -65,15 +65,15 @@ def late_time_rate(ntk: Any, sgd: SGD, *, method: str = "finite") -> float:
     >>> bool(qm.late_time_rate(lam, sgd) < 1) == bool(qm.noise_kernel_norm(lam, sgd) < 1)
     True
     """
-    as_choice("method", method, _CLOSURES)
+    as_choice("norm", norm, _CLOSURES)
     spectrum = as_finite_spectrum(ntk)
     check_sgd(sgd, spectrum.n_data)
-    if method == "exact":
+    if norm == "exact":
         need_vectors(spectrum)
-    return rate_on_spectrum(spectrum, sgd, method)
+    return rate_on_spectrum(spectrum, sgd, norm)
 
 
-def rate_on_spectrum(spectrum: Spectrum, sgd: SGD, method: str) -> float:
+def rate_on_spectrum(spectrum: Spectrum, sgd: SGD, norm: str) -> float:
     """Return the late-time growth factor on checked input."""
     lam = spectrum.eigenvalues
     if lam[0] == 0:
@@ -82,11 +82,11 @@ def rate_on_spectrum(spectrum: Spectrum, sgd: SGD, method: str) -> float:
     if formulas.batch_weight_covariance(sgd, spectrum.n_data)[0] == 0:
         return slowest
     return _noise.root_in_growth(
-        lambda growth: _noise.norm(spectrum, sgd, method, growth=growth), slowest
+        lambda growth: _noise.norm_on_spectrum(spectrum, sgd, norm, growth=growth), slowest
     )
 
 
-def loss_floor(ntk: Any, residual: ArrayLike, sgd: SGD, *, method: str = "finite") -> float:
+def loss_floor(ntk: Any, residual: ArrayLike, sgd: SGD, *, norm: str = "finite") -> float:
     r"""Return the mean loss that remains after infinitely many steps.
 
     Parameters
@@ -97,7 +97,7 @@ def loss_floor(ntk: Any, residual: ArrayLike, sgd: SGD, *, method: str = "finite
         Initial residual :math:`z_0`.
     sgd : SGD
         Learning rate, batch size, momentum, weight decay and sampling scheme.
-    method : {"finite", "exact"}, optional
+    norm : {"finite", "exact"}, optional
         The delocalised closure, or the exact recursion.
 
     Returns
@@ -131,17 +131,17 @@ def loss_floor(ntk: Any, residual: ArrayLike, sgd: SGD, *, method: str = "finite
     >>> round(qm.loss_floor(ntk, [1.0, 1.0, 3.0], qm.SGD(learning_rate=0.1, batch_size=3)), 6)
     1.5
     """
-    as_choice("method", method, _CLOSURES)
+    as_choice("norm", norm, _CLOSURES)
     spectrum = as_finite_spectrum(ntk)
     check_sgd(sgd, spectrum.n_data)
     need_vectors(spectrum)
     residual = as_array("residual", residual, (spectrum.n_data,))
-    return floor_on_spectrum(spectrum, residual, sgd, method)
+    return floor_on_spectrum(spectrum, residual, sgd, norm)
 
 
-def floor_on_spectrum(spectrum: Spectrum, residual: FloatArray, sgd: SGD, method: str) -> float:
+def floor_on_spectrum(spectrum: Spectrum, residual: FloatArray, sgd: SGD, norm: str) -> float:
     """Return the floor on checked input."""
-    if norm_or_infinity(spectrum, sgd, method) >= 1:
+    if norm_or_infinity(spectrum, sgd, norm) >= 1:
         return float("inf")
     lam, vectors = need_vectors(spectrum)
     n_data = spectrum.n_data
@@ -154,7 +154,7 @@ def floor_on_spectrum(spectrum: Spectrum, residual: FloatArray, sgd: SGD, method
     mean = kept * start
     if gamma == 0 or not np.any(mean):
         return float(mean @ mean) / (2 * n_data)
-    if method == "finite":
+    if norm == "finite":
         bare = formulas.pair_response(lam, lam, sgd)
         dressed = formulas.dressed_response(bare, gamma, kappa, n_data)
         own, share = generated.energy_at_gradient(mean**2, dressed, gamma, kappa, n_data)

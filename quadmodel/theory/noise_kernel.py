@@ -17,7 +17,7 @@ from quadmodel.theory import _formulas as formulas
 from quadmodel.theory import _generated as generated
 from quadmodel.theory import _noise
 from quadmodel.theory._inputs import (
-    METHODS,
+    NORMS,
     LimitSpectrum,
     Spectrum,
     as_finite_spectrum,
@@ -28,7 +28,7 @@ from quadmodel.theory._inputs import (
 
 
 def noise_kernel_norm(
-    ntk: Any, sgd: SGD, *, method: str = "paper", n_data: int | None = None
+    ntk: Any, sgd: SGD, *, norm: str = "paper", n_data: int | None = None
 ) -> float:
     r"""Return the noise kernel norm K: below 1, noise dies out in mean square.
 
@@ -39,7 +39,7 @@ def noise_kernel_norm(
         :math:`\lambda_\alpha`, or their law in infinite dimension. Units of 1 / learning rate.
     sgd : SGD
         Learning rate, batch size, momentum, weight decay and sampling scheme.
-    method : {"paper", "finite", "exact"}, optional
+    norm : {"paper", "finite", "exact"}, optional
         "paper": the high-dimensional limit of [1]_. "finite": the same closure without
         approximating the sampling. "exact": the Perron root of the noise kernel matrix; with
         :math:`\eta\lambda_{\max}` below its edge, SGD on the linear model is stable in mean square
@@ -93,19 +93,19 @@ def noise_kernel_norm(
     >>> round(qm.noise_kernel_norm(np.full(100, 1.0), qm.SGD(learning_rate=0.2, batch_size=10)), 6)
     1.0
     """
-    as_choice("method", method, METHODS)
+    as_choice("norm", norm, NORMS)
     spectrum = as_spectrum(ntk, n_data=n_data)
     check_sgd(sgd, spectrum.n_data)
-    return norm_or_infinity(spectrum, sgd, method)
+    return norm_or_infinity(spectrum, sgd, norm)
 
 
-def norm_or_infinity(spectrum: Spectrum | LimitSpectrum, sgd: SGD, method: str) -> float:
+def norm_or_infinity(spectrum: Spectrum | LimitSpectrum, sgd: SGD, norm: str) -> float:
     """Return K on checked input; +inf at and above the deterministic edge."""
-    if method == "exact":
+    if norm == "exact":
         need_vectors(spectrum)
     if sgd.learning_rate >= formulas.noiseless_edge(spectrum.edge, sgd):
         return float("inf")
-    return _noise.norm(spectrum, sgd, method)
+    return _noise.norm_on_spectrum(spectrum, sgd, norm)
 
 
 def edge_of_stability(ntk: Any, sgd: SGD) -> float:
@@ -151,7 +151,7 @@ def edge_of_stability(ntk: Any, sgd: SGD) -> float:
 
 
 def critical_learning_rate(
-    ntk: Any, sgd: SGD, *, method: str = "paper", level: float = 1.0, n_data: int | None = None
+    ntk: Any, sgd: SGD, *, norm: str = "paper", level: float = 1.0, n_data: int | None = None
 ) -> float:
     r"""Return the learning rate at which the noise kernel norm reaches `level`.
 
@@ -161,7 +161,7 @@ def critical_learning_rate(
         Neural tangent kernel, its eigenvalues, or their law. Units of 1 / learning rate.
     sgd : SGD
         Batch size, momentum, weight decay and sampling scheme; its learning rate is ignored.
-    method : {"paper", "finite", "exact"}, optional
+    norm : {"paper", "finite", "exact"}, optional
         Which noise kernel norm; "exact" needs the matrix.
     level : float, optional
         Value of K to reach, positive; 1 is the stochastic edge of stability.
@@ -198,22 +198,22 @@ def critical_learning_rate(
     >>> round(qm.critical_learning_rate(np.full(100, 1.0), sgd), 4)
     0.2
     """
-    as_choice("method", method, METHODS)
+    as_choice("norm", norm, NORMS)
     level = as_number("level", level, above=0.0)
     spectrum = as_spectrum(ntk, n_data=n_data)
     check_sgd(sgd, spectrum.n_data)
-    return critical_on_spectrum(spectrum, sgd, method, level)
+    return critical_on_spectrum(spectrum, sgd, norm, level)
 
 
 def critical_on_spectrum(
-    spectrum: Spectrum | LimitSpectrum, sgd: SGD, method: str, level: float = 1.0
+    spectrum: Spectrum | LimitSpectrum, sgd: SGD, norm: str, level: float = 1.0
 ) -> float:
     """Return the critical learning rate on checked input."""
     edge = formulas.noiseless_edge(spectrum.edge, sgd)
-    if method == "exact":
+    if norm == "exact":
         return _noise.exact_root_in_learning_rate(spectrum, sgd, edge, level)
     return _noise.root_in_learning_rate(
-        lambda trial: _noise.norm(spectrum, trial, method), sgd, edge, level
+        lambda trial: _noise.norm_on_spectrum(spectrum, trial, norm), sgd, edge, level
     )
 
 
@@ -270,10 +270,10 @@ def phase_boundaries(
     if not sizes:
         raise InputError("batch_sizes must hold at least one, got none")
     check_sgd(replace(template, batch_size=1), spectrum.n_data)
-    methods = METHODS if spectrum.vectors is not None else METHODS[:2]
+    norms = NORMS if spectrum.vectors is not None else NORMS[:2]
     critical = [
         [critical_on_spectrum(spectrum, replace(template, batch_size=b), m) for b in sizes]
-        for m in methods
+        for m in norms
     ]
     lam, edge = spectrum.eigenvalues, formulas.noiseless_edge(spectrum.edge, template)
     responses = generated.small_rate_response(
@@ -300,7 +300,7 @@ def phase_boundaries(
             ),
         },
         coords={
-            "norm": list(methods),
+            "norm": list(norms),
             "batch_size": ("batch_size", sizes, {"units": "data points"}),
         },
         attrs={"n_data": spectrum.n_data, **template.spec()},

@@ -12,7 +12,7 @@ from quadmodel.curvature import CurvatureLaw
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
 from quadmodel.theory import _recursion, sharpening
-from quadmodel.theory._inputs import METHODS, Spectrum, check_sgd
+from quadmodel.theory._inputs import NORMS, Spectrum, check_sgd
 from quadmodel.theory.moments import floor_on_spectrum, rate_on_spectrum
 from quadmodel.theory.noise_kernel import norm_or_infinity
 
@@ -118,7 +118,7 @@ def predict(
     closure = "exact" if method == "exact" else "finite"
     with np.errstate(over="ignore", invalid="ignore"):
         spectra, relative = _spectra(statistics, model, sgd, recorded)
-    norms = {kind: np.array([norm_or_infinity(s, sgd, kind) for s in spectra]) for kind in METHODS}
+    norms = {kind: np.array([norm_or_infinity(s, sgd, kind) for s in spectra]) for kind in NORMS}
     if statistics is None:  # one spectrum for all steps
         spectra = spectra * recorded.size
         norms = {kind: np.full(recorded.size, value[0]) for kind, value in norms.items()}

@@ -103,7 +103,7 @@ def typical_growth(ntk: ArrayLike, sgd: SGD) -> xr.Dataset:
     --------
     >>> import numpy as np, quadmodel as qm
     >>> ntk = qm.Ensemble(n_data=100, n_params=150).sample(seed=0).ntk()
-    >>> sgd = qm.SGD(qm.critical_learning_rate(ntk, qm.SGD(1.0, 10), method="exact"), 10)
+    >>> sgd = qm.SGD(qm.critical_learning_rate(ntk, qm.SGD(1.0, 10), norm="exact"), 10)
     >>> found = qm.typical_growth(ntk, sgd)
     >>> bool(found.typical_growth < found.mean_growth)
     True

@@ -24,7 +24,7 @@ ENSEMBLE = qm.Ensemble(8, 20, qm.spectra.PowerLaw(1.0), curvature=0.003)
 
 
 def expected(source=ENSEMBLE, rates=(0.2, 0.5, 60.0), sizes=(1, 8), **options):
-    return qm.sharpening_diagram(source, rates, sizes, **{"steps": 6, "pairs": 3, **options})
+    return qm.sharpening_diagram(source, rates, sizes, **{"steps": 6, "replicas": 3, **options})
 
 
 def saved():
@@ -99,7 +99,7 @@ def test_table(run):
         (["--threads", "1"], {"threads": 1}),
         (["--curvature", "0.01"], {"curvature": 0.01}),
         (["--strength", "0.05"], {"curvature": 0.05 / 20**0.5}),
-        (["--replicas", "5"], {"pairs": 5}),
+        (["--replicas", "5"], {"replicas": 5}),
         (["--steps", "9"], {"steps": 9}),
         (["--learning-rates", "4", "--batch-sizes", "3"], {"rates": 4, "sizes": 3}),
         (
@@ -209,7 +209,7 @@ def check(call, values):
     ).spec()  # fmt: skip
     assert (rates, sizes) == (values["learning_rates"], values["batch_sizes"])
     assert options["steps"] == values["steps"]
-    assert options["pairs" if name == "sharpening" else "replicas"] == values["replicas"]
+    assert options["replicas"] == values["replicas"]
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_follows_the_recursion(options, covariance, level):
             squared = sum(free_limit.inner(x, x, gram, metric) for x in path[step])
             np.testing.assert_allclose(run.squared_distance, squared, **near)
             for kind, suffix in [("paper", ""), ("finite", "_finite"), ("exact", "_exact")]:
-                expected = qm.noise_kernel_norm(ntk, sgd, method=kind)
+                expected = qm.noise_kernel_norm(ntk, sgd, norm=kind)
                 np.testing.assert_allclose(run[f"noise_kernel_norm{suffix}"], expected, rtol=1e-7)
 
 

@@ -45,7 +45,7 @@ def contrast(law: str, sampling: str, batch_size: int):
     seed = 100 * list(LAWS).index(law) + 10 * SCHEMES.index(sampling) + batch_size
     model = ensemble.sample(seed)
     sgd = qm.SGD(1.0, batch_size, momentum, nesterov, decay, sampling)
-    eta = qm.critical_learning_rate(model.ntk(), sgd, method="exact", level=0.3)
+    eta = qm.critical_learning_rate(model.ntk(), sgd, norm="exact", level=0.3)
     edge = qm.edge_of_stability(model.ntk(), sgd)
     eta = eta if eta < 0.99 * edge else 0.3 * edge  # a full batch has no noise and no K
     sgd = qm.SGD(eta, batch_size, momentum, nesterov, decay, sampling)

@@ -38,7 +38,7 @@ def measured_growth(setting, steps=4096, replicas=128, threads=1, seed=3):
     model = qm.Ensemble(8, n_params, qm.spectra.PowerLaw(0.5)).sample(seed=5)
     template = qm.SGD(1.0, batch_size, momentum, nesterov, decay, sampling)
     rates = [
-        qm.critical_learning_rate(model.ntk(), template, method="exact", level=k) for k in LEVELS
+        qm.critical_learning_rate(model.ntk(), template, norm="exact", level=k) for k in LEVELS
     ]
     with workers(threads) as pool:
         mean, typical = population_growth(
@@ -53,7 +53,7 @@ def measured_growth(setting, steps=4096, replicas=128, threads=1, seed=3):
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 def test_growth_of_the_mean_is_the_late_time_rate(setting):
     ntk, sgds, mean, typical = measured_growth(setting)
-    expected = np.array([math.log(qm.late_time_rate(ntk, s, method="exact")) for s in sgds])
+    expected = np.array([math.log(qm.late_time_rate(ntk, s, norm="exact")) for s in sgds])
     assert expected[0] < 0 < expected[2]
     assert abs(expected[1]) < 1e-9
     # the error comes from 16 blocks: Student's t, not a normal law

@@ -67,7 +67,7 @@ def test_plain_products_of_the_same_batches(sampling, momentum, nesterov, decay,
     """The start is forgotten during the burn-in; what remains is the same to rounding."""
     ntk = random_ntk(7, 6, n_params)
     sgd = qm.SGD(1.0, 2, momentum, nesterov, decay, sampling)
-    sgd = replace(sgd, learning_rate=qm.critical_learning_rate(ntk, sgd, method="exact"))
+    sgd = replace(sgd, learning_rate=qm.critical_learning_rate(ntk, sgd, norm="exact"))
     found = lyapunov_exponent(ntk, sgd, 4500, replicas=3, seed=11, burn_in=4000)
     for replica, growth in enumerate(found.run_growth.values):
         expected = plain_growth(ntk, sgd, 4500, 4000, 11, replica)
@@ -109,7 +109,7 @@ def test_diagonal_data(sampling):
     error = float(found.typical_growth_standard_error)
     assert abs(float(found.typical_growth) - max(rates)) < BOUND * error
     # negative control: the growth of the mean is another
-    mean = math.log(qm.late_time_rate(ntk, sgd, method="exact"))
+    mean = math.log(qm.late_time_rate(ntk, sgd, norm="exact"))
     assert abs(float(found.typical_growth) - mean) > BOUND * error
 
 
@@ -186,7 +186,7 @@ def test_prediction(sgd, level, steps, replicas):
     from 0 by more than 5 standard errors, and not of one that resolves what it leaves out.
     """
     ntk = random_ntk(0, 200, 400)
-    eta = qm.critical_learning_rate(ntk, sgd, method="finite", level=level)
+    eta = qm.critical_learning_rate(ntk, sgd, norm="finite", level=level)
     sgd = replace(sgd, learning_rate=eta)
     predicted = typical_growth(ntk, sgd)
     found = lyapunov_exponent(ntk, sgd, steps, replicas=replicas, seed=3, burn_in=steps // 4)

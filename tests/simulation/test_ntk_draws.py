@@ -49,7 +49,7 @@ def assert_same_bits(first, second) -> None:
 # ---- plain runs
 
 
-def naive(model, sgd, law, recorded, *, pair, batches, seed, signs=(1, -1)):
+def naive(model, sgd, law, recorded, *, pair, batch_sequences, seed, signs=(1, -1)):
     """Mean projections and ordered eigenvalues of a pair's NTKs, from plain loops."""
     stream = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(pair,)))
     drawn = law.sample(stream, model.n_data, model.n_params)
@@ -57,7 +57,7 @@ def naive(model, sgd, law, recorded, *, pair, batches, seed, signs=(1, -1)):
     vectors = model.eigensystem[1]
     projections, spectra = [], []
     for sign in signs:
-        for sequence in range(batches):
+        for sequence in range(batch_sequences):
             chosen = [
                 batch_indices(
                     model.n_data, sgd.batch_size, seed=seed, replica=sequence, step=step,
@@ -92,11 +92,11 @@ def naive(model, sgd, law, recorded, *, pair, batches, seed, signs=(1, -1)):
 def test_is_the_mean_of_plain_runs(law, options):
     model, sgd = base(), qm.SGD(0.1, 2, **options)
     found = qm.sample_ntk(
-        model, sgd, 8, pairs=3, curvature=law_of(law), batches=2, record_every=4, seed=11
+        model, sgd, 8, replicas=3, curvature=law_of(law), batch_sequences=2, record_every=4, seed=11
     )
     for pair in range(3):
         projections, spectra = naive(
-            model, sgd, law_of(law), [0, 4, 8], pair=pair, batches=2, seed=11
+            model, sgd, law_of(law), [0, 4, 8], pair=pair, batch_sequences=2, seed=11
         )
         np.testing.assert_allclose(found.ntk_projection[pair], projections, rtol=1e-10)
         np.testing.assert_allclose(found.ntk_eigenvalue[pair], spectra, rtol=1e-10)
@@ -108,11 +108,11 @@ def test_is_the_mean_of_plain_runs(law, options):
 def test_seeds_beyond_32_bits_are_used_whole():
     model, sgd, law = base(), qm.SGD(0.1, 2), law_of("independent")
     runs = [
-        qm.sample_ntk(model, sgd, 5, pairs=2, curvature=law, record_every=5, seed=seed)
+        qm.sample_ntk(model, sgd, 5, replicas=2, curvature=law, record_every=5, seed=seed)
         for seed in (3, 3 + 2**32, 2**64 - 1)
     ]
     for run, seed in zip(runs, (3, 3 + 2**32, 2**64 - 1), strict=True):
-        projections, _ = naive(model, sgd, law, [0, 5], pair=1, batches=1, seed=seed)
+        projections, _ = naive(model, sgd, law, [0, 5], pair=1, batch_sequences=1, seed=seed)
         np.testing.assert_allclose(run.ntk_projection[1], projections, rtol=1e-10)
     assert not np.array_equal(runs[0].ntk_trace, runs[1].ntk_trace)
 
@@ -125,7 +125,13 @@ def test_same_bits_for_any_number_of_threads(law):
     model, sgd = base(), qm.SGD(0.2, 2, sampling="with_replacement")
     runs = [
         qm.sample_ntk(
-            model, sgd, 60, pairs=12, curvature=law_of(law, 0.35), batches=3, threads=threads
+            model,
+            sgd,
+            60,
+            replicas=12,
+            curvature=law_of(law, 0.35),
+            batch_sequences=3,
+            threads=threads,
         )
         for threads in (1, 2, 3, None, 1)
     ]
@@ -135,11 +141,11 @@ def test_same_bits_for_any_number_of_threads(law):
 
 def test_a_pair_depends_on_its_number_only():
     model, sgd = base(), qm.SGD(0.1, 2)
-    options = {"curvature": 0.2, "batches": 2, "seed": 4}
-    many = qm.sample_ntk(model, sgd, 12, pairs=5, record_every=1, **options)
-    few = qm.sample_ntk(model, sgd, 12, pairs=2, record_every=1, **options)
+    options = {"curvature": 0.2, "batch_sequences": 2, "seed": 4}
+    many = qm.sample_ntk(model, sgd, 12, replicas=5, record_every=1, **options)
+    few = qm.sample_ntk(model, sgd, 12, replicas=2, record_every=1, **options)
     assert_same_bits(many.isel(replica=[0, 1]), few)
-    seldom = qm.sample_ntk(model, sgd, 12, pairs=5, record_every=5, **options)
+    seldom = qm.sample_ntk(model, sgd, 12, replicas=5, record_every=5, **options)
     assert seldom.step.values.tolist() == [0, 5, 10]
     assert_same_bits(many.sel(step=[0, 5, 10]), seldom)
 
@@ -147,7 +153,7 @@ def test_a_pair_depends_on_its_number_only():
 def test_layout():
     model = qm.Ensemble(N_DATA, N_PARAMS, curvature=0.1).sample(seed=0)
     sgd = qm.SGD(0.1, 2, momentum=0.5, nesterov=True, sampling="bernoulli")
-    found = qm.sample_ntk(model, sgd, 120, pairs=2, batches=3, seed=2**63)
+    found = qm.sample_ntk(model, sgd, 120, replicas=2, batch_sequences=3, seed=2**63)
     assert {name: found[name].dims for name in found.data_vars} == {
         "ntk_projection": ("replica", "step", "mode"),
         "ntk_eigenvalue": ("replica", "step", "mode"),
@@ -158,7 +164,7 @@ def test_layout():
     assert found.mode.values.tolist() == list(range(N_DATA))
     assert all({"long_name", "units"} <= set(found[name].attrs) for name in found.data_vars)
     assert found.attrs == {
-        "kind": "simulation", "steps": 120, "pairs": 2, "batches": 3, "seed": str(2**63),
+        "kind": "simulation", "steps": 120, "replicas": 2, "batch_sequences": 3, "seed": str(2**63),
         "curvature": "IndependentCurvature(scale=0.1)", "quadmodel_version": qm.__version__,
         "n_data": N_DATA, "n_params": N_PARAMS, "learning_rate": 0.1, "batch_size": 2,
         "momentum": 0.5, "nesterov": 1, "weight_decay": 0.0, "sampling": "bernoulli",
@@ -174,14 +180,14 @@ def test_law_of_the_model_is_the_default_and_its_own_draw_is_not_used():
     model = qm.Ensemble(N_DATA, N_PARAMS, curvature=0.1).sample(seed=0)
     other = qm.QuadraticModel(model.residual, model.jacobian, 5 * model.curvature)
     sgd = qm.SGD(0.1, 2)
-    by_model = qm.sample_ntk(model, sgd, 4, pairs=2)
-    assert_same_bits(by_model, qm.sample_ntk(other, sgd, 4, pairs=2, curvature=0.1))
+    by_model = qm.sample_ntk(model, sgd, 4, replicas=2)
+    assert_same_bits(by_model, qm.sample_ntk(other, sgd, 4, replicas=2, curvature=0.1))
 
 
 def test_progress_changes_nothing(capsys):
     model, sgd = base(), qm.SGD(0.1, 2)
-    plain = qm.sample_ntk(model, sgd, 4, pairs=3, curvature=0.1)
-    shown = qm.sample_ntk(model, sgd, 4, pairs=3, curvature=0.1, progress=True)
+    plain = qm.sample_ntk(model, sgd, 4, replicas=3, curvature=0.1)
+    shown = qm.sample_ntk(model, sgd, 4, replicas=3, curvature=0.1, progress=True)
     assert_same_bits(plain, shown)
     assert capsys.readouterr() == ("", "")
 
@@ -197,9 +203,13 @@ def test_odd_orders_cancel(law, options):
     start = model.eigensystem[0]
     changes, alone = [], []
     for scale in (1e-4, 1e-3):
-        pairs = qm.sample_ntk(model, sgd, 6, pairs=2, curvature=law_of(law, scale), record_every=6)
+        pairs = qm.sample_ntk(
+            model, sgd, 6, replicas=2, curvature=law_of(law, scale), record_every=6
+        )
         changes.append(pairs.ntk_projection.isel(step=-1).values - start)
-        only = naive(model, sgd, law_of(law, scale), [0, 6], pair=0, batches=1, seed=0, signs=(1,))
+        only = naive(
+            model, sgd, law_of(law, scale), [0, 6], pair=0, batch_sequences=1, seed=0, signs=(1,)
+        )
         alone.append(only[0][-1] - start)
     np.testing.assert_allclose(changes[1], 100 * changes[0], rtol=1e-4, atol=1e-10)
     assert np.abs(changes[1]).max() > 1e-8
@@ -217,7 +227,7 @@ def test_a_difference_of_two_runs_is_measured_by_common_draws(other):
     model = qm.Ensemble(6, 20, curvature=0.02).sample(seed=2)
 
     def change(sgd, seed):
-        found = qm.sample_ntk(model, sgd, 10, pairs=200, record_every=10, seed=seed)
+        found = qm.sample_ntk(model, sgd, 10, replicas=200, record_every=10, seed=seed)
         return found.ntk_projection.isel(step=-1, mode=0).values
 
     ours = change(qm.SGD(0.1, 2), 0)
@@ -230,7 +240,7 @@ def test_a_difference_of_two_runs_is_measured_by_common_draws(other):
 def test_full_batches_are_all_the_same():
     model = qm.Ensemble(6, 20, curvature=0.02).sample(seed=2)
     full = [
-        qm.sample_ntk(model, qm.SGD(0.1, 6), 10, pairs=3, batches=n, record_every=10)
+        qm.sample_ntk(model, qm.SGD(0.1, 6), 10, replicas=3, batch_sequences=n, record_every=10)
         for n in (1, 4)
     ]
     np.testing.assert_allclose(full[0].ntk_trace, full[1].ntk_trace, rtol=1e-12)
@@ -246,7 +256,7 @@ def test_divergence_is_infinite_and_silent(law):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = qm.sample_ntk(
-            model, far, 200, pairs=3, curvature=law_of(law), batches=2, record_every=1
+            model, far, 200, replicas=3, curvature=law_of(law), batch_sequences=2, record_every=1
         )
     for name in PER_PAIR:
         values = found[name].values
@@ -272,11 +282,11 @@ def test_divergence_is_infinite_and_silent(law):
         ({"steps": 0}, "^steps must be"),
         ({"steps": 2.5}, "^steps must be"),
         ({"steps": 2**32}, "^steps must be"),
-        ({"pairs": 1}, "^pairs must be .*2.*got 1$"),
-        ({"pairs": True}, "^pairs must be"),
-        ({"pairs": 2**32}, "^pairs must be"),
-        ({"batches": 0}, "^batches must be"),
-        ({"batches": "many"}, "^batches must be"),
+        ({"replicas": 1}, "^replicas must be .*2.*got 1$"),
+        ({"replicas": True}, "^replicas must be"),
+        ({"replicas": 2**32}, "^replicas must be"),
+        ({"batch_sequences": 0}, "^batch_sequences must be"),
+        ({"batch_sequences": "many"}, "^batch_sequences must be"),
         ({"record_every": 0}, "^record_every must be"),
         ({"seed": -1}, "^seed must be"),
         ({"seed": 2**64}, "^seed must be"),
@@ -291,7 +301,8 @@ def test_divergence_is_infinite_and_silent(law):
 def test_refusals(changed, message, monkeypatch):
     _no_work(monkeypatch)
     arguments = {
-        "model": base(), "sgd": qm.SGD(0.1, 2), "steps": 3, "pairs": 2, "curvature": 0.1, **changed
+        "model": base(),
+        "sgd": qm.SGD(0.1, 2), "steps": 3, "replicas": 2, "curvature": 0.1, **changed
     }  # fmt: skip
     with pytest.raises(InputError, match=message) as refused:
         qm.sample_ntk(**arguments)
@@ -306,18 +317,18 @@ def _no_work(monkeypatch):
         monkeypatch.setattr(getattr(qm.curvature, law), "sample", work)
 
 
-@pytest.mark.parametrize(("pairs", "threads"), [(2, 2), (2, 8), (8, 2)])
-def test_refuses_what_does_not_fit_in_memory(pairs, threads, monkeypatch):
+@pytest.mark.parametrize(("replicas", "threads"), [(2, 2), (2, 8), (8, 2)])
+def test_refuses_what_does_not_fit_in_memory(replicas, threads, monkeypatch):
     """A draw and its negative per thread that has work, but not one per pair."""
     model = qm.Ensemble(30, 40).sample(0)
     sgd = qm.SGD(0.01, 2)
-    at_once = min(pairs, threads)
+    at_once = min(replicas, threads)
     draws = at_once * 8 * 30 * 40**2
 
     def free(n_bytes):
         monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=n_bytes))
 
-    options = {"pairs": pairs, "threads": threads, "curvature": 0.01}
+    options = {"replicas": replicas, "threads": threads, "curvature": 0.01}
     free(4 * draws)
     qm.sample_ntk(model, sgd, 2, **options)
     free(draws)
@@ -329,7 +340,7 @@ def test_refuses_what_does_not_fit_in_memory(pairs, threads, monkeypatch):
 def test_records_count_as_memory(monkeypatch):
     _no_work(monkeypatch)
     with pytest.raises(MemoryError, match="the draws of the curvature"):
-        qm.sample_ntk(base(), qm.SGD(0.1, 2), 2**31, pairs=2**20, curvature=0.1, record_every=1)
+        qm.sample_ntk(base(), qm.SGD(0.1, 2), 2**31, replicas=2**20, curvature=0.1, record_every=1)
 
 
 # ---- against the theory
@@ -342,7 +353,7 @@ LAW = qm.curvature.IndependentCurvature(0.003)
 def noisy_sgd(**options) -> qm.SGD:
     """SGD at two thirds of the stochastic edge, so that the batches' noise is no small part."""
     sgd = qm.SGD(1.0, 2, **options)
-    rate = qm.critical_learning_rate(STRONG.ntk(), sgd, method="exact", level=0.67)
+    rate = qm.critical_learning_rate(STRONG.ntk(), sgd, norm="exact", level=0.67)
     return qm.SGD(rate, 2, **options)
 
 
@@ -350,7 +361,7 @@ def noisy_sgd(**options) -> qm.SGD:
 def drawn():
     """Draws of the case that all negative controls are set beside."""
     return qm.sample_ntk(
-        STRONG, noisy_sgd(), 12, pairs=2500, curvature=LAW, batches=4, record_every=4
+        STRONG, noisy_sgd(), 12, replicas=2500, curvature=LAW, batch_sequences=4, record_every=4
     )
 
 
@@ -433,7 +444,9 @@ def test_agrees_for_other_laws_and_methods(law, options):
     model, curvature = base(), law_of(law, 0.003)
     plain = qm.SGD(1.0, 1)
     sgd = qm.SGD(qm.critical_learning_rate(model.ntk(), plain, level=0.3), 1, **options)
-    found = qm.sample_ntk(model, sgd, 8, pairs=800, curvature=curvature, batches=2, record_every=4)
+    found = qm.sample_ntk(
+        model, sgd, 8, replicas=800, curvature=curvature, batch_sequences=2, record_every=4
+    )
 
     def verdict(sgd, curvature):
         mean = qm.expected_ntk(model, sgd, 8, curvature=curvature, record_every=4)

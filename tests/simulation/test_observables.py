@@ -140,7 +140,7 @@ def naive_values(model, sgd, theta, weights):
         "ntk_trace": np.trace(ntk),
         "ntk_eigenvalue": values[::-1],
         "noise_kernel_norm": qm.noise_kernel_norm(ntk, sgd),
-        "noise_kernel_norm_finite": qm.noise_kernel_norm(ntk, sgd, method="finite"),
+        "noise_kernel_norm_finite": qm.noise_kernel_norm(ntk, sgd, norm="finite"),
         "noise_kernel_norm_exact": dense_noise_kernel.noise_kernel_norm(
             ntk, sgd.learning_rate, sgd.batch_size, sgd.sampling,
             sgd.momentum, sgd.nesterov, sgd.weight_decay,
@@ -284,7 +284,7 @@ def test_exact_norm_is_the_predicted_one(momentum, nesterov, sampling, decay):
     for batch_size, part in itertools.product((1, 3, 8), (0.01, 0.5, 0.99, 1.01)):
         sgd = qm.SGD(part * edge, batch_size, momentum, nesterov, decay, sampling)
         found = observables.exact_noise_kernel_norm(values, vectors, sgd)
-        wanted = qm.noise_kernel_norm(ntk, sgd, method="exact")
+        wanted = qm.noise_kernel_norm(ntk, sgd, norm="exact")
         assert np.isinf(wanted) == (part > 1)
         assert found == pytest.approx(wanted, rel=1e-8, abs=1e-14)
 
@@ -304,7 +304,7 @@ def test_exact_norm_along_a_run(kind):
     thetas = thetas_of(model, sgd, 20, seed=0, model_index=0, replica=1)
     for step in (0, 20):
         ntk = model.ntk(np.zeros(60) if kind == "linear" else thetas[step])
-        wanted = qm.noise_kernel_norm(ntk, sgd, method="exact")
+        wanted = qm.noise_kernel_norm(ntk, sgd, norm="exact")
         found = sim.sel(replica=1, step=step)
         assert float(found.noise_kernel_norm_exact) == pytest.approx(wanted, rel=1e-8)
         assert found.noise_kernel_norm_exact > 1.001 * found.noise_kernel_norm_finite

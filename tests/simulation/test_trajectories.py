@@ -196,7 +196,7 @@ def check_observables(model, sgd, replicas, steps) -> None:
             "ntk_trace": [np.trace(ntk) for ntk in kernels],
             "noise_kernel_norm": [qm.noise_kernel_norm(ntk, sgd) for ntk in kernels],
             "noise_kernel_norm_finite": [
-                qm.noise_kernel_norm(ntk, sgd, method="finite") for ntk in kernels
+                qm.noise_kernel_norm(ntk, sgd, norm="finite") for ntk in kernels
             ],
         }
         for name, values in expected.items():
@@ -235,7 +235,7 @@ def test_measured_norms_are_predicted_ones(momentum, nesterov, sampling, decay):
         )
         assert paper.shape == finite.shape == (1,)
         for found, method in ((paper, "paper"), (finite, "finite")):
-            expected = qm.noise_kernel_norm(lam, sgd, method=method)
+            expected = qm.noise_kernel_norm(lam, sgd, norm=method)
             assert np.isinf(expected) == (part > 1)
             assert found[0] == pytest.approx(expected, rel=1e-8, abs=1e-14)
 

@@ -17,7 +17,7 @@ from quadmodel.studies.phases import PHASES, UNDECIDED
 from quadmodel.theory.typical import typical_critical_learning_rate
 
 STABLE, INTERMITTENT, STOCHASTIC, DETERMINISTIC = PHASES
-METHODS = ("paper", "finite", "exact")
+NORMS = ("paper", "finite", "exact")
 MEASURED = (
     "mean_growth", "mean_growth_standard_error", "typical_growth", "typical_growth_standard_error",
     "fraction_diverged", "final_loss",
@@ -58,7 +58,7 @@ def test_layout(grid):
         "crossing_batch_size": (),
     }
     assert dict(grid.sizes) == {"learning_rate": 9, "batch_size": 3, "norm": 3, "scan": 12}
-    assert grid.norm.values.tolist() == list(METHODS)
+    assert grid.norm.values.tolist() == list(NORMS)
     assert grid.batch_size.values.tolist() == [1, 4, 12]
     assert all("long_name" in grid[name].attrs for name in grid.data_vars)
     expected = {"kind": "phase diagram", "seed": "3", "steps": 256, "replicas": 8, "refine": 12}
@@ -98,7 +98,7 @@ def test_phases_follow_the_growth_rates(grid):
 def test_intermittent_phase_lies_between_the_edges():
     """Just above the mean-square threshold of B = 1 the mean grows while typical runs shrink."""
     model = qm.Ensemble(12, 24).sample(0)
-    critical = qm.critical_learning_rate(model.ntk(), qm.SGD(1.0, 1), method="exact")
+    critical = qm.critical_learning_rate(model.ntk(), qm.SGD(1.0, 1), norm="exact")
     grid = diagram(model, critical * np.array([0.8, 1.02, 2.0]), [1], steps=2048, replicas=64)
     assert grid.phase.values[:, 0].tolist() == [STABLE, INTERMITTENT, STOCHASTIC]
 
@@ -108,7 +108,7 @@ def wide():
     """A wide intermittent phase at 80 of 200 points: 0.9% of the learning rate."""
     model = qm.Ensemble(200, 400).sample(0)
     sgd = qm.SGD(1.0, 80)
-    mean = qm.critical_learning_rate(model.ntk(), sgd, method="exact")
+    mean = qm.critical_learning_rate(model.ntk(), sgd, norm="exact")
     typical = typical_critical_learning_rate(model.ntk(), sgd)
     edge = qm.edge_of_stability(model.ntk(), sgd)
     rates = [0.97 * mean, (mean * typical) ** 0.5, 1.03 * typical, 1.1 * edge]
@@ -168,7 +168,7 @@ def test_typical_edge_is_drawn(wide, grid):
 def test_null_space_does_not_hide_stability():
     """Growth is that on the range of the NTK, however long the runs."""
     model = qm.Ensemble(8, 5, qm.spectra.PowerLaw(0.5)).sample(5)
-    critical = qm.critical_learning_rate(model.ntk(), qm.SGD(1.0, 4), method="exact")
+    critical = qm.critical_learning_rate(model.ntk(), qm.SGD(1.0, 4), norm="exact")
     grid = diagram(model, critical * np.array([0.2, 0.5]), [4, 8], steps=2048, refine=0)
     assert (grid.phase == STABLE).all()
     assert (grid.typical_growth < -0.1).all()
@@ -177,7 +177,7 @@ def test_null_space_does_not_hide_stability():
 
 def norms(ntk, sgd, rate, size):
     at = qm.SGD(float(rate), int(size), sgd.momentum, sgd.nesterov, sgd.weight_decay, sgd.sampling)
-    return [qm.noise_kernel_norm(ntk, at, method=method) for method in METHODS]
+    return [qm.noise_kernel_norm(ntk, at, norm=norm) for norm in NORMS]
 
 
 @pytest.mark.parametrize("sgd", [qm.SGD(1.0, 1), MOMENTUM], ids=["plain", "momentum"])
@@ -269,7 +269,7 @@ def test_sources():
     by_ntk = diagram(model.ntk(), seed=5)
     for name in by_ensemble.data_vars:
         np.testing.assert_array_equal(by_ensemble[name], by_model[name], err_msg=str(name))
-    for name in (*METHODS,):  # the residual of a bare NTK is another one: same stability only
+    for name in (*NORMS,):  # the residual of a bare NTK is another one: same stability only
         np.testing.assert_allclose(
             by_ensemble.critical_learning_rate.sel(norm=name),
             by_ntk.critical_learning_rate.sel(norm=name),
@@ -374,8 +374,8 @@ DIGITS = (1, 2, 8, 32)
 def test_exact_norm_of_digits_where_the_finite_one_is_one(which, expected):
     ntk = qm.datasets.digits_ntk()[which].values
     for batch_size, value in zip(DIGITS, expected, strict=True):
-        eta = qm.critical_learning_rate(ntk, qm.SGD(1.0, batch_size), method="finite")
-        found = qm.noise_kernel_norm(ntk, qm.SGD(eta, batch_size), method="exact")
+        eta = qm.critical_learning_rate(ntk, qm.SGD(1.0, batch_size), norm="finite")
+        found = qm.noise_kernel_norm(ntk, qm.SGD(eta, batch_size), norm="exact")
         assert found == pytest.approx(value, abs=0.006)
 
 
@@ -385,7 +385,7 @@ def test_exact_norm_of_digits_where_the_finite_one_is_one(which, expected):
 def test_stability_of_digits(batch_size, which):
     """Simulated mean-square edge at the exact K = 1; the typical one not below."""
     ntk = qm.datasets.digits_ntk()[which].values
-    predicted = qm.critical_learning_rate(ntk, qm.SGD(1.0, batch_size), method="exact")
+    predicted = qm.critical_learning_rate(ntk, qm.SGD(1.0, batch_size), norm="exact")
     grid = diagram(
         ntk, np.geomspace(0.8, 1.3, 7) * predicted, [batch_size],
         steps=2500, replicas=40, refine=6, seed=batch_size,
@@ -399,7 +399,7 @@ def test_stability_of_digits(batch_size, which):
     assert float(mean.noise_kernel_norm_low) < 1 < float(mean.noise_kernel_norm_high)
     # negative control: the interval tells the exact threshold from that of the finite-size K
     if batch_size < 32:  # there the two are too close to each other
-        finite = qm.critical_learning_rate(ntk, qm.SGD(1.0, batch_size), method="finite")
+        finite = qm.critical_learning_rate(ntk, qm.SGD(1.0, batch_size), norm="finite")
         assert float(mean.learning_rate_high) < finite
     if np.isfinite(typical.learning_rate):  # it may lie beyond the scan
         assert float(typical.learning_rate_high) > float(mean.learning_rate_low)

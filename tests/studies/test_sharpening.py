@@ -32,7 +32,7 @@ GROWTHS = ("predicted_growth", "simulated_growth", "standard_error", "conservati
 
 
 def diagram(source=ENSEMBLE, rates=RATES, sizes=SIZES, **options):
-    return qm.sharpening_diagram(source, rates, sizes, **{"steps": 6, "pairs": 4, **options})
+    return qm.sharpening_diagram(source, rates, sizes, **{"steps": 6, "replicas": 4, **options})
 
 
 def assert_same_bits(first, second) -> None:
@@ -69,7 +69,7 @@ def test_layout(grid):
         assert grid[name].attrs["units"] == "1 / NTK eigenvalue"
     assert grid.batch_size.attrs["units"] == "data points"
     assert grid.attrs == {
-        "kind": "sharpening diagram", "steps": 6, "pairs": 4, "batches": 2, "seed": "2",
+        "kind": "sharpening diagram", "steps": 6, "replicas": 4, "batch_sequences": 2, "seed": "2",
         "curvature": f"IndependentCurvature(scale={SCALE})", "valid_below": 0.1,
         "quadmodel_version": qm.__version__, "n_data": 8, "n_params": 40,
         "momentum": 0.0, "nesterov": 0, "weight_decay": 0.0, "sampling": "without_replacement",
@@ -77,10 +77,10 @@ def test_layout(grid):
 
 
 def test_counts_are_spread_in_the_logarithm():
-    found = diagram(rates=5, sizes=4, pairs=2, batches=1)
+    found = diagram(rates=5, sizes=4, replicas=2, batch_sequences=1)
     np.testing.assert_allclose(found.learning_rate, np.geomspace(EDGE / 20, 0.95 * EDGE, 5))
     assert found.batch_size.values.tolist() == [1, 2, 4, 8]
-    assert diagram(rates=1, sizes=20, pairs=2).batch_size.values.tolist() == list(range(1, 9))
+    assert diagram(rates=1, sizes=20, replicas=2).batch_size.values.tolist() == list(range(1, 9))
 
 
 def test_values_are_sorted():
@@ -123,13 +123,20 @@ def test_prediction_is_that_of_expected_ntk(template):
 @pytest.mark.parametrize("template", METHODS.values(), ids=METHODS)
 def test_simulation_is_that_of_sample_ntk(template):
     """Every cell has the draws and batches that it has alone."""
-    found, model = diagram(sgd=template, seed=2, batches=3), ENSEMBLE.sample(2)
+    found, model = diagram(sgd=template, seed=2, batch_sequences=3), ENSEMBLE.sample(2)
     largest = np.linalg.eigvalsh(model.ntk())[-1]
     for rate in RATES:
         for size in SIZES:
             sgd = replace(template, learning_rate=rate, batch_size=size)
             alone = qm.sample_ntk(
-                model, sgd, 6, pairs=4, batches=3, record_every=6, seed=2, curvature=SCALE
+                model,
+                sgd,
+                6,
+                replicas=4,
+                batch_sequences=3,
+                record_every=6,
+                seed=2,
+                curvature=SCALE,
             )
             growth = alone.ntk_eigenvalue.values[:, -1, 0] / largest - 1
             cell = found.sel(learning_rate=rate, batch_size=size)
@@ -148,7 +155,7 @@ def test_batch_noise_is_conservative(grid):
 
 @pytest.mark.parametrize("template", METHODS.values(), ids=METHODS)
 def test_boundaries(template):
-    found = diagram(sgd=template, pairs=2)
+    found = diagram(sgd=template, replicas=2)
     edges = qm.phase_boundaries(ENSEMBLE.sample(0).ntk(), list(SIZES), template)
     for name in ("critical_learning_rate", "edge_of_stability"):
         np.testing.assert_allclose(found[name], edges[name], rtol=1e-12)
@@ -216,13 +223,13 @@ def test_progress_changes_nothing(grid, capsys):
 @pytest.fixture(scope="module")
 def sampled():
     """Standard errors of 1 to 3 % of the growth; fourth order is far below them."""
-    return diagram(ENSEMBLE.sample(0), sizes=(2, 8), steps=12, pairs=600, seed=1)
+    return diagram(ENSEMBLE.sample(0), sizes=(2, 8), steps=12, replicas=600, seed=1)
 
 
 def disagreeing(sampled, predicted):
     """Cells whose z-score has a chance below FAMILY_WISE_ERROR over all cells."""
     z = (sampled.simulated_growth - predicted) / sampled.standard_error
-    bound = student.isf(FAMILY_WISE_ERROR / 2 / z.size, sampled.attrs["pairs"] - 1)
+    bound = student.isf(FAMILY_WISE_ERROR / 2 / z.size, sampled.attrs["replicas"] - 1)
     return np.abs(z.values) > bound
 
 
@@ -246,7 +253,9 @@ def test_prediction_agrees_with_simulation(sampled):
 )
 def test_prediction_of_another_setting_does_not(wrong, sampled):
     other = diagram(
-        ENSEMBLE.sample(0), sizes=(2, 8), **{"steps": 12, "pairs": 2, "batches": 1, **wrong}
+        ENSEMBLE.sample(0),
+        sizes=(2, 8),
+        **{"steps": 12, "replicas": 2, "batch_sequences": 1, **wrong},
     )
     found = disagreeing(sampled, other.predicted_growth)
     assert found.any()
@@ -273,7 +282,7 @@ def test_prediction_without_the_conservative_part_does_not(sampled):
 @pytest.fixture(scope="module")
 def far():
     """At, above and far above the edge; strongest batch noise and none."""
-    return diagram(rates=(0.25 * EDGE, EDGE, 20 * EDGE), sizes=(1, 8), steps=60, pairs=3)
+    return diagram(rates=(0.25 * EDGE, EDGE, 20 * EDGE), sizes=(1, 8), steps=60, replicas=3)
 
 
 def test_no_prediction_beyond_second_order(far):
@@ -359,12 +368,12 @@ Kronecker, LowRank = qm.curvature.KroneckerCurvature, qm.curvature.RandomLowRank
         ({"steps": 0}, "^steps must be"),
         ({"steps": 2.5}, "^steps must be"),
         ({"steps": 2**32}, "^steps must be"),  # batches are numbered with 32 bits
-        ({"pairs": 1}, "^pairs must be .*2.*got 1$"),
-        ({"pairs": True}, "^pairs must be"),
-        ({"pairs": 2**32}, "^pairs must be"),
-        ({"batches": 0}, "^batches must be"),
-        ({"batches": 2**20 + 1}, "^batches must be"),
-        ({"batches": "many"}, "^batches must be"),
+        ({"replicas": 1}, "^replicas must be .*2.*got 1$"),
+        ({"replicas": True}, "^replicas must be"),
+        ({"replicas": 2**32}, "^replicas must be"),
+        ({"batch_sequences": 0}, "^batch_sequences must be"),
+        ({"batch_sequences": 2**20 + 1}, "^batch_sequences must be"),
+        ({"batch_sequences": "many"}, "^batch_sequences must be"),
         ({"seed": -1}, "^seed must be"),
         ({"seed": 2**64}, "^seed must be"),
         ({"seed": 0.5}, "^seed must be"),
@@ -398,4 +407,4 @@ def test_refuses_what_does_not_fit_in_memory(monkeypatch):
         diagram(threads=1)
     monkeypatch.undo()
     with pytest.raises(MemoryError, match=r"^the growths needs? .* are free$"):
-        diagram(pairs=2**32 - 1)
+        diagram(replicas=2**32 - 1)

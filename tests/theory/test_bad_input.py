@@ -81,10 +81,10 @@ def test_bad_choices():
         qm.SGD(0.1, 1, sampling="shuffled")
     for function in (qm.noise_kernel_norm, qm.critical_learning_rate):
         for method in ("infinite", None, ["paper"]):
-            with pytest.raises(ValueError, match="method"):
-                function(np.ones(3), sgd, method=method)
+            with pytest.raises(ValueError, match="norm"):
+                function(np.ones(3), sgd, norm=method)
         with pytest.raises(ValueError, match=r"ntk.*matrix"):
-            function(np.ones(3), sgd, method="exact")
+            function(np.ones(3), sgd, norm="exact")
         with pytest.raises(ValueError, match="sgd"):
             function(np.ones(3), 0.1)
     with pytest.raises(ValueError, match="sgd"):

@@ -59,7 +59,7 @@ def test_recorded_spectral_radius(record):
     ntk = random_ntk(record["seed"], record["n_data"], record["n_params"])
     names = ("learning_rate", "batch_size", "momentum", "nesterov", "weight_decay", "sampling")
     sgd = qm.SGD(**{name: record[name] for name in names})
-    rate = qm.late_time_rate(ntk, sgd, method="exact")
+    rate = qm.late_time_rate(ntk, sgd, norm="exact")
     assert rate == pytest.approx(record["spectral_radius"], rel=1e-10)
 
 
@@ -69,11 +69,11 @@ def test_exact_rate_is_the_spectral_radius(ntk, sgd):
     for fraction in (0.05, 0.4, 0.8, 0.99):
         sgd = replace(sgd, learning_rate=fraction * edge)
         expected = enumeration.spectral_radius(ntk, *settings_of(sgd))
-        rate = qm.late_time_rate(ntk, sgd, method="exact")
+        rate = qm.late_time_rate(ntk, sgd, norm="exact")
         assert rate == pytest.approx(expected, rel=1e-9)
         for method in ("finite", "exact"):
-            stable = qm.noise_kernel_norm(ntk, sgd, method=method) < 1
-            assert (qm.late_time_rate(ntk, sgd, method=method) < 1) == stable
+            stable = qm.noise_kernel_norm(ntk, sgd, norm=method) < 1
+            assert (qm.late_time_rate(ntk, sgd, norm=method) < 1) == stable
 
 
 @pytest.mark.parametrize(("ntk", "sgd"), CONFIGURATIONS[::3])
@@ -83,15 +83,15 @@ def test_exact_rate_above_the_edge(ntk, sgd):
         sgd = replace(sgd, learning_rate=factor * edge)
         expected = enumeration.spectral_radius(ntk, *settings_of(sgd))
         assert expected > 1
-        assert qm.late_time_rate(ntk, sgd, method="exact") == pytest.approx(expected, rel=1e-9)
+        assert qm.late_time_rate(ntk, sgd, norm="exact") == pytest.approx(expected, rel=1e-9)
         assert qm.late_time_rate(ntk, sgd) > 1
 
 
-@pytest.mark.parametrize("method", ["finite", "exact"])
+@pytest.mark.parametrize("norm", ["finite", "exact"])
 @pytest.mark.parametrize(("ntk", "sgd"), CONFIGURATIONS[::5])
-def test_rate_is_one_at_the_critical_learning_rate(ntk, sgd, method):
-    critical = qm.critical_learning_rate(ntk, sgd, method=method)
-    rate = qm.late_time_rate(ntk, replace(sgd, learning_rate=critical), method=method)
+def test_rate_is_one_at_the_critical_learning_rate(ntk, sgd, norm):
+    critical = qm.critical_learning_rate(ntk, sgd, norm=norm)
+    rate = qm.late_time_rate(ntk, replace(sgd, learning_rate=critical), norm=norm)
     assert rate == pytest.approx(1, abs=1e-9)
 
 
@@ -113,12 +113,12 @@ def test_closure_rate_of_plain_sgd_is_an_eigenvalue(sampling, fraction):
 
 
 @pytest.mark.parametrize(("momentum", "nesterov"), MOMENTA)
-@pytest.mark.parametrize("method", ["finite", "exact"])
-def test_full_batch_rate_is_that_of_the_slowest_mode(momentum, nesterov, method):
+@pytest.mark.parametrize("norm", ["finite", "exact"])
+def test_full_batch_rate_is_that_of_the_slowest_mode(momentum, nesterov, norm):
     ntk = random_ntk(12, 5, 8)
     sgd = qm.SGD(0.1, 5, momentum, nesterov, 0.05)
     expected = enumeration.deterministic_radius(ntk, 0.1, momentum, nesterov, 0.05) ** 2
-    assert qm.late_time_rate(ntk, sgd, method=method) == pytest.approx(expected, rel=1e-10)
+    assert qm.late_time_rate(ntk, sgd, norm=norm) == pytest.approx(expected, rel=1e-10)
 
 
 def test_rates_of_larger_data():
@@ -127,9 +127,9 @@ def test_rates_of_larger_data():
     sgd = qm.SGD(1.0, 10)
     rates = {}
     for level in (0.53, 1.43):
-        critical = qm.critical_learning_rate(ntk, sgd, method="finite", level=level)
+        critical = qm.critical_learning_rate(ntk, sgd, norm="finite", level=level)
         at = replace(sgd, learning_rate=critical)
-        rates[level] = [qm.late_time_rate(ntk, at, method=m) for m in ("finite", "exact")]
+        rates[level] = [qm.late_time_rate(ntk, at, norm=m) for m in ("finite", "exact")]
     assert rates[0.53][0] == pytest.approx(0.987, abs=3e-3)
     assert rates[0.53][1] == pytest.approx(rates[0.53][0], abs=2e-4)
     assert rates[1.43][0] == pytest.approx(1.169, abs=0.02)
@@ -137,37 +137,35 @@ def test_rates_of_larger_data():
     assert rates[1.43][1] > rates[1.43][0] + 0.005
 
 
-@pytest.mark.parametrize("method", ["finite", "exact"])
-def test_rate_and_floor_do_not_depend_on_units(method):
+@pytest.mark.parametrize("norm", ["finite", "exact"])
+def test_rate_and_floor_do_not_depend_on_units(norm):
     ntk, residual = random_ntk(4, 6, 4), np.arange(1.0, 7.0)
     sgd = qm.SGD(0.05, 2, 0.4, True, 0.1)
     scaled = replace(sgd, learning_rate=0.05 / 37, weight_decay=3.7)
-    rate = qm.late_time_rate(ntk, sgd, method=method)
-    assert qm.late_time_rate(37 * ntk, scaled, method=method) == pytest.approx(rate, rel=1e-9)
-    floor = qm.loss_floor(ntk, residual, sgd, method=method)
+    rate = qm.late_time_rate(ntk, sgd, norm=norm)
+    assert qm.late_time_rate(37 * ntk, scaled, norm=norm) == pytest.approx(rate, rel=1e-9)
+    floor = qm.loss_floor(ntk, residual, sgd, norm=norm)
     assert 0 < floor < math.inf
-    assert qm.loss_floor(37 * ntk, residual, scaled, method=method) == pytest.approx(
-        floor, rel=1e-9
-    )
-    doubled = qm.loss_floor(ntk, 2 * residual, sgd, method=method)
+    assert qm.loss_floor(37 * ntk, residual, scaled, norm=norm) == pytest.approx(floor, rel=1e-9)
+    doubled = qm.loss_floor(ntk, 2 * residual, sgd, norm=norm)
     assert doubled == pytest.approx(4 * floor, rel=1e-10)
 
 
 @pytest.mark.parametrize(("ntk", "sgd"), CONFIGURATIONS)
 def test_exact_floor_is_the_fixed_point_over_all_batches(ntk, sgd):
     residual = np.random.default_rng(7).normal(size=len(ntk))
-    critical = qm.critical_learning_rate(ntk, sgd, method="exact")
+    critical = qm.critical_learning_rate(ntk, sgd, norm="exact")
     for fraction in (0.2, 0.85):
         sgd = replace(sgd, learning_rate=fraction * critical)
         expected = enumeration.stationary_loss(ntk, residual, *settings_of(sgd))
-        floor = qm.loss_floor(ntk, residual, sgd, method="exact")
+        floor = qm.loss_floor(ntk, residual, sgd, norm="exact")
         assert floor == pytest.approx(expected, rel=1e-9, abs=1e-14)
         if sgd.weight_decay > 0 or np.linalg.matrix_rank(ntk) < len(ntk):
             assert floor > 1e-3
         else:
             assert floor == 0.0
     unstable = replace(sgd, learning_rate=1.01 * critical)
-    assert qm.loss_floor(ntk, residual, unstable, method="exact") == math.inf
+    assert qm.loss_floor(ntk, residual, unstable, norm="exact") == math.inf
     assert enumeration.stationary_loss(ntk, residual, *settings_of(unstable)) == math.inf
 
 
@@ -177,13 +175,13 @@ def test_closure_floor_of_a_null_space(momentum, nesterov, sampling):
     ntk = random_ntk(5, 12, 7)
     residual = np.random.default_rng(8).normal(size=12)
     sgd = qm.SGD(1.0, 3, momentum, nesterov, 0.0, sampling)
-    critical = qm.critical_learning_rate(ntk, sgd, method="finite")
+    critical = qm.critical_learning_rate(ntk, sgd, norm="finite")
     sgd = replace(sgd, learning_rate=0.5 * critical)
     vectors = np.linalg.eigh(ntk)[1][:, :5]
     lost = float(np.sum((vectors.T @ residual) ** 2)) / 24
     floor = qm.loss_floor(ntk, residual, sgd)
     if momentum == 0:  # u = z: the whole loss is amplified
-        norm = qm.noise_kernel_norm(ntk, sgd, method="finite")
+        norm = qm.noise_kernel_norm(ntk, sgd, norm="finite")
         if sampling == "bernoulli":
             assert floor == pytest.approx(lost / (1 - norm), rel=1e-10)
     long_run = qm.predict(_with_ntk(ntk, residual), sgd, steps=6000, method="modes")
@@ -194,17 +192,17 @@ def test_closure_floor_of_a_null_space(momentum, nesterov, sampling):
 
 
 @pytest.mark.parametrize(("momentum", "nesterov"), MOMENTA)
-@pytest.mark.parametrize("method", ["finite", "exact"])
-def test_floor_with_weight_decay_is_the_end_of_a_long_run(momentum, nesterov, method):
+@pytest.mark.parametrize("norm", ["finite", "exact"])
+def test_floor_with_weight_decay_is_the_end_of_a_long_run(momentum, nesterov, norm):
     ntk = random_ntk(6, 12, 7)
     residual = np.random.default_rng(9).normal(size=12)
     sgd = qm.SGD(1.0, 3, momentum, nesterov, 0.2)
-    critical = qm.critical_learning_rate(ntk, sgd, method="exact")
+    critical = qm.critical_learning_rate(ntk, sgd, norm="exact")
     sgd = replace(sgd, learning_rate=0.5 * critical)
     long_run = qm.predict(
-        _with_ntk(ntk, residual), sgd, steps=2500, method={"finite": "modes"}.get(method, method)
+        _with_ntk(ntk, residual), sgd, steps=2500, method={"finite": "modes"}.get(norm, norm)
     )
-    floor = qm.loss_floor(ntk, residual, sgd, method=method)
+    floor = qm.loss_floor(ntk, residual, sgd, norm=norm)
     assert floor == pytest.approx(float(long_run.loss[-1]), rel=1e-8)
 
 
@@ -212,32 +210,32 @@ def test_closure_floor_is_close_to_the_exact_one():
     ntk = random_ntk(80, 80, 40)
     residual = np.random.default_rng(81).normal(size=80)
     sgd = qm.SGD(1.0, 8)
-    critical = qm.critical_learning_rate(ntk, sgd, method="finite", level=0.4)
+    critical = qm.critical_learning_rate(ntk, sgd, norm="finite", level=0.4)
     sgd = replace(sgd, learning_rate=critical)
-    floors = [qm.loss_floor(ntk, residual, sgd, method=m) for m in ("finite", "exact")]
+    floors = [qm.loss_floor(ntk, residual, sgd, norm=m) for m in ("finite", "exact")]
     assert floors[0] == pytest.approx(floors[1], rel=0.03)
     assert floors[0] != pytest.approx(floors[1], rel=1e-6)
 
 
-@pytest.mark.parametrize("method", ["finite", "exact"])
-def test_floor_where_everything_can_be_learnt(method):
+@pytest.mark.parametrize("norm", ["finite", "exact"])
+def test_floor_where_everything_can_be_learnt(norm):
     residual = np.ones(4)
-    assert qm.loss_floor(random_ntk(1, 4, 9), residual, qm.SGD(0.01, 1), method=method) == 0.0
+    assert qm.loss_floor(random_ntk(1, 4, 9), residual, qm.SGD(0.01, 1), norm=norm) == 0.0
     # without gradient there is no noise: the loss stays
-    assert qm.loss_floor(np.zeros((4, 4)), residual, qm.SGD(0.01, 1), method=method) == 0.5
-    assert qm.late_time_rate(np.zeros((4, 4)), qm.SGD(0.01, 1), method=method) == 1.0
+    assert qm.loss_floor(np.zeros((4, 4)), residual, qm.SGD(0.01, 1), norm=norm) == 0.5
+    assert qm.late_time_rate(np.zeros((4, 4)), qm.SGD(0.01, 1), norm=norm) == 1.0
 
 
 def test_bad_arguments():
     ntk, sgd = random_ntk(1, 4, 5), qm.SGD(0.1, 2)
     residual = np.ones(4)
     for method in ("paper", "modes", None):
-        with pytest.raises(ValueError, match="method"):
-            qm.late_time_rate(ntk, sgd, method=method)
-        with pytest.raises(ValueError, match="method"):
-            qm.loss_floor(ntk, residual, sgd, method=method)
+        with pytest.raises(ValueError, match="norm"):
+            qm.late_time_rate(ntk, sgd, norm=method)
+        with pytest.raises(ValueError, match="norm"):
+            qm.loss_floor(ntk, residual, sgd, norm=method)
     with pytest.raises(ValueError, match=r"ntk.*matrix"):
-        qm.late_time_rate(np.ones(4), sgd, method="exact")
+        qm.late_time_rate(np.ones(4), sgd, norm="exact")
     with pytest.raises(ValueError, match="ntk"):
         qm.loss_floor(np.ones(4), residual, sgd)
     for bad in (np.ones(3), np.ones((4, 1)), [1.0, np.nan, 1.0, 1.0], np.ones(4, dtype=complex)):

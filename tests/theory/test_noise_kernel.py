@@ -94,26 +94,26 @@ def test_recorded_values(record):
     sgd = qm.SGD(**{name: record[name] for name in names})
     close = {"rel": 1e-10, "abs": 0.0}
     assert qm.edge_of_stability(ntk, sgd) == pytest.approx(record["edge_of_stability"], **close)
-    assert qm.critical_learning_rate(ntk, sgd, method="exact") == pytest.approx(
+    assert qm.critical_learning_rate(ntk, sgd, norm="exact") == pytest.approx(
         record["critical_learning_rate_exact"], **close
     )
     for method in ("paper", "finite"):
         if f"K_{method}" in record:
-            value = qm.noise_kernel_norm(ntk, sgd, method=method)
+            value = qm.noise_kernel_norm(ntk, sgd, norm=method)
             assert value == pytest.approx(record[f"K_{method}"], **close)
-            by_eigenvalues = qm.noise_kernel_norm(np.linalg.eigvalsh(ntk), sgd, method=method)
+            by_eigenvalues = qm.noise_kernel_norm(np.linalg.eigvalsh(ntk), sgd, norm=method)
             assert by_eigenvalues == pytest.approx(value, rel=1e-12)
 
 
 @pytest.mark.parametrize(("ntk", "sgd"), CONFIGURATIONS)
 def test_exact_threshold_is_the_enumerated_one(ntk, sgd):
-    found = qm.critical_learning_rate(ntk, sgd, method="exact")
+    found = qm.critical_learning_rate(ntk, sgd, norm="exact")
     expected = enumeration.critical_learning_rate(ntk, *settings_of(sgd))
     assert found == pytest.approx(expected, rel=1e-9)
     assert found <= qm.edge_of_stability(ntk, sgd)
     for factor, stable in ((0.97, True), (1.03, False)):
         norm = qm.noise_kernel_norm(
-            ntk, replace(sgd, learning_rate=factor * expected), method="exact"
+            ntk, replace(sgd, learning_rate=factor * expected), norm="exact"
         )
         assert (norm < 1) is stable
 
@@ -141,9 +141,9 @@ def test_norms_against_the_kernel_by_its_definition(ntk, sgd):
         sgd = replace(sgd, learning_rate=fraction * edge)
         kernel = dense_noise_kernel.noise_kernel(ntk, sgd.learning_rate, *settings_of(sgd))
         assert kernel.min() >= -1e-12 * max(1.0, kernel.max())
-        exact = qm.noise_kernel_norm(ntk, sgd, method="exact")
+        exact = qm.noise_kernel_norm(ntk, sgd, norm="exact")
         assert exact == pytest.approx(np.linalg.eigvalsh(kernel)[-1], rel=1e-10, abs=1e-13)
-        finite = qm.noise_kernel_norm(ntk, sgd, method="finite")
+        finite = qm.noise_kernel_norm(ntk, sgd, norm="finite")
         assert finite == pytest.approx(kernel.sum() / n_data, rel=1e-10, abs=1e-13)
         eigenvalues = np.maximum(np.linalg.eigvalsh(ntk), 0.0)
         sums = dense_noise_kernel.response_sums(
@@ -159,7 +159,7 @@ def test_exact_norm_of_larger_data(n_data, momentum, nesterov):
     # above a few dozen points the root comes from an iterative eigensolver
     ntk = random_ntk(8, n_data, 2 * n_data)
     sgd = qm.SGD(1.0, 3, momentum, nesterov)
-    sgd = replace(sgd, learning_rate=qm.critical_learning_rate(ntk, sgd, method="finite"))
+    sgd = replace(sgd, learning_rate=qm.critical_learning_rate(ntk, sgd, norm="finite"))
     lam, vectors = np.linalg.eigh(ntk)
     bare = dense_noise_kernel.response_sums(lam, sgd.learning_rate, momentum, nesterov)
     gamma = n_data * (n_data - 3) / (3 * (n_data - 1))
@@ -168,7 +168,7 @@ def test_exact_norm_of_larger_data(n_data, momentum, nesterov):
     kernel = gamma * np.einsum("xa,xa->x", pairs @ dressed, pairs).reshape(n_data, n_data)
     expected = np.linalg.eigvalsh(kernel)[-1]
     assert expected > 1
-    assert qm.noise_kernel_norm(ntk, sgd, method="exact") == pytest.approx(expected, rel=1e-10)
+    assert qm.noise_kernel_norm(ntk, sgd, norm="exact") == pytest.approx(expected, rel=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_exact_norm_of_orthogonal_data(diagonal):
     # no two points share a mode: each is a one-point problem, and the stiffest decides
     sgd = qm.SGD(0.3, 4, sampling="bernoulli")
     expected = 14 * (0.3 * diagonal / (2 - 0.3 * diagonal)).max()
-    found = qm.noise_kernel_norm(np.diag(diagonal), sgd, method="exact")
+    found = qm.noise_kernel_norm(np.diag(diagonal), sgd, norm="exact")
     assert found == pytest.approx(expected, rel=1e-10)
 
 
@@ -194,12 +194,12 @@ def test_wrong_kernels_fail_against_enumeration():
     assert abs(np.linalg.eigvalsh(kernel * (5 / 2) / gamma)[-1] - 1) > 0.1  # gamma = D/B
     sgd = qm.SGD(critical, batch_size)
     for other in SCHEMES[1:]:
-        norm = qm.noise_kernel_norm(ntk, replace(sgd, sampling=other), method="exact")
+        norm = qm.noise_kernel_norm(ntk, replace(sgd, sampling=other), norm="exact")
         assert abs(norm - 1) > 1e-2
     for method in ("paper", "finite"):
-        assert abs(qm.noise_kernel_norm(ntk, sgd, method=method) - 1) > 1e-2
+        assert abs(qm.noise_kernel_norm(ntk, sgd, norm=method) - 1) > 1e-2
     for wrong in (replace(sgd, momentum=0.01), replace(sgd, weight_decay=0.01)):
-        assert abs(qm.noise_kernel_norm(ntk, wrong, method="exact") - 1) > 1e-4
+        assert abs(qm.noise_kernel_norm(ntk, wrong, norm="exact") - 1) > 1e-4
 
 
 @st.composite
@@ -219,15 +219,15 @@ def problems(draw):
 @given(problems())
 def test_finite_size_norm_is_a_lower_bound(problem):
     ntk, sgd = problem
-    finite = qm.noise_kernel_norm(ntk, sgd, method="finite")
-    exact = qm.noise_kernel_norm(ntk, sgd, method="exact")
+    finite = qm.noise_kernel_norm(ntk, sgd, norm="finite")
+    exact = qm.noise_kernel_norm(ntk, sgd, norm="exact")
     assert 0 <= finite <= exact * (1 + 1e-12)
     assert np.isfinite(exact)
 
 
 def test_the_bound_is_not_an_equality():
     ntk, sgd = random_ntk(2, 6, 4), qm.SGD(0.2, 1)
-    finite, exact = (qm.noise_kernel_norm(ntk, sgd, method=m) for m in ("finite", "exact"))
+    finite, exact = (qm.noise_kernel_norm(ntk, sgd, norm=m) for m in ("finite", "exact"))
     assert finite < 0.99 * exact
 
 
@@ -238,7 +238,7 @@ def test_bound_is_reached_by_circulant_ntk(n_data, sampling, momentum, nesterov)
     ntk = circulant_ntk(n_data)
     sgd = qm.SGD(1.0, 2, momentum, nesterov, 0.0, sampling)
     sgd = replace(sgd, learning_rate=0.5 * qm.edge_of_stability(ntk, sgd))
-    finite, exact = (qm.noise_kernel_norm(ntk, sgd, method=m) for m in ("finite", "exact"))
+    finite, exact = (qm.noise_kernel_norm(ntk, sgd, norm=m) for m in ("finite", "exact"))
     assert exact == pytest.approx(finite, rel=1e-10)
 
 
@@ -252,11 +252,11 @@ def test_norms_do_not_depend_on_units_or_order(problem, scale, seed):
     order = np.random.default_rng(seed).permutation(len(ntk))
     signs = np.random.default_rng(seed + 1).choice([-1.0, 1.0], size=len(ntk))
     for method in ("paper", "finite", "exact"):
-        norm = qm.noise_kernel_norm(ntk, sgd, method=method)
+        norm = qm.noise_kernel_norm(ntk, sgd, norm=method)
         close = pytest.approx(norm, rel=1e-8, abs=1e-12)
-        assert qm.noise_kernel_norm(scale * ntk, scaled, method=method) == close
-        assert qm.noise_kernel_norm(ntk[np.ix_(order, order)], sgd, method=method) == close
-        assert qm.noise_kernel_norm(signs[:, None] * ntk * signs, sgd, method=method) == close
+        assert qm.noise_kernel_norm(scale * ntk, scaled, norm=method) == close
+        assert qm.noise_kernel_norm(ntk[np.ix_(order, order)], sgd, norm=method) == close
+        assert qm.noise_kernel_norm(signs[:, None] * ntk * signs, sgd, norm=method) == close
 
 
 def test_only_the_exact_norm_sees_the_eigenvectors():
@@ -265,47 +265,45 @@ def test_only_the_exact_norm_sees_the_eigenvectors():
     turned = rotation @ ntk @ rotation.T
     turned = 0.5 * (turned + turned.T)
     for method in ("paper", "finite"):
-        norm = qm.noise_kernel_norm(ntk, sgd, method=method)
-        assert qm.noise_kernel_norm(turned, sgd, method=method) == pytest.approx(norm, rel=1e-10)
-    exact = qm.noise_kernel_norm(ntk, sgd, method="exact")
-    assert abs(qm.noise_kernel_norm(turned, sgd, method="exact") / exact - 1) > 1e-4
+        norm = qm.noise_kernel_norm(ntk, sgd, norm=method)
+        assert qm.noise_kernel_norm(turned, sgd, norm=method) == pytest.approx(norm, rel=1e-10)
+    exact = qm.noise_kernel_norm(ntk, sgd, norm="exact")
+    assert abs(qm.noise_kernel_norm(turned, sgd, norm="exact") / exact - 1) > 1e-4
 
 
-@pytest.mark.parametrize("method", ["paper", "finite", "exact"])
+@pytest.mark.parametrize("norm", ["paper", "finite", "exact"])
 @pytest.mark.parametrize(("momentum", "nesterov"), MOMENTA)
-def test_full_batch_has_no_noise_and_the_edge_is_infinite(method, momentum, nesterov):
+def test_full_batch_has_no_noise_and_the_edge_is_infinite(norm, momentum, nesterov):
     ntk = random_ntk(6, 6, 9)
     sgd = qm.SGD(1.0, 6, momentum, nesterov)
     edge = qm.edge_of_stability(ntk, sgd)
     below, at, above = (replace(sgd, learning_rate=f * edge) for f in (1 - 1e-9, 1.0, 1.5))
-    assert qm.noise_kernel_norm(ntk, below, method=method) == 0.0
-    assert qm.noise_kernel_norm(ntk, at, method=method) == math.inf
-    assert qm.noise_kernel_norm(ntk, above, method=method) == math.inf
-    assert qm.critical_learning_rate(ntk, sgd, method=method) == edge
+    assert qm.noise_kernel_norm(ntk, below, norm=norm) == 0.0
+    assert qm.noise_kernel_norm(ntk, at, norm=norm) == math.inf
+    assert qm.noise_kernel_norm(ntk, above, norm=norm) == math.inf
+    assert qm.critical_learning_rate(ntk, sgd, norm=norm) == edge
     noisy = replace(sgd, batch_size=5)
-    critical = qm.critical_learning_rate(ntk, noisy, method=method)
+    critical = qm.critical_learning_rate(ntk, noisy, norm=norm)
     assert 0 < critical < edge
     close_to_edge = replace(noisy, learning_rate=(1 - 1e-9) * edge)
-    assert 1 < qm.noise_kernel_norm(ntk, close_to_edge, method=method) < math.inf
-    assert qm.noise_kernel_norm(ntk, replace(at, batch_size=5), method=method) == math.inf
+    assert 1 < qm.noise_kernel_norm(ntk, close_to_edge, norm=norm) < math.inf
+    assert qm.noise_kernel_norm(ntk, replace(at, batch_size=5), norm=norm) == math.inf
 
 
-@pytest.mark.parametrize("method", ["paper", "finite", "exact"])
+@pytest.mark.parametrize("norm", ["paper", "finite", "exact"])
 @pytest.mark.parametrize(("momentum", "nesterov"), MOMENTA)
 @pytest.mark.parametrize("sampling", SCHEMES)
 def test_norm_grows_with_learning_rate_and_falls_with_batch_size(
-    method, momentum, nesterov, sampling
+    norm, momentum, nesterov, sampling
 ):
     ntk = random_ntk(7, 6, 5)
     sgd = qm.SGD(1.0, 2, momentum, nesterov, 0.1, sampling)
     edge = qm.edge_of_stability(ntk, sgd)
     rates = edge * np.array([1e-6, 1e-3, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 0.9999])
-    norms = [
-        qm.noise_kernel_norm(ntk, replace(sgd, learning_rate=eta), method=method) for eta in rates
-    ]
+    norms = [qm.noise_kernel_norm(ntk, replace(sgd, learning_rate=eta), norm=norm) for eta in rates]
     assert np.all(np.diff(norms) > 0)
     by_batch = [
-        qm.noise_kernel_norm(ntk, replace(sgd, learning_rate=rates[4], batch_size=b), method=method)
+        qm.noise_kernel_norm(ntk, replace(sgd, learning_rate=rates[4], batch_size=b), norm=norm)
         for b in (1, 2, 3, 4, 5)
     ]
     assert np.all(np.diff(by_batch) < 0)
@@ -323,29 +321,27 @@ def test_small_learning_rates(momentum, nesterov):
         limit * (1 / 3 - 1 / 40), rel=1e-5, abs=0
     )
     gamma = 40 * 37 / (3 * 39)
-    finite = qm.noise_kernel_norm(ntk, sgd, method="finite")
+    finite = qm.noise_kernel_norm(ntk, sgd, norm="finite")
     assert finite == pytest.approx(limit * gamma / 40, rel=1e-5, abs=0)
     assert finite == pytest.approx(limit / 3, rel=2 * beta)
-    exact = qm.noise_kernel_norm(ntk, sgd, method="exact")
+    exact = qm.noise_kernel_norm(ntk, sgd, norm="exact")
     assert finite <= exact < 2 * finite
 
 
-@pytest.mark.parametrize("method", ["paper", "finite", "exact"])
+@pytest.mark.parametrize("norm", ["paper", "finite", "exact"])
 @pytest.mark.parametrize("level", [1e-6, 0.3, 1.0, 2.5, 1e3])
-def test_level(method, level):
+def test_level(norm, level):
     ntk = random_ntk(5, 9, 14)
     for sgd in (qm.SGD(1.0, 2), qm.SGD(7.0, 3, momentum=0.8, weight_decay=0.2)):
-        critical = qm.critical_learning_rate(ntk, sgd, method=method, level=level)
+        critical = qm.critical_learning_rate(ntk, sgd, norm=norm, level=level)
         edge = qm.edge_of_stability(ntk, sgd)
         at, below = (replace(sgd, learning_rate=eta) for eta in (critical, (1 - 1e-9) * edge))
         if critical == edge:  # a batch of fixed size bounds K below the edge: it jumps over level
-            assert method != "paper"
-            assert 1 < qm.noise_kernel_norm(ntk, below, method=method) < level
+            assert norm != "paper"
+            assert 1 < qm.noise_kernel_norm(ntk, below, norm=norm) < level
         else:
-            assert qm.noise_kernel_norm(ntk, at, method=method) == pytest.approx(
-                level, rel=1e-7, abs=0
-            )
-        default = qm.critical_learning_rate(ntk, sgd, method=method)
+            assert qm.noise_kernel_norm(ntk, at, norm=norm) == pytest.approx(level, rel=1e-7, abs=0)
+        default = qm.critical_learning_rate(ntk, sgd, norm=norm)
         assert (critical < default) == (level < 1)
         assert (critical == default) == (level == 1)
 
@@ -360,8 +356,8 @@ def test_vanishing_ntk_is_always_stable():
     sgd = qm.SGD(1.0, 1)
     assert qm.edge_of_stability(np.zeros((3, 3)), sgd) == math.inf
     for method in ("paper", "finite", "exact"):
-        assert qm.noise_kernel_norm(np.zeros((3, 3)), sgd, method=method) == 0.0
-        assert qm.critical_learning_rate(np.zeros((3, 3)), sgd, method=method) == math.inf
+        assert qm.noise_kernel_norm(np.zeros((3, 3)), sgd, norm=method) == 0.0
+        assert qm.critical_learning_rate(np.zeros((3, 3)), sgd, norm=method) == math.inf
 
 
 @pytest.mark.parametrize("template", [None, qm.SGD(0.1, 1, 0.6, True, 0.1, "bernoulli")])
@@ -373,7 +369,7 @@ def test_phase_boundaries(template):
     assert edges.norm.values.tolist() == ["paper", "finite", "exact"]
     assert edges.edge_of_stability.sel(batch_size=3) == qm.edge_of_stability(ntk, plain)
     for method, size in itertools.product(("paper", "finite", "exact"), sizes):
-        expected = qm.critical_learning_rate(ntk, replace(plain, batch_size=size), method=method)
+        expected = qm.critical_learning_rate(ntk, replace(plain, batch_size=size), norm=method)
         found = edges.critical_learning_rate.sel(norm=method, batch_size=size)
         assert float(found) == pytest.approx(expected, rel=1e-12)
     assert edges.crossing_batch_size.ndim == 0

@@ -67,7 +67,7 @@ def test_large_problem_by_both_ways(monkeypatch):
     both = []
     for large in (_perron._LARGE, 10**6):
         monkeypatch.setattr(_perron, "_LARGE", large)
-        both.append(qm.noise_kernel_norm(model.ntk(), sgd, method="exact"))
+        both.append(qm.noise_kernel_norm(model.ntk(), sgd, norm="exact"))
     assert both[0] == pytest.approx(both[1], rel=1e-11)
 
 

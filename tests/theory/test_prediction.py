@@ -186,7 +186,7 @@ def test_closure_is_exact_for_exchangeable_data(sampling, momentum, nesterov):
 def test_closure_is_close_in_high_dimension():
     model = random_model(20, 150, 300)
     sgd = qm.SGD(1.0, 10)
-    critical = qm.critical_learning_rate(model.ntk(), sgd, method="finite", level=0.5)
+    critical = qm.critical_learning_rate(model.ntk(), sgd, norm="finite", level=0.5)
     sgd = replace(sgd, learning_rate=critical)
     exact, modes = (qm.predict(model, sgd, 60, method=m).loss for m in ("exact", "modes"))
     np.testing.assert_allclose(modes, exact, rtol=0.05)
@@ -221,14 +221,14 @@ def test_dataset(method, n_params):
     )
     for name, which in NORMS.items():
         assert set(curve[name].dims) <= {"step"}
-        norm = qm.noise_kernel_norm(model.ntk(), sgd, method=which)
+        norm = qm.noise_kernel_norm(model.ntk(), sgd, norm=which)
         np.testing.assert_allclose(curve[name], norm, rtol=1e-10)
     closure = {"modes": "finite"}.get(method, method)
     assert curve.attrs["late_time_rate"] == pytest.approx(
-        qm.late_time_rate(model.ntk(), sgd, method=closure), rel=1e-12
+        qm.late_time_rate(model.ntk(), sgd, norm=closure), rel=1e-12
     )
     assert curve.attrs["loss_floor"] == pytest.approx(
-        qm.loss_floor(model.ntk(), model.residual, sgd, method=closure), rel=1e-12
+        qm.loss_floor(model.ntk(), model.residual, sgd, norm=closure), rel=1e-12
     )
     for name, value in sgd.spec().items():
         assert curve.attrs[name] == value
@@ -245,13 +245,13 @@ def test_late_times(method):
     learnable, stuck = random_model(23, 8, 16), random_model(24, 8, 5)
     template = qm.SGD(1.0, 2, 0.3)
     for level in (0.5, 2.0):
-        critical = qm.critical_learning_rate(learnable.ntk(), template, method=closure, level=level)
+        critical = qm.critical_learning_rate(learnable.ntk(), template, norm=closure, level=level)
         sgd = replace(template, learning_rate=critical)
         curve = qm.predict(learnable, sgd, 1200 if level < 1 else 300, method=method)
         slope = np.diff(np.log(curve.loss.values[-100:]))
         assert np.exp(slope.mean()) == pytest.approx(curve.attrs["late_time_rate"], rel=1e-5)
         assert (curve.attrs["late_time_rate"] < 1) == (level < 1)
-    critical = qm.critical_learning_rate(stuck.ntk(), template, method=closure, level=0.5)
+    critical = qm.critical_learning_rate(stuck.ntk(), template, norm=closure, level=0.5)
     curve = qm.predict(stuck, replace(template, learning_rate=critical), 2000, method=method)
     assert float(curve.loss[-1]) == pytest.approx(curve.attrs["loss_floor"], rel=1e-8)
 
@@ -263,7 +263,7 @@ def test_divergence_is_infinite_and_silent(method, momentum, nesterov, fast):
     model = random_model(25, 6, 9)
     sgd = qm.SGD(50.0, 2, momentum, nesterov, 0.1)
     if not fast:  # many steps where the modes are finite and their sum is not
-        critical = qm.critical_learning_rate(model.ntk(), sgd, method="finite")
+        critical = qm.critical_learning_rate(model.ntk(), sgd, norm="finite")
         sgd = replace(sgd, learning_rate=1.6 * critical)
     curve = qm.predict(model, sgd, 400 if fast else 12_000, method=method)
     loss = curve.loss.values

@@ -180,7 +180,7 @@ def test_predict_follows_the_mean_ntk(small):
     last = curve.isel(step=-1)
     spectrum = np.sort(mean.ntk_eigenvalue.values[-1])
     for name, method in (("noise_kernel_norm", "paper"), ("noise_kernel_norm_finite", "finite")):
-        expected = qm.noise_kernel_norm(spectrum, sgd, method=method)
+        expected = qm.noise_kernel_norm(spectrum, sgd, norm=method)
         assert float(last[name]) == pytest.approx(expected, rel=1e-12)
 
 

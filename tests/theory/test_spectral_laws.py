@@ -50,7 +50,7 @@ def test_norm_of_a_law_is_an_average_over_it(ratio, momentum, nesterov, weight_d
         paper = qm.noise_kernel_norm(law, sgd, n_data=90)
         assert paper == pytest.approx((90 / 12 - 1) * weights @ sums, rel=1e-9)
         gamma = 90 * 78 / (12 * 89)
-        finite = qm.noise_kernel_norm(law, sgd, method="finite", n_data=90)
+        finite = qm.noise_kernel_norm(law, sgd, norm="finite", n_data=90)
         expected = gamma * weights @ (sums / (1 + gamma / 90 * sums))
         assert finite == pytest.approx(expected, rel=1e-9)
 
@@ -70,28 +70,28 @@ def test_norm_of_a_law_by_its_self_consistent_resolvent(ratio, eta):
     assert law.stieltjes(x) == pytest.approx(m, rel=1e-10)
 
 
-@pytest.mark.parametrize("method", ["paper", "finite"])
-def test_large_random_matrices_approach_the_law(method):
+@pytest.mark.parametrize("norm", ["paper", "finite"])
+def test_large_random_matrices_approach_the_law(norm):
     law = qm.spectra.MarchenkoPastur(2.0)
     errors = []
     for n_data, draws in ((40, 16), (320, 4)):
         sgd = qm.SGD(0.2, n_data // 10, momentum=0.2)
-        limit = qm.noise_kernel_norm(law, sgd, method=method, n_data=n_data)
+        limit = qm.noise_kernel_norm(law, sgd, norm=norm, n_data=n_data)
         norms = [
             qm.noise_kernel_norm(
-                np.linalg.eigvalsh(random_ntk(seed, n_data, 2 * n_data)), sgd, method=method
+                np.linalg.eigvalsh(random_ntk(seed, n_data, 2 * n_data)), sgd, norm=norm
             )
             for seed in range(draws)
         ]
         errors.append(np.sqrt(np.mean((np.array(norms) / limit - 1) ** 2)))
-        at_one = qm.critical_learning_rate(law, sgd, method=method, n_data=n_data)
-        norm = qm.noise_kernel_norm(
-            law, replace(sgd, learning_rate=at_one), method=method, n_data=n_data
+        at_one = qm.critical_learning_rate(law, sgd, norm=norm, n_data=n_data)
+        value = qm.noise_kernel_norm(
+            law, replace(sgd, learning_rate=at_one), norm=norm, n_data=n_data
         )
-        assert norm == pytest.approx(1, rel=1e-8)
+        assert value == pytest.approx(1, rel=1e-8)
     assert errors[1] < errors[0] / 3  # fluctuations and bias fall as 1/D: expect a factor of 8
     assert errors[1] < 0.01
-    wrong = qm.noise_kernel_norm(qm.spectra.MarchenkoPastur(2.1), sgd, method=method, n_data=n_data)
+    wrong = qm.noise_kernel_norm(qm.spectra.MarchenkoPastur(2.1), sgd, norm=norm, n_data=n_data)
     assert abs(wrong / limit - 1) > 3 * errors[1]
 
 
@@ -101,11 +101,11 @@ def test_sampling_corrections_vanish_in_high_dimension():
     for n_data in (100, 1000, 10_000):
         sgd = qm.SGD(0.2, n_data // 10)
         paper, finite = (
-            qm.noise_kernel_norm(law, sgd, method=m, n_data=n_data) for m in ("paper", "finite")
+            qm.noise_kernel_norm(law, sgd, norm=m, n_data=n_data) for m in ("paper", "finite")
         )
         gaps.append(finite / paper - 1)
         assert qm.noise_kernel_norm(
-            law, replace(sgd, sampling="bernoulli"), method="finite", n_data=n_data
+            law, replace(sgd, sampling="bernoulli"), norm="finite", n_data=n_data
         ) == pytest.approx(paper, rel=1e-12)
     assert abs(gaps[0]) < 0.05
     np.testing.assert_allclose(np.array(gaps[:-1]) / gaps[1:], 10, rtol=0.2)
@@ -122,6 +122,6 @@ def test_bad_laws():
         with pytest.raises(ValueError, match="batch_size"):
             function(law, sgd, n_data=2)
         with pytest.raises(ValueError, match=r"ntk.*matrix"):
-            function(law, sgd, n_data=10, method="exact")
+            function(law, sgd, n_data=10, norm="exact")
     with pytest.raises(ValueError, match="sgd"):
         qm.edge_of_stability(law, 0.1)

@@ -48,7 +48,7 @@ def configurations() -> list:
         ntk = random_ntk(200 + number, n_data, n_params)
         sgd = qm.SGD(1.0, batch_size, momentum, nesterov, decay, sampling)
         level = (0.6, 1.0, 2.0)[number % 3]
-        eta = qm.critical_learning_rate(ntk, sgd, method="exact", level=level)
+        eta = qm.critical_learning_rate(ntk, sgd, norm="exact", level=level)
         name = f"D{n_data}-P{n_params}-B{batch_size}-{sampling}-mu{momentum}"
         name += f"{'-nesterov' * nesterov}-rho{decay}-K{level}"
         found.append(pytest.param(ntk, replace(sgd, learning_rate=eta), id=name))
@@ -64,7 +64,7 @@ def configurations() -> list:
     ):
         ntk = random_ntk(31 * n_data + batch_size, n_data, n_params)
         sgd = qm.SGD(1.0, batch_size, sampling=sampling)
-        eta = qm.critical_learning_rate(ntk, sgd, method="exact", level=1.2)
+        eta = qm.critical_learning_rate(ntk, sgd, norm="exact", level=1.2)
         name = f"D{n_data}-P{n_params}-B{batch_size}-{sampling}"
         found.append(pytest.param(ntk, replace(sgd, learning_rate=eta), id=name))
     return found
@@ -90,7 +90,7 @@ def test_growth_and_variance_of_all_batches(ntk, sgd):
     assert float(found.typical_growth) == pytest.approx(
         math.log(expected.growth) - expected.variance / 2, abs=1e-10
     )
-    rate = qm.late_time_rate(ntk, sgd, method="exact")
+    rate = qm.late_time_rate(ntk, sgd, norm="exact")
     assert float(found.mean_growth) == pytest.approx(math.log(rate), abs=1e-11)
 
 
@@ -169,7 +169,7 @@ def test_one_mode_is_a_product_of_numbers(sampling):
 
 def test_what_does_not_change_it():
     ntk, sgd = random_ntk(4, 40, 60), qm.SGD(1.0, 3, momentum=0.3, weight_decay=0.1)
-    sgd = replace(sgd, learning_rate=qm.critical_learning_rate(ntk, sgd, method="exact"))
+    sgd = replace(sgd, learning_rate=qm.critical_learning_rate(ntk, sgd, norm="exact"))
     here = typical_growth(ntk, sgd)
     order = np.random.default_rng(0).permutation(40)
     scaled = replace(sgd, learning_rate=sgd.learning_rate / 2, weight_decay=0.2)
@@ -225,7 +225,7 @@ def test_noise_below_rounding():
 )
 def test_not_valid_where_points_hardly_share_modes(ntk):
     sgd = qm.SGD(1.0, 2)
-    eta = qm.critical_learning_rate(ntk, sgd, method="exact", level=1.3)
+    eta = qm.critical_learning_rate(ntk, sgd, norm="exact", level=1.3)
     assert not bool(typical_growth(ntk, replace(sgd, learning_rate=eta)).valid)
 
 
@@ -243,7 +243,7 @@ def test_typical_edge(sgd):
     """Growth vanishes there; it lies above the mean-square edge by half the variance."""
     ntk = random_ntk(3, 150, 220)
     edge = typical_critical_learning_rate(ntk, sgd)
-    mean_square = qm.critical_learning_rate(ntk, sgd, method="exact")
+    mean_square = qm.critical_learning_rate(ntk, sgd, norm="exact")
     assert mean_square < edge < 1.05 * mean_square
     at = typical_growth(ntk, replace(sgd, learning_rate=edge))
     assert bool(at.valid)
