@@ -5,11 +5,11 @@ from quadmodel.symbolic.algebra.gaussian import GaussianField as GaussianField
 from quadmodel.symbolic.algebra.gaussian import average as average
 from quadmodel.symbolic.algebra.gaussian import independent_curvature as independent_curvature
 from quadmodel.symbolic.algebra.gaussian import kronecker_curvature as kronecker_curvature
-from quadmodel.symbolic.algebra.indices import Tensor as Tensor
 from quadmodel.symbolic.algebra.indices import data_indices as data_indices
-from quadmodel.symbolic.algebra.indices import delta as delta
 from quadmodel.symbolic.algebra.indices import parameter_indices as parameter_indices
 from quadmodel.symbolic.algebra.matrices import as_matrix as as_matrix
+from quadmodel.symbolic.algebra.polynomials import Tensor as Tensor
+from quadmodel.symbolic.algebra.polynomials import delta as delta
 from quadmodel.symbolic.algebra.sampling import SamplingScheme as SamplingScheme
 from quadmodel.symbolic.algebra.sampling import average_batches as average_batches
 from quadmodel.symbolic.algebra.sampling import weight_covariance as weight_covariance

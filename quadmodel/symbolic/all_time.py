@@ -29,15 +29,14 @@ from quadmodel.symbolic.algebra.gaussian import (
 )
 from quadmodel.symbolic.algebra.indices import (
     DATA,
+    KRONECKER,
     PARAMETERS,
     Index,
-    Polynomial,
-    Tensor,
     data_indices,
-    delta,
     parameter_indices,
 )
 from quadmodel.symbolic.algebra.names import D, eta
+from quadmodel.symbolic.algebra.polynomials import Polynomial, Tensor, delta
 
 RESPONSE = Tensor("Phi", (PARAMETERS, PARAMETERS), (0, 0))
 INVERSE = Tensor("J^+", (PARAMETERS, DATA))
@@ -190,16 +189,15 @@ def over_data(polynomial: Polynomial) -> Polynomial:
 
     result = polynomial.replace(RESPONSE, response)
     folds = [
-        ((J(a, i) * K(i, b)).sum(i), None),
+        ((J(a, i) * K(i, b)).sum(i), KRONECKER[DATA]),
         ((J(a, i) * S(i, j) * S(j, k) * K(k, b)).sum(i, j, k), TWICE),
         ((J(a, i) * S(i, j) * J(b, j)).sum(i, j), OUTER),
         ((K(i, a) * S(i, j) * S(j, k) * K(k, b)).sum(i, j, k), INNER_TWICE),
         ((K(i, a) * S(i, j) * K(j, b)).sum(i, j), INNER),
         ((J(a, i) * S(i, j) * K(j, b)).sum(i, j), SKEW),
     ]
-    ((unit, _),) = next(iter(delta(a, b).terms))
     for product, tensor in folds:
-        result = fold(result, product, tensor or unit)
+        result = fold(result, product, tensor)
     return result
 
 

@@ -30,14 +30,8 @@ from quadmodel.symbolic.algebra.gaussian import (
     independent_curvature,
     kronecker_curvature,
 )
-from quadmodel.symbolic.algebra.indices import (
-    DATA,
-    Polynomial,
-    Tensor,
-    constant,
-    data_indices,
-    parameter_indices,
-)
+from quadmodel.symbolic.algebra.indices import DATA, data_indices, parameter_indices
+from quadmodel.symbolic.algebra.polynomials import Polynomial, Tensor, constant
 from quadmodel.symbolic.algebra.sampling import SamplingScheme, average_batches
 from quadmodel.symbolic.linear import NTK
 

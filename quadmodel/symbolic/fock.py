@@ -22,18 +22,9 @@ from quadmodel.symbolic.algebra.gaussian import (
     kronecker_curvature,
     pairings,
 )
-from quadmodel.symbolic.algebra.indices import (
-    DATA,
-    PARAMETERS,
-    Index,
-    Polynomial,
-    Space,
-    Tensor,
-    constant,
-    data_indices,
-    delta,
-)
+from quadmodel.symbolic.algebra.indices import DATA, PARAMETERS, Index, Space, data_indices
 from quadmodel.symbolic.algebra.names import P
+from quadmodel.symbolic.algebra.polynomials import Polynomial, Tensor, constant, delta
 
 LETTERS = Tensor("Xi", (DATA, DATA), (0, 0))  # P C: what a pair of letters is worth
 GRAM = Tensor("G_0", (DATA, DATA), (0, 0))  # J J^T

@@ -14,16 +14,9 @@ import sympy as sp
 from quadmodel._util.checks import as_integer
 from quadmodel.symbolic.algebra.fold import fold
 from quadmodel.symbolic.algebra.gaussian import JACOBIAN
-from quadmodel.symbolic.algebra.indices import (
-    DATA,
-    PARAMETERS,
-    Index,
-    Polynomial,
-    Tensor,
-    data_indices,
-    delta,
-)
+from quadmodel.symbolic.algebra.indices import DATA, PARAMETERS, Index, data_indices
 from quadmodel.symbolic.algebra.names import D, eta
+from quadmodel.symbolic.algebra.polynomials import Polynomial, Tensor, delta
 from quadmodel.symbolic.fock import (
     LETTERS,
     Vector,

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import sympy as sp
 
-from quadmodel.symbolic.algebra.indices import DATA, Index, Polynomial, Tensor, data_indices, delta
+from quadmodel.symbolic.algebra.indices import DATA, Index, data_indices
 from quadmodel.symbolic.algebra.names import D, eta, gamma, kappa, lam, r
+from quadmodel.symbolic.algebra.polynomials import Polynomial, Tensor, delta
 from quadmodel.symbolic.linear import NTK, SGD_METHOD, moment, second_moments
 from quadmodel.symbolic.stability import alpha, dressed_response, eigenvalues, signed
 

@@ -18,18 +18,10 @@ from typing import NamedTuple
 import sympy as sp
 
 from quadmodel._util.checks import InputError
-from quadmodel.symbolic.algebra.indices import (
-    DATA,
-    Index,
-    Polynomial,
-    Tensor,
-    Term,
-    constant,
-    data_indices,
-    delta,
-)
+from quadmodel.symbolic.algebra.indices import DATA, Index, Term, data_indices
 from quadmodel.symbolic.algebra.matrices import as_matrix, matrix_of
 from quadmodel.symbolic.algebra.names import eta, mu, rho
+from quadmodel.symbolic.algebra.polynomials import Polynomial, Tensor, constant, delta
 from quadmodel.symbolic.algebra.sampling import SamplingScheme, average_batches
 
 # The responses of a memory of m points solve a linear system of m^2 equations.

@@ -24,13 +24,11 @@ from quadmodel.symbolic.algebra.indices import (
     DATA,
     PARAMETERS,
     Index,
-    Polynomial,
-    Tensor,
     data_indices,
-    delta,
     parameter_indices,
 )
 from quadmodel.symbolic.algebra.names import D, eta, gamma, kappa
+from quadmodel.symbolic.algebra.polynomials import Polynomial, Tensor, delta
 from quadmodel.symbolic.algebra.sampling import (
     SamplingScheme,
     as_scheme,

@@ -10,7 +10,8 @@ import pytest
 import sympy as sp
 
 from quadmodel.symbolic.algebra.gaussian import CURVATURE, GaussianField, kronecker_curvature
-from quadmodel.symbolic.algebra.indices import DATA, PARAMETERS, Tensor, delta
+from quadmodel.symbolic.algebra.indices import DATA, PARAMETERS
+from quadmodel.symbolic.algebra.polynomials import Tensor, delta
 from quadmodel.symbolic.dynamics import expected
 from tests.oracles.quadratic import discrete_curvatures
 from tests.symbolic._exact import SCHEMES, rationals

@@ -26,15 +26,8 @@ from quadmodel.symbolic.algebra.gaussian import (
     independent_curvature,
     kronecker_curvature,
 )
-from quadmodel.symbolic.algebra.indices import (
-    DATA,
-    PARAMETERS,
-    Tensor,
-    constant,
-    data_indices,
-    delta,
-    parameter_indices,
-)
+from quadmodel.symbolic.algebra.indices import DATA, PARAMETERS, data_indices, parameter_indices
+from quadmodel.symbolic.algebra.polynomials import Tensor, constant, delta
 from tests.oracles.quadratic import discrete_curvatures
 from tests.symbolic._exact import fraction, rationals
 

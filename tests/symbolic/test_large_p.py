@@ -14,7 +14,8 @@ from quadmodel.symbolic import fock as words
 from quadmodel.symbolic import large_p
 from quadmodel.symbolic.algebra import names
 from quadmodel.symbolic.algebra.gaussian import CURVATURE, JACOBIAN, average, kronecker_curvature
-from quadmodel.symbolic.algebra.indices import DATA, PARAMETERS, Tensor, data_indices, delta
+from quadmodel.symbolic.algebra.indices import DATA, PARAMETERS, data_indices
+from quadmodel.symbolic.algebra.polynomials import Tensor, delta
 from tests.oracles import free_limit
 from tests.symbolic._exact import rationals
 

@@ -19,13 +19,11 @@ from quadmodel.symbolic.algebra.indices import (
     DATA,
     PARAMETERS,
     Index,
-    Tensor,
-    constant,
     data_indices,
-    delta,
     parameter_indices,
 )
 from quadmodel.symbolic.algebra.matrices import as_matrix, matrix_of
+from quadmodel.symbolic.algebra.polynomials import Tensor, constant, delta
 
 A = Tensor("A", (DATA, DATA))
 M = Tensor("M", (DATA, DATA), (0, 0))

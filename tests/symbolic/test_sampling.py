@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from quadmodel._util.checks import InputError
 from quadmodel.symbolic.algebra import names, sampling
-from quadmodel.symbolic.algebra.indices import DATA, Tensor, constant, data_indices
+from quadmodel.symbolic.algebra.indices import DATA, data_indices
+from quadmodel.symbolic.algebra.polynomials import Tensor, constant
 from quadmodel.symbolic.algebra.sampling import (
     SamplingScheme,
     average_batches,

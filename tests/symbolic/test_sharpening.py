@@ -15,8 +15,9 @@ from quadmodel import symbolic
 from quadmodel._util.checks import InputError
 from quadmodel.symbolic import sharpening
 from quadmodel.symbolic.algebra import names
-from quadmodel.symbolic.algebra.indices import data_indices, delta
+from quadmodel.symbolic.algebra.indices import data_indices
 from quadmodel.symbolic.algebra.names import B, D, P, beta, eta, gamma, kappa, lam, s, sigma
+from quadmodel.symbolic.algebra.polynomials import delta
 from quadmodel.symbolic.dynamics import difference
 from quadmodel.symbolic.linear import NTK
 from tests.oracles import enumeration

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 
 import sympy as sp
 
-from quadmodel.symbolic.algebra.indices import Factor, Index, Polynomial, Tensor, Term
+from quadmodel.symbolic.algebra.indices import Factor, Index, TensorType, Term
+from quadmodel.symbolic.algebra.polynomials import Polynomial
 
 Match = dict[Index, Index]
 
 
 def fold(
-    polynomial: Polynomial, product: Polynomial, tensor: Tensor, scale: sp.Expr = sp.S.One
+    polynomial: Polynomial, product: Polynomial, tensor: TensorType, scale: sp.Expr = sp.S.One
 ) -> Polynomial:
     r"""Put a tensor in place of a product of others, wherever the product stands by itself.
 
@@ -23,7 +24,7 @@ def fold(
         Where.
     product : Polynomial
         One term with coefficient 1, as many free indices as the tensor has, in their order.
-    tensor : Tensor
+    tensor : TensorType
         What to put in its place; :func:`~quadmodel.symbolic.delta` counts as one too.
     scale : SymPy expression, optional
         The product is `scale` times the tensor.
@@ -77,7 +78,7 @@ def _matches(
                 yield from _matches(others, factors, match | new, [*used, n])
 
 
-def _turns(tensor: Tensor, indices: tuple[Index, ...]) -> Iterator[tuple[Index, ...]]:
+def _turns(tensor: TensorType, indices: tuple[Index, ...]) -> Iterator[tuple[Index, ...]]:
     """Yield the orders of indices that mean the same entry."""
     for order in itertools.permutations(range(len(indices))):
         if all(tensor.classes[k] == tensor.classes[n] for n, k in enumerate(order)):

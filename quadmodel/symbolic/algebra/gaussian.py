@@ -17,14 +17,11 @@ from quadmodel.symbolic.algebra.indices import (
     DATA,
     PARAMETERS,
     Index,
-    Polynomial,
-    Tensor,
-    constant,
     data_indices,
-    delta,
     parameter_indices,
 )
 from quadmodel.symbolic.algebra.names import s, sigma
+from quadmodel.symbolic.algebra.polynomials import Polynomial, Tensor, constant, delta
 
 # A product of n fields has (n-1)!! pairings: 945 at 10.
 HIGHEST_ORDER = 10

@@ -15,8 +15,9 @@ import sympy as sp
 from sympy.matrices.expressions.hadamard import HadamardProduct
 
 from quadmodel._util.checks import InputError
-from quadmodel.symbolic.algebra.indices import Index, Monomial, Polynomial, Space, Tensor
+from quadmodel.symbolic.algebra.indices import Index, Monomial, Space, TensorType
 from quadmodel.symbolic.algebra.names import eta
+from quadmodel.symbolic.algebra.polynomials import Polynomial
 
 
 class Tr(sp.Trace):  # type: ignore[misc]
@@ -214,9 +215,9 @@ def as_matrix(
 
     Examples
     --------
-    >>> from quadmodel.symbolic.algebra import indices, matrices
+    >>> from quadmodel.symbolic.algebra import indices, matrices, polynomials
     >>> a, b, c = indices.data_indices("abc")
-    >>> M = indices.Tensor("M", (indices.DATA, indices.DATA), (0, 0))
+    >>> M = polynomials.Tensor("M", (indices.DATA, indices.DATA), (0, 0))
     >>> matrices.as_matrix((M(a, c) * M(c, c) * M(c, b)).sum(c))
     M*DiagonalPart(M)*M
     """
@@ -254,12 +255,12 @@ def _by_learning_rate(term: tuple[sp.Expr, ...]) -> tuple[Any, ...]:
     return order, len(str(others)), sp.default_sort_key(sp.Tuple(*others))
 
 
-def matrix_of(tensor: Tensor) -> sp.MatrixExpr:
+def matrix_of(tensor: TensorType) -> sp.MatrixExpr:
     """Return the matrix symbol of a tensor with one or two indices.
 
     Parameters
     ----------
-    tensor : Tensor
+    tensor : TensorType
         A matrix or a column.
 
     Returns

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import sympy as sp
 
 from quadmodel.symbolic.algebra.canonical import canonical_order
+from quadmodel.symbolic.algebra.indices import (
+    KRONECKER,
+    Factor,
+    Index,
+    Monomial,
+    Space,
+    factor_key,
+    index_key,
+    renamed,
+)
 
-if TYPE_CHECKING:
-    from quadmodel.symbolic.algebra.indices import Factor, Index, Monomial, Space, Tensor
+_DELTAS = frozenset(KRONECKER.values())
 
 
 def contract_deltas(
-    units: Container[Tensor],
-    coefficient: sp.Expr,
-    factors: Sequence[Factor],
-    summed: Sequence[Index],
+    coefficient: sp.Expr, factors: Sequence[Factor], summed: Sequence[Index]
 ) -> tuple[sp.Expr, list[Factor], list[Index]]:
     """Carry out the sums over indices of Kronecker deltas, and those over nothing."""
     left, kept = list(factors), list(summed)
-    pending = [factor for factor in left if factor[0] in units]
+    pending = [factor for factor in left if factor[0] in _DELTAS]
     while pending:
-        unit = pending.pop()
-        left.remove(unit)
-        i, k = sorted(unit[1], key=lambda index: (index in kept, index_key(index)))
+        delta = pending.pop()
+        left.remove(delta)
+        i, k = sorted(delta[1], key=lambda index: (index in kept, index_key(index)))
         if i == k:
             continue
         # Elsewhere the two are one: k goes, being summed over or the later of two free ones.
@@ -34,7 +39,7 @@ def contract_deltas(
         if k in kept:
             kept.remove(k)
         else:
-            left.append(unit)
+            left.append(delta)
     used = {i for _, indices in left for i in indices}
     sizes = (index.space.dimension for index in kept if index not in used)
     return sp.Mul(coefficient, *sizes), left, [i for i in kept if i in used]
@@ -61,18 +66,3 @@ def _slots_sorted(factor: Factor) -> Factor:
     for pool in pools.values():
         pool.sort(key=index_key, reverse=True)
     return tensor, tuple(pools[kind].pop() for kind in tensor.classes)
-
-
-def renamed(factors: Iterable[Factor], names: Mapping[Index, Index]) -> list[Factor]:
-    """Put other indices in place of some."""
-    return [(tensor, tuple(names.get(i, i) for i in indices)) for tensor, indices in factors]
-
-
-def index_key(index: Index) -> tuple[str, bool, str]:
-    """Return what indices are sorted by: free ones before summed ones."""
-    return index.space.name, isinstance(index.label, int), str(index.label)
-
-
-def factor_key(factor: Factor) -> tuple[str, list[tuple[str, bool, str]]]:
-    """Return what factors are sorted by."""
-    return factor[0].name, [index_key(i) for i in factor[1]]

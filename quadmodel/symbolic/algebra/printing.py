@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import sympy as sp
 
-if TYPE_CHECKING:
-    from quadmodel.symbolic.algebra.indices import Index, Monomial
-
-
-Terms = Mapping["Monomial", sp.Expr]
+from quadmodel.symbolic.algebra.indices import Index, Monomial, Terms
 
 
 def latex(terms: Terms) -> str:

@@ -21,8 +21,9 @@ from sympy.utilities.iterables import multiset_partitions
 
 from quadmodel._util.checks import InputError
 from quadmodel.optimizer import SAMPLING_SCHEMES
-from quadmodel.symbolic.algebra.indices import Index, Polynomial, Tensor, constant, delta
+from quadmodel.symbolic.algebra.indices import Index
 from quadmodel.symbolic.algebra.names import B, D, gamma, kappa
+from quadmodel.symbolic.algebra.polynomials import Polynomial, Tensor, constant, delta
 
 # A product of k weights has Bell(k) coincidence patterns: 4140 at 8.
 HIGHEST_ORDER = 8
@@ -309,9 +310,9 @@ def average_batches(
 
     Examples
     --------
-    >>> from quadmodel.symbolic.algebra import indices, sampling
+    >>> from quadmodel.symbolic.algebra import indices, polynomials, sampling
     >>> a, b = indices.data_indices("ab")
-    >>> w = indices.Tensor("w", (indices.DATA,))
+    >>> w = polynomials.Tensor("w", (indices.DATA,))
     >>> sampling.average_batches(w(a) * w(b), w, "bernoulli")
     (1) + (-1 + D/B)*delta_ab
     """

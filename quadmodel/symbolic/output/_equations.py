@@ -20,16 +20,10 @@ from quadmodel.symbolic import (
 )
 from quadmodel.symbolic import fock as words
 from quadmodel.symbolic.algebra import gaussian
-from quadmodel.symbolic.algebra.indices import (
-    DATA,
-    Index,
-    Polynomial,
-    Tensor,
-    data_indices,
-    parameter_indices,
-)
+from quadmodel.symbolic.algebra.indices import DATA, Index, data_indices, parameter_indices
 from quadmodel.symbolic.algebra.matrices import as_matrix
 from quadmodel.symbolic.algebra.names import B, D, P, beta, eta, lam, sigma, x
+from quadmodel.symbolic.algebra.polynomials import Polynomial, Tensor
 from quadmodel.symbolic.algebra.sampling import average_batches, weight_covariance, weight_moment
 from quadmodel.symbolic.linear import HEAVY_BALL, NESTEROV, SGD_METHOD
 from quadmodel.symbolic.output.ntk_formulas import expected_ntk_formulas

@@ -7,9 +7,10 @@ import sympy as sp
 from quadmodel.symbolic import all_time
 from quadmodel.symbolic.algebra.fold import fold
 from quadmodel.symbolic.algebra.gaussian import OVER_DATA, OVER_PARAMETERS
-from quadmodel.symbolic.algebra.indices import Index, data_indices, delta
+from quadmodel.symbolic.algebra.indices import Index, data_indices
 from quadmodel.symbolic.algebra.matrices import Tr, as_matrix, matrix_of
 from quadmodel.symbolic.algebra.names import D, P, eta
+from quadmodel.symbolic.algebra.polynomials import delta
 from quadmodel.symbolic.output.formula import Formula
 
 
