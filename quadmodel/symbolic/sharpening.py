@@ -40,8 +40,8 @@ def expected_ntk_difference(
     Returns
     -------
     Equation
-        Shape (D, D), in units of the NTK. Exact in D, P, B and learning rate; what is left out is
-        of fourth order in Q.
+        Shape (D, D), in units of the NTK. Exact in D, P, B and learning rate, up to terms of
+        fourth order in Q.
 
     Raises
     ------
@@ -109,12 +109,12 @@ def expected_jacobian_difference(
 
 
 def mode_part(change: Polynomial) -> sp.Expr:
-    r"""Return the part of a mean change of the NTK that an eigenvalue feels by itself.
+    r"""Return the part of a mean change of the NTK that depends on the mode.
 
     Parameters
     ----------
     change : Polynomial
-        With free indices a, b, in the NTK alone: the residual has been averaged over.
+        With free indices a and b, in no tensor but the NTK (residuals are averaged over).
 
     Returns
     -------

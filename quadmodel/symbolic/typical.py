@@ -1,8 +1,8 @@
 r"""Typical growth: the quadratic form that grows exactly, and its one-step variance.
 
 Let L be the eigenmatrix of the adjoint of the second-moment map, with the growth factor r. Then
-:math:`\ell = z^\top Lz` has :math:`E[\ell'|z] = r\ell` for every z. With :math:`x = w - 1`, u the
-point where the gradient is taken, :math:`g = \eta\Theta LAz` (A the step without noise) and
+:math:`\ell = z^\top Lz` has :math:`E[\ell'|z] = r\ell` for every z. With :math:`x = w - 1`, the
+residual u where the gradient is taken, :math:`g = \eta\Theta LAz` (A the noise-free step) and
 :math:`N = \eta^2\Theta L\Theta`,
 
 .. math:: \ell' - r\ell = -2\sum_ig_iu_ix_i + \sum_{ij}N_{ij}u_iu_j(x_ix_j - E x_ix_j)
@@ -46,12 +46,12 @@ POINT = Tensor("U", (DATA, DATA), (0, 0))  # E u u^T
 MIXED = Tensor("Y", (DATA, DATA))  # E g u^T
 SLOPE = Tensor("Z", (DATA, DATA), (0, 0))  # E g g^T
 
-# u and g as maps of independent Gaussians: what they share is in their second moments.
+# u and g as linear maps of independent Gaussians; only their joint second moments matter.
 _STATE = Tensor("s", (PARAMETERS,))
 _TO_POINT = Tensor("u", (DATA, PARAMETERS))
 _TO_SLOPE = Tensor("g", (DATA, PARAMETERS))
 
-# Blocks of partitions of three and of four places, as the emitted functions return them
+# Block sizes of the partitions of three and of four places, in the order of emitted results
 HIGHER_ORDERS = ((3,), (1, 2), (1, 1, 1), (4,), (1, 3), (2, 2), (1, 1, 2), (1, 1, 1, 1))
 
 
@@ -121,7 +121,7 @@ def _step(row: Index, column: Index) -> Polynomial:
 
 
 class Variance(NamedTuple):
-    """Parts of second, third and fourth order in the fluctuation of the weights."""
+    """Parts of the variance, of second, third and fourth order in the weights' fluctuation."""
 
     second: Polynomial
     third: Polynomial
@@ -144,7 +144,7 @@ def one_step_variance(sampling: str | SamplingScheme | None = None) -> Variance:
 
     Notes
     -----
-    Momentum changes U, Y and Z only.
+    Momentum changes the values of U, Y and Z, and not the formula.
 
     References
     ----------
@@ -156,23 +156,23 @@ def one_step_variance(sampling: str | SamplingScheme | None = None) -> Variance:
     def mean(product: Polynomial) -> Polynomial:
         return average_batches(product, FLUCTUATION, law)
 
-    def pulled(i: Index) -> Polynomial:
+    def first_order(i: Index) -> Polynomial:
         product: Polynomial = -2 * _linear(_TO_SLOPE, i) * _linear(_TO_POINT, i)
         return product
 
-    def kicked(i: Index, j: Index) -> Polynomial:
+    def second_order(i: Index, j: Index) -> Polynomial:
         product: Polynomial = FORM(i, j) * _linear(_TO_POINT, i) * _linear(_TO_POINT, j)
         return product
 
     x = FLUCTUATION
     pair, other = mean(x(a) * x(b)), mean(x(c) * x(d))
-    second = mean(x(a) * x(b)) * pulled(a) * pulled(b)
-    third = mean(x(a) * x(b) * x(c)) * pulled(a) * kicked(b, c) * 2
+    second = mean(x(a) * x(b)) * first_order(a) * first_order(b)
+    third = mean(x(a) * x(b) * x(c)) * first_order(a) * second_order(b, c) * 2
     fourth = mean(x(a) * x(b) * x(c) * x(d)) - pair * other
     return Variance(
         _over_states(second.sum(a, b)),
         _over_states(third.sum(a, b, c)),
-        _over_states((fourth * kicked(a, b) * kicked(c, d)).sum(a, b, c, d)),
+        _over_states((fourth * second_order(a, b) * second_order(c, d)).sum(a, b, c, d)),
     )
 
 

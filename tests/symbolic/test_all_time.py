@@ -102,19 +102,19 @@ def assert_mean_is_enumerated(case, steps, drive, diffusion):
 )
 def test_kronecker_curvature(sampling, n_data, n_params, batch_size, steps):
     case = Case(n_data, n_params, batch_size, sampling, Fraction(1, 5), seed=7)
-    assert_mean_is_enumerated(case, steps, all_time.drive(), all_time.diffusion())
+    assert_mean_is_enumerated(case, steps, all_time.source(), all_time.diffusion())
 
 
 def test_over_data_is_the_same():
     case = Case(2, 3, 1, "without_replacement", Fraction(2, 7), seed=3)
-    forms = (all_time.over_data(p) for p in (all_time.drive(), all_time.diffusion()))
+    forms = (all_time.over_data(p) for p in (all_time.source(), all_time.diffusion()))
     assert_mean_is_enumerated(case, 2, *forms)
 
 
 @pytest.mark.parametrize("lost", ["trace", "transposed response", "diffusion"])
 def test_a_lost_term_is_noticed(lost):
     case = Case(2, 2, 1, "without_replacement", Fraction(2, 7), seed=3)
-    drive, diffusion = all_time.drive(), all_time.diffusion()
+    drive, diffusion = all_time.source(), all_time.diffusion()
     if lost == "diffusion":
         diffusion = diffusion.map(lambda scale: scale * 0)
     else:
@@ -136,8 +136,8 @@ def _closed(monomial):
 def test_independent_entries():
     a, b, c = data_indices("abc")
     h, R = all_time.free_response, all_time.DATA_RESPONSE
-    X, Y = all_time.MIXED, all_time.MOVED
-    drive = all_time.over_data(all_time.independent(all_time.drive(), sigma))
+    X, Y = all_time.MIXED, all_time.DISPLACEMENT
+    drive = all_time.over_data(all_time.independent(all_time.source(), sigma))
     trace = h * (
         sp.Symbol("P", integer=True, positive=True) - sp.Symbol("D", integer=True, positive=True)
     ) * X(a, b) + X(a, b) * R(c, c).sum(c)
@@ -149,7 +149,7 @@ def test_summed_drive_is_the_sum_of_the_drives():
     case = Case(2, 3, 1, "bernoulli", Fraction(1, 3), seed=5)
     moments = linear_moments(case.ntk, case.z, case.eta, case.draws, 2)
     kicks = [case.values(*moments[s], 1 - s) for s in range(2)]
-    one_by_one = sum(all_time.drive().evaluate(kick) for kick in kicks)
+    one_by_one = sum(all_time.source().evaluate(kick) for kick in kicks)
     N = kicks[0]["N"]
     sums = {
         "X_R": sum(k["X"] @ N.T @ k["R"] for k in kicks),
@@ -157,7 +157,7 @@ def test_summed_drive_is_the_sum_of_the_drives():
         "X_h": sum(k["X"] for k in kicks),
         "Y_R": sum(k["R"] @ N @ k["Y"] for k in kicks),
     }
-    assert (all_time.summed_drive().evaluate(kicks[0] | sums) == one_by_one).all()
+    assert (all_time.summed_source().evaluate(kicks[0] | sums) == one_by_one).all()
 
 
 def test_repulsion_is_the_mean_square_of_the_fluctuation():

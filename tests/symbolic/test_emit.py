@@ -176,7 +176,7 @@ def dressed():
 
 def pole():
     """S = eta lambda / (p - q lambda) at two eigenvalues."""
-    response = stability.pair_response(linear.HEAVY_BALL).subs(lam_other, lam)
+    response = stability.bare_response(linear.HEAVY_BALL).subs(lam_other, lam)
     for seed in range(3):
         step, m, gamma, kappa, n = fractions(seed, (0, 1), (-0.9, 0.9), (0, 9), (-1, 1), (2, 9))
         lines = []
@@ -198,7 +198,7 @@ def mean_over_law():
 
 
 def small_rate():
-    response = stability.pair_response(linear.HEAVY_BALL, weight_decay=True).subs(lam_other, lam)
+    response = stability.bare_response(linear.HEAVY_BALL, weight_decay=True).subs(lam_other, lam)
     tiny = Fraction(1, 10**PRECISION)
     for seed in range(3):
         v, decay, m = fractions(seed, (0, 2), (0, 1), (-0.9, 0.9))
@@ -221,16 +221,16 @@ def moments(name):
         u, u_other = p * z - q * before, p * z_other - q * before_other
         ahead, ahead_other = a * z - b * before, a_other * z_other - b_other * before_other
         n = Fraction(7)
-        carried = mean(ahead * ahead_other)
-        pulled = mean((ahead + c) * (ahead_other + c_other)) - carried
-        kicked = [
+        propagated = mean(ahead * ahead_other)
+        forced = mean((ahead + c) * (ahead_other + c_other)) - propagated
+        injected = [
             mean((ahead + c - sign * f) * (ahead_other + c_other - sign * f_other * noise))
             for sign in (1, -1)
         ]
         expected = {
-            "carried_moment": carried,
-            "pulled_moment": pulled,
-            "kicked_moment": mean(kicked) - carried - pulled,
+            "carried_moment": propagated,
+            "pulled_moment": forced,
+            "kicked_moment": mean(injected) - propagated - forced,
             "cross_moment": mean((ahead + c) * z_other),
             "next_mean": mean(ahead + c),
             "at_gradient_moment": mean(u * u_other),
@@ -248,7 +248,7 @@ def moments(name):
         yield {argument: known[argument] for argument in arguments}, (expected[name],)
 
 
-def energies():
+def total_squared_residual():
     """Own part, and share of the total, of e = m^2 + (gamma/D) S0 (total - kappa e)."""
     for seed in range(3):
         square, bare, gamma, kappa, n = fractions(seed, (0, 3), (0, 5), (0, 9), (-1, 1), (2, 9))
@@ -298,7 +298,7 @@ ORIGINS = {
     "mean_over_law": mean_over_law,
     "small_rate_response": small_rate,
     **{name: functools.partial(moments, name) for name in MOMENTS},
-    "energy_at_gradient": energies,
+    "squared_residual_at_gradient": total_squared_residual,
     "kept_fraction": kept,
     "without_replacement_fluctuations": lambda: higher_moments("without_replacement"),
     "with_replacement_fluctuations": lambda: higher_moments("with_replacement"),

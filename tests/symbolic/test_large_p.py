@@ -128,7 +128,7 @@ def test_a_wrong_system_is_noticed(mutated, old, new):
 
 
 def test_level_one_is_a_network_of_two_layers():
-    for one, other in zip(large_p.level_one(), large_p.two_layer_network(), strict=True):
+    for one, other in zip(large_p.order_one_network(), large_p.two_layer_network(), strict=True):
         assert one.equals(other)
 
 
@@ -182,7 +182,7 @@ def parameters(kicks):
 
 
 def mean_of_many_parameters(polynomial):
-    law = kronecker_curvature(lambda x, y: words.LETTERS(x, y) * (1 / names.P), delta)
+    law = kronecker_curvature(lambda x, y: words.CURVATURE_COVARIANCE(x, y) * (1 / names.P), delta)
     return words.many_parameters(words.with_gram(average(polynomial, law)))
 
 

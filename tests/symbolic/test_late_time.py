@@ -13,7 +13,7 @@ import quadmodel as qm
 from quadmodel import symbolic
 from quadmodel.symbolic import late_time
 from quadmodel.symbolic.algebra.names import D, eta, gamma, kappa, lam, lam_other, r
-from quadmodel.symbolic.late_time import energies, energy, null, time
+from quadmodel.symbolic.late_time import total_squared_residual, energy, null, time
 from quadmodel.symbolic.stability import eigenvalues
 from tests.oracles import enumeration
 
@@ -65,7 +65,7 @@ def known(lam, sgd):
 def check_mode_energy(module):
     """Compare with p' = (1 - eta lambda)^2 p + (eta^2 gamma / D) lambda^2 (sum p - kappa p)."""
     drive = eta**2 * gamma / D * lam**2
-    expected = (1 - eta * lam) ** 2 * energy + drive * (energies - kappa * energy)
+    expected = (1 - eta * lam) ** 2 * energy + drive * (total_squared_residual - kappa * energy)
     assert is_zero(module.mode_energy_equation().rhs - expected)
 
 
@@ -176,15 +176,17 @@ def test_floor():
 def test_energy_at_the_gradient_solves_its_equation():
     """Its own mean, and the noise of all modes: e = m2 + (gamma/D) S0 (sum - kappa e)."""
     mean, bare, dressed = sp.symbols("m2 S0 S")
-    found = symbolic.energy_at_gradient().subs(dressed, 1 / (1 / bare + kappa * gamma / D))
-    loop = gamma / D * bare * (energies - kappa * found)
+    found = symbolic.squared_residual_at_gradient().subs(
+        dressed, 1 / (1 / bare + kappa * gamma / D)
+    )
+    loop = gamma / D * bare * (total_squared_residual - kappa * found)
     assert is_zero(found - mean - loop)
 
 
 def test_energies_at_the_gradient_of_plain_sgd_stay():
     """Where a mode's mean keeps still, one more step returns the energy: p' = p, with m = 0."""
-    bare = symbolic.pair_response().subs(lam_other, lam)
+    bare = symbolic.bare_response().subs(lam_other, lam)
     dressed = symbolic.dressed_response(bare)
-    still = symbolic.energy_at_gradient().subs({"m2": 0, "S": dressed})
+    still = symbolic.squared_residual_at_gradient().subs({"m2": 0, "S": dressed})
     following = symbolic.mode_energy_equation().rhs.subs(energy, still)
     assert is_zero(following - still)

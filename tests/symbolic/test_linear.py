@@ -13,7 +13,7 @@ import sympy as sp
 from quadmodel._util.checks import InputError
 from quadmodel.symbolic import linear
 from quadmodel.symbolic.algebra import names
-from quadmodel.symbolic.linear import LinearMethod, linear_method, second_moment_equation
+from quadmodel.symbolic.linear import LinearOptimizer, linear_optimizer, second_moment_equation
 from tests.oracles import enumeration, linear_memory
 from tests.oracles.quadratic import draw_list
 from tests.symbolic._exact import SCHEMES, rationals, scheme_of
@@ -22,7 +22,7 @@ MU, ETA, RHO = Fraction(-2, 5), Fraction(1, 3), Fraction(3, 7)
 MEMORY_3 = (Fraction(6, 5), Fraction(-3, 10), Fraction(1, 10)), (Fraction(4, 5), 0, Fraction(1, 5))
 # name: (attribute of the package's module, or None for one's own; carry; look)
 METHODS = {
-    "sgd": ("SGD_METHOD", (1,), (1,)),
+    "sgd": ("PLAIN_SGD", (1,), (1,)),
     "heavy ball": ("HEAVY_BALL", (1 + MU, -MU), (1, 0)),
     "nesterov": ("NESTEROV", (1 + MU, -MU), (1 + MU, -MU)),
     "memory 3": (None, *MEMORY_3),
@@ -53,7 +53,7 @@ def enumerated(method, decay, n_data, draws):
 
 def method_of(module, name):
     attribute, carry, look = METHODS[name]
-    return getattr(module, attribute) if attribute else module.LinearMethod(carry, look)
+    return getattr(module, attribute) if attribute else module.LinearOptimizer(carry, look)
 
 
 def named(means, pairs):
@@ -162,7 +162,7 @@ def test_equations_are_the_polynomials_in_matrices(method, weight_decay):
         "sgd": {},
         "heavy ball": {"momentum": True},
         "nesterov": {"nesterov": True},
-        "memory 3": {"method": LinearMethod(*MEMORY_3)},
+        "memory 3": {"method": LinearOptimizer(*MEMORY_3)},
     }[method]
     equations = second_moment_equation(weight_decay=weight_decay, **options)
     equations = equations if isinstance(equations, tuple) else (equations,)
@@ -179,7 +179,7 @@ def test_equations_are_the_polynomials_in_matrices(method, weight_decay):
     columns = {name: rationals(n, 3) for n, name in enumerate(("z0", "m", "m1", "m2"))}
     numbers = {"eta": ETA, "mu": MU, "rho": RHO, "D": 3, "B": 2, "gamma": 5, "kappa": -2}
     derived = linear.second_moments(
-        options.get("method") or linear_method(**options), weight_decay=weight_decay
+        options.get("method") or linear_optimizer(**options), weight_decay=weight_decay
     )
     for equation, polynomial in zip(equations, derived.values(), strict=True):
         symbols = sorted(equation.rhs.free_symbols, key=str)
@@ -251,7 +251,7 @@ def test_moments_of_modes_are_the_moments_in_the_eigenbasis(method):
         known["U"] = value(parts.at_gradient, known)
         assert known["U"] == (V.T @ at_gradient @ V)[i, k]
         known["Omega"] = value(parts.noise, known)
-        whole = sum(value(part, known) for part in (parts.carried, parts.pulled, parts.kicked))
+        whole = sum(value(part, known) for part in (parts.propagated, parts.forced, parts.injected))
         assert whole == expected[0][i, k]
         assert value(parts.cross, known) == expected[1][i, k]
         following = steps[i][0] * mean[i] + steps[i][1] * old_mean[i] + ETA * RHO * start[i]
@@ -260,14 +260,14 @@ def test_moments_of_modes_are_the_moments_in_the_eigenbasis(method):
 
 def test_methods_by_name():
     mu = names.mu
-    assert linear_method() == LinearMethod((1,), (1,))
-    assert linear_method(momentum=True) == LinearMethod((1 + mu, -mu), (1, 0))
-    assert linear_method(nesterov=True) == LinearMethod((1 + mu, -mu), (1 + mu, -mu))
-    assert linear_method(momentum=True, nesterov=True) == linear.NESTEROV
+    assert linear_optimizer() == LinearOptimizer((1,), (1,))
+    assert linear_optimizer(momentum=True) == LinearOptimizer((1 + mu, -mu), (1, 0))
+    assert linear_optimizer(nesterov=True) == LinearOptimizer((1 + mu, -mu), (1 + mu, -mu))
+    assert linear_optimizer(momentum=True, nesterov=True) == linear.NESTEROV
 
 
 def test_the_shorter_list_of_coefficients_is_filled_up():
-    method = LinearMethod((1,), (Fraction(1, 2), 0, Fraction(1, 2)))
+    method = LinearOptimizer((1,), (Fraction(1, 2), 0, Fraction(1, 2)))
     assert method.memory == 3
     assert method.carry == (1, 0, 0)
     x = sp.Symbol("x")
@@ -275,7 +275,7 @@ def test_the_shorter_list_of_coefficients_is_filled_up():
 
 
 def test_coefficients_may_be_floats():
-    assert LinearMethod((0.5, 0.5), (1.0,)).memory == 2
+    assert LinearOptimizer((0.5, 0.5), (1.0,)).memory == 2
 
 
 REFUSED = {
@@ -290,7 +290,7 @@ REFUSED = {
 @pytest.mark.parametrize(("arguments", "told"), REFUSED.values(), ids=REFUSED.keys())
 def test_refused_methods(arguments, told):
     with pytest.raises(InputError) as refusal:
-        LinearMethod(*arguments)
+        LinearOptimizer(*arguments)
     message = str(refusal.value)
     assert "\n" not in message
     for part in told:

@@ -19,7 +19,7 @@ from quadmodel._util.checks import InputError
 from quadmodel.symbolic import stability
 from quadmodel.symbolic.algebra import names
 from quadmodel.symbolic.algebra.names import D, beta, eta, gamma, kappa, lam, lam_other, mu, rho
-from quadmodel.symbolic.linear import HEAVY_BALL, NESTEROV, SGD_METHOD, LinearMethod
+from quadmodel.symbolic.linear import HEAVY_BALL, NESTEROV, PLAIN_SGD, LinearOptimizer
 from tests.oracles import enumeration, linear_memory
 
 SCHEMES = ("without_replacement", "with_replacement", "bernoulli")
@@ -27,14 +27,14 @@ CARRY, LOOK = (
     (Fraction(6, 5), Fraction(-3, 10), Fraction(1, 10)),
     (Fraction(4, 5), 0, Fraction(1, 5)),
 )
-MEMORY_3 = LinearMethod(CARRY, LOOK)
-MEMORY_4 = LinearMethod(
+MEMORY_3 = LinearOptimizer(CARRY, LOOK)
+MEMORY_4 = LinearOptimizer(
     (Fraction(1, 2), Fraction(1, 4), Fraction(1, 8), Fraction(1, 8)),
     (Fraction(3, 2), Fraction(-1, 3), Fraction(1, 2), Fraction(-2, 3)),
 )
 # What moves a mode without noise, in numbers, for a momentum
 METHODS = {
-    "sgd": (SGD_METHOD, lambda m: ((1,), (1,))),
+    "sgd": (PLAIN_SGD, lambda m: ((1,), (1,))),
     "heavy ball": (HEAVY_BALL, lambda m: ((1 + m, -m), (1, 0))),
     "nesterov": (NESTEROV, lambda m: ((1 + m, -m), (1 + m, -m))),
     "memory 3": (MEMORY_3, lambda m: (CARRY, LOOK)),
@@ -57,7 +57,7 @@ def check_response(module, name, decay, momentum, growth, at):
     step, first, second = Fraction(1, 2), Fraction(1), Fraction(3, 4)
     recursions = [linear_memory.recursion(carry, look, step * (v + decay)) for v in (first, second)]
     seen = look if at == "gradient" else (1,) + (0,) * (len(look) - 1)
-    found = module.pair_response(
+    found = module.bare_response(
         method, weight_decay=decay != 0, growth=growth and rational(growth), at=at
     )
     numbers = {eta: step, lam: first, lam_other: second, rho: decay, mu: momentum}
@@ -101,16 +101,16 @@ def test_a_wrong_response_fails_the_comparison(mutated, old, new):
         check_response(module, "nesterov", *arguments)
 
 
-@pytest.mark.parametrize("method", [SGD_METHOD, HEAVY_BALL])
+@pytest.mark.parametrize("method", [PLAIN_SGD, HEAVY_BALL])
 def test_growth_as_a_symbol(method):
-    response = symbolic.pair_response(method, growth=names.r)
-    assert is_zero(response.subs(names.r, 1) - symbolic.pair_response(method))
-    at_growth = symbolic.pair_response(method, growth=sp.Rational(9, 8))
+    response = symbolic.bare_response(method, growth=names.r)
+    assert is_zero(response.subs(names.r, 1) - symbolic.bare_response(method))
+    at_growth = symbolic.bare_response(method, growth=sp.Rational(9, 8))
     assert is_zero(response.subs(names.r, sp.Rational(9, 8)) - at_growth)
 
 
 def test_response_of_plain_sgd():
-    assert is_zero(symbolic.pair_response() - eta / (1 / lam + 1 / lam_other - eta))
+    assert is_zero(symbolic.bare_response() - eta / (1 / lam + 1 / lam_other - eta))
 
 
 @pytest.mark.parametrize("weight_decay", [False, True])
@@ -119,11 +119,11 @@ def test_response_of_the_heavy_ball(weight_decay):
     a, b = (1 + mu - eta * (v + pull) for v in (lam, lam_other))
     memory = mu * (a**2 + b**2 - 2 * mu * a * b) / (1 - mu**2)
     expected = eta**2 * lam * lam_other / (1 - a * b - mu**2 + memory)
-    assert is_zero(symbolic.pair_response(HEAVY_BALL, weight_decay=weight_decay) - expected)
+    assert is_zero(symbolic.bare_response(HEAVY_BALL, weight_decay=weight_decay) - expected)
 
 
 def test_response_of_a_mode_with_itself():
-    diagonal = symbolic.pair_response(HEAVY_BALL).subs(lam_other, lam)
+    diagonal = symbolic.bare_response(HEAVY_BALL).subs(lam_other, lam)
     expected = eta * lam * (1 + mu) / ((1 - mu) * (2 * (1 + mu) - eta * lam))
     assert is_zero(diagonal - expected)
 
@@ -131,13 +131,13 @@ def test_response_of_a_mode_with_itself():
 @pytest.mark.parametrize("method", METHODS)
 def test_special_cases_of_the_response(method):
     chosen, _ = METHODS[method]
-    response = symbolic.pair_response(chosen)
+    response = symbolic.bare_response(chosen)
     exchanged = response.subs({lam: lam_other, lam_other: lam}, simultaneous=True)
     assert is_zero(response - exchanged)
-    decayed = symbolic.pair_response(chosen, weight_decay=True)
+    decayed = symbolic.bare_response(chosen, weight_decay=True)
     assert is_zero(decayed.subs(rho, 0) - response)
     if method != "memory 3":
-        assert is_zero(response.subs(mu, 0) - symbolic.pair_response())
+        assert is_zero(response.subs(mu, 0) - symbolic.bare_response())
 
 
 @pytest.mark.parametrize("weight_decay", [False, True])
@@ -193,7 +193,7 @@ def test_finite_norm_sums_the_dressed_diagonal(method, weight_decay):
     chosen, _ = METHODS[method]
     equation = symbolic.noise_kernel_norm("finite", method=chosen, weight_decay=weight_decay)
     own, factor = summand(equation.rhs)
-    diagonal = symbolic.pair_response(chosen, weight_decay=weight_decay).subs(lam_other, lam)
+    diagonal = symbolic.bare_response(chosen, weight_decay=weight_decay).subs(lam_other, lam)
     assert is_zero(own * factor - gamma / D / (1 / diagonal + kappa * gamma / D))
 
 
@@ -335,9 +335,9 @@ def test_known_edges():
 
 
 def test_a_memory_that_is_idle_changes_nothing():
-    idle = LinearMethod((1, 0, 0), (1,))
+    idle = LinearOptimizer((1, 0, 0), (1,))
     assert symbolic.edge_of_stability(idle) == [2]
-    assert is_zero(symbolic.pair_response(idle) - symbolic.pair_response())
+    assert is_zero(symbolic.bare_response(idle) - symbolic.bare_response())
 
 
 def random_polynomials(degree):
@@ -416,7 +416,7 @@ def test_an_unknown_kind_is_refused(kind):
 @pytest.mark.parametrize("at", ["", "z", None])
 def test_an_unknown_place_is_refused(at):
     with pytest.raises(InputError, match="at must be one of gradient, residual"):
-        symbolic.pair_response(at=at)
+        symbolic.bare_response(at=at)
 
 
 def test_full_batches_have_no_noise():

@@ -112,7 +112,7 @@ def test_variance_is_that_of_all_batches(n_data, batch_size, scheme, method):
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("* pulled(a) * kicked(b, c) * 2", "* pulled(a) * kicked(b, c)"),
+        ("* forced(a) * injected(b, c) * 2", "* forced(a) * injected(b, c)"),
         (" - pair * other", ""),
         ("-2 * _linear", "2 * _linear"),
         ("law = symbolic_fluctuations()", "law = fluctuations('bernoulli')"),
@@ -178,7 +178,7 @@ def test_noise_form_obeys_the_equation_of_the_second_moment():
     inner = typical.adjoint_step().rename({a: c, b: d})
     stepped = (names.eta**2 * theta(a, c) * inner * theta(d, b)).sum(c, d)
     stepped = fold(stepped, (theta(a, c) * L(c, d) * theta(d, b)).sum(c, d), N, names.eta**-2)
-    (moment,) = linear.second_moments(linear.SGD_METHOD).values()
+    (moment,) = linear.second_moments(linear.PLAIN_SGD).values()
     assert moment.replace(linear.moment(0, 0), N).equals(stepped)
 
 

@@ -1,4 +1,4 @@
-"""Folding: a product of tensors that recurs in a polynomial gets a name of its own."""
+"""Folding: a tensor in place of a product of tensors that recurs in a polynomial."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ def fold(
     Parameters
     ----------
     polynomial : Polynomial
-        Where.
+        Where to replace the product.
     product : Polynomial
         One term with coefficient 1, as many free indices as the tensor has, in their order.
     tensor : TensorType
-        What to put in its place; :func:`~quadmodel.symbolic.delta` counts as one too.
+        What to put in its place; also one of
+        :data:`~quadmodel.symbolic.algebra.indices.KRONECKER`.
     scale : SymPy expression, optional
         The product is `scale` times the tensor.
 
@@ -54,7 +55,7 @@ def fold(
 def _places(
     wanted: Sequence[Factor], inner: Sequence[Index], factors: Sequence[Factor], kept: list[Index]
 ) -> Iterator[tuple[Match, list[int]]]:
-    """Yield where the product stands with summed indices that occur nowhere else."""
+    """Yield occurrences of the product whose summed indices occur nowhere else."""
     for match, used in _matches(wanted, factors, {}, []):
         outside = {i for n, (_, ii) in enumerate(factors) if n not in used for i in ii}
         if all(match[i] in kept and match[i] not in outside for i in inner):
@@ -72,13 +73,15 @@ def _matches(
     for n, (candidate, found) in enumerate(factors):
         if candidate != tensor or n in used:
             continue
-        for turned in _turns(tensor, found):
-            new = dict(zip(indices, turned, strict=True))
+        for order in _equivalent_orders(tensor, found):
+            new = dict(zip(indices, order, strict=True))
             if all(match.get(i, k) == k for i, k in new.items()):
                 yield from _matches(others, factors, match | new, [*used, n])
 
 
-def _turns(tensor: TensorType, indices: tuple[Index, ...]) -> Iterator[tuple[Index, ...]]:
+def _equivalent_orders(
+    tensor: TensorType, indices: tuple[Index, ...]
+) -> Iterator[tuple[Index, ...]]:
     """Yield the orders of indices that mean the same entry."""
     for order in itertools.permutations(range(len(indices))):
         if all(tensor.classes[k] == tensor.classes[n] for n, k in enumerate(order)):

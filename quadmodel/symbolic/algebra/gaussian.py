@@ -90,7 +90,7 @@ def average(polynomial: Polynomial, *fields: GaussianField) -> Polynomial:
     polynomial : Polynomial
         What to average.
     *fields : GaussianField
-        Over what.
+        The fields to average over.
 
     Returns
     -------

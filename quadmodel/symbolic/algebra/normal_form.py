@@ -1,4 +1,4 @@
-"""Normal form of a term: Kronecker deltas carried out, summed indices numbered, factors sorted."""
+"""Normal form of a term: deltas contracted, summed indices numbered, factors sorted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _DELTAS = frozenset(KRONECKER.values())
 def contract_deltas(
     coefficient: sp.Expr, factors: Sequence[Factor], summed: Sequence[Index]
 ) -> tuple[sp.Expr, list[Factor], list[Index]]:
-    """Carry out the sums over indices of Kronecker deltas, and those over nothing."""
+    """Do the sums over indices of Kronecker deltas, and those over indices of no factor."""
     left, kept = list(factors), list(summed)
     pending = [factor for factor in left if factor[0] in _DELTAS]
     while pending:
@@ -33,7 +33,7 @@ def contract_deltas(
         i, k = sorted(delta[1], key=lambda index: (index in kept, index_key(index)))
         if i == k:
             continue
-        # Elsewhere the two are one: k goes, being summed over or the later of two free ones.
+        # In all other factors i replaces k, which is summed over or the later of two free indices.
         left = renamed(left, {k: i})
         pending = renamed(pending, {k: i})
         if k in kept:
@@ -47,11 +47,9 @@ def contract_deltas(
 
 def normal_form(factors: Sequence[Factor], summed: Sequence[Index]) -> Monomial:
     """Name the summed indices so that equal terms become equal, and sort the factors."""
-    described = [(t.name, t.classes, indices) for t, indices in factors]
-    order = canonical_order(described, summed)
     counts: dict[Space, int] = {}
     names: dict[Index, Index] = {}
-    for index in order:
+    for index in canonical_order(factors, summed):
         counts[index.space] = counts.get(index.space, -1) + 1
         names[index] = index._replace(label=counts[index.space])
     return tuple(sorted((_slots_sorted(f) for f in renamed(factors, names)), key=factor_key))
@@ -61,8 +59,8 @@ def _slots_sorted(factor: Factor) -> Factor:
     """Order the indices within slots that may be exchanged."""
     tensor, indices = factor
     pools: dict[int, list[Index]] = {}
-    for kind, index in zip(tensor.classes, indices, strict=True):
-        pools.setdefault(kind, []).append(index)
+    for slot_class, index in zip(tensor.classes, indices, strict=True):
+        pools.setdefault(slot_class, []).append(index)
     for pool in pools.values():
         pool.sort(key=index_key, reverse=True)
-    return tensor, tuple(pools[kind].pop() for kind in tensor.classes)
+    return tensor, tuple(pools[slot_class].pop() for slot_class in tensor.classes)

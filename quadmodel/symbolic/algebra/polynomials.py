@@ -297,7 +297,7 @@ class Polynomial:
         Parameters
         ----------
         tensor : Tensor
-            Which.
+            The tensor to count.
 
         Returns
         -------

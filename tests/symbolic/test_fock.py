@@ -54,7 +54,7 @@ def naive_moment(letters, rows, n_params, jacobian):
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4])
 def test_moments_by_every_entry(count, n_params):
     values, jacobian = arrays(n_params)
-    moment = words.word_moment(PLACES[:count], ROWS)
+    moment = words.fock_moment(PLACES[:count], ROWS)
     if count % 2:
         assert not moment.terms
         return
@@ -67,7 +67,7 @@ def test_moments_by_every_entry(count, n_params):
 def test_variance_of_a_word_by_every_entry(n_params):
     """E (J_b Q_a J_c)^2, from the covariance of the entries."""
     values, _ = arrays(n_params)
-    found = words.word_variance(PLACES[:1], ROWS).evaluate(values)
+    found = words.fock_variance(PLACES[:1], ROWS).evaluate(values)
     gram, xi = values["G_0"], values["Xi"]
     for a, b, c in np.ndindex(found.shape):
         spread = gram[a, a] * gram[b, b] + gram[a, b] ** 2
@@ -76,9 +76,9 @@ def test_variance_of_a_word_by_every_entry(n_params):
 
 @pytest.mark.parametrize("count", range(7))
 def test_limit_of_the_moments(count):
-    moment = words.word_moment(PLACES[:count], ROWS)
+    moment = words.fock_moment(PLACES[:count], ROWS)
     limit = words.many_parameters(moment)
-    assert limit.equals(words.word_inner_product(PLACES[:count], ROWS))
+    assert limit.equals(words.fock_inner_product(PLACES[:count], ROWS))
     assert words.many_parameters((moment - limit).map(lambda scale: scale * names.P)).terms or (
         count in (0, 1, 3, 5)
     )
@@ -86,7 +86,7 @@ def test_limit_of_the_moments(count):
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_fluctuations_fall_with_the_number_of_parameters(count):
-    variance = words.word_variance(PLACES[:count], ROWS)
+    variance = words.fock_variance(PLACES[:count], ROWS)
     assert not words.many_parameters(variance).terms
     assert words.many_parameters(variance.map(lambda scale: scale * names.P)).terms
 
@@ -94,7 +94,7 @@ def test_fluctuations_fall_with_the_number_of_parameters(count):
 def test_pairings_that_do_not_cross_are_counted_by_catalan():
     for half in range(5):
         (c,) = data_indices("c")
-        product = words.word_inner_product([c] * (2 * half), ROWS)
+        product = words.fock_inner_product([c] * (2 * half), ROWS)
         (count,) = product.terms.values()
         assert count == math.comb(2 * half, half) // (half + 1)
 
@@ -111,7 +111,7 @@ def check_operators_of(module, count):
     for letter in reversed(PLACES[:count]):
         vector = module.act(letter, vector)
     found = module.inner_product(module.row_vector(ROWS[0], level), vector)
-    assert found.equals(words.word_inner_product(PLACES[:count], ROWS))
+    assert found.equals(words.fock_inner_product(PLACES[:count], ROWS))
 
 
 @pytest.mark.parametrize("count", range(7))
@@ -122,7 +122,7 @@ def test_put_and_take_give_the_same_numbers(count):
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("taken = LETTERS(letter, c)", "taken = 2 * LETTERS(letter, c)"),
+        ("taken = CURVATURE_COVARIANCE(letter, c)", "taken = 2 * CURVATURE_COVARIANCE(letter, c)"),
         ("vector[length + 1](c, *places)", "vector[length + 1](*places, c)"),
         ("delta(letter, places[0]) * vector[length - 1](*places[1:])",
          "delta(letter, places[-2]) * vector[length - 1](*places[:-2], places[-1])"),
@@ -136,20 +136,20 @@ def test_wrong_operators_fail(mutated, old, new):
 
 def test_crossing_pairings_would_be_noticed(mutated):
     module = mutated(words, "if _cross(pairing):", "if False:")
-    moment = words.word_moment(PLACES[:4], ROWS)
-    assert not words.many_parameters(moment).equals(module.word_inner_product(PLACES[:4], ROWS))
+    moment = words.fock_moment(PLACES[:4], ROWS)
+    assert not words.many_parameters(moment).equals(module.fock_inner_product(PLACES[:4], ROWS))
 
 
 def test_too_many_letters():
     (c,) = data_indices("c")
     with pytest.raises(InputError, match=r"^order must be at most 10"):
-        words.word_moment([c] * 11, ROWS)
+        words.fock_moment([c] * 11, ROWS)
 
 
 def test_one_letter_and_one_row():
     """A semicircle: moments of one entry of a large symmetric matrix, Catalan's numbers."""
     (c,) = data_indices("c")
-    moment = words.word_moment([c] * 4, ROWS)
+    moment = words.fock_moment([c] * 4, ROWS)
     (value,) = moment.terms.values()
     # E (Q^4)_ii / sigma^4 = 2 P^2 + 5 P + 5
     assert sp.expand(value * names.P**2 - (2 * names.P**2 + 5 * names.P + 5)) == 0

@@ -1,8 +1,8 @@
-"""Forms of the same fractions that lose no digits where they are needed.
+"""Cancellation-free forms of the response fractions.
 
-Noise kernel norms are evaluated close to thresholds, for learning rates from tiny to the edge:
-expanded polynomials cancel there. These rewritings are exact; tests compare them with what they
-came from.
+Noise kernel norms are evaluated for learning rates from tiny to the deterministic edge. The
+expanded numerators and denominators of the pair sums are differences of nearly equal numbers
+there. The forms of this module are equal to them, and lose no digits to cancellation.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import sympy as sp
 from sympy.polys.polyfuncs import symmetrize
 
 from quadmodel.symbolic.algebra.names import r, x, y
-from quadmodel.symbolic.linear import LinearMethod
-from quadmodel.symbolic.stability import pair_sum, two_step_sum
+from quadmodel.symbolic.linear import LinearOptimizer
+from quadmodel.symbolic.stability import pair_sum, two_step_pair_sum
 
 
 def symmetric_form(polynomial: sp.Expr) -> sp.Expr:
@@ -47,46 +47,63 @@ def symmetric_form(polynomial: sp.Expr) -> sp.Expr:
     )
 
 
-def two_step_fraction(method: LinearMethod) -> tuple[sp.Expr, sp.Expr, sp.Expr]:
+def two_step_coefficients(optimizer: LinearOptimizer) -> dict[sp.Symbol, sp.Expr]:
+    r"""Return a and b of :math:`z_{t+1} = az_t - bz_{t-1}`, and a' and b' of the other mode.
+
+    Parameters
+    ----------
+    optimizer : LinearOptimizer
+        With a memory of two points.
+
+    Returns
+    -------
+    dict of Symbol to SymPy expression
+        In x and y, :math:`\eta(\lambda+\rho)` of the two modes.
+    """
+    a, b, a_other, b_other = sp.symbols("a b a' b'")
+    (first, second), (first_other, second_other) = optimizer.recursion(x), optimizer.recursion(y)
+    return {a: first, b: -second, a_other: first_other, b_other: -second_other}
+
+
+def two_step_fraction(optimizer: LinearOptimizer) -> tuple[sp.Expr, sp.Expr, sp.Expr]:
     r"""Return the pair sum as numerator / (denominator at r = 1 + (r - 1) times the rest).
 
     Parameters
     ----------
-    method : LinearMethod
+    optimizer : LinearOptimizer
         With a memory of two points.
 
     Returns
     -------
     tuple of three SymPy expressions
-        Numerator and rest in a, b, a', b', c, d and r as in
-        :func:`~quadmodel.symbolic.stability.two_step_sum`; the denominator at r = 1 in x and y,
-        without a term that does not vanish with them.
+        Numerator and rest, in a, b, a', b', c, d and r as in
+        :func:`~quadmodel.symbolic.stability.two_step_pair_sum`; the denominator at r = 1, in x and
+        y, every term of which vanishes with them.
     """
-    numerator, denominator = sp.fraction(sp.together(two_step_sum()))
+    numerator, denominator = sp.fraction(sp.together(two_step_pair_sum()))
     if denominator.subs(dict.fromkeys(denominator.free_symbols - {r}, 0)).coeff(r, 4) < 0:
         numerator, denominator = -numerator, -denominator
     at_one = denominator.subs(r, 1)
     rest = sp.cancel((denominator - at_one) / (r - 1))
-    a, b, a_other, b_other, c, d = sp.symbols("a b a' b' c d")
-    (own, other), (own_, other_) = method.recursion(x), method.recursion(y)
-    in_method = at_one.subs({a: own, b: -other, a_other: own_, b_other: -other_}, simultaneous=True)
-    return sp.collect(sp.expand(numerator), [c, d], sp.factor), symmetric_form(in_method), rest
+    of_optimizer = at_one.subs(two_step_coefficients(optimizer), simultaneous=True)
+    collected = sp.collect(sp.expand(numerator), sp.symbols("c d"), sp.factor)
+    return collected, symmetric_form(of_optimizer), rest
 
 
-def diagonal_fraction(method: LinearMethod) -> tuple[sp.Expr, sp.Expr]:
+def diagonal_fraction(optimizer: LinearOptimizer) -> tuple[sp.Expr, sp.Expr]:
     r"""Return the pair sum of a mode with itself at r = 1, common factors cancelled.
 
     Parameters
     ----------
-    method : LinearMethod
-        The method.
+    optimizer : LinearOptimizer
+        The update rule.
 
     Returns
     -------
     tuple of two SymPy expressions
         Numerator and denominator in x, factored.
     """
-    numerator, denominator = sp.fraction(sp.cancel(pair_sum(method).subs(y, x)))
+    numerator, denominator = sp.fraction(sp.cancel(pair_sum(optimizer).subs(y, x)))
     edge = sp.factor(denominator)
     if sp.Poly(denominator, x).coeff_monomial(x).subs(sp.Symbol("mu", real=True), 0) < 0:
         numerator, edge = -numerator, sp.factor(-denominator)
