@@ -1,4 +1,4 @@
-"""The loss in the closure: Volterra equation, rate and floor, against the numeric theory."""
+"""Volterra equation, rate and floor of the mean loss, against the numeric theory."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ import quadmodel as qm
 from quadmodel import symbolic
 from quadmodel.symbolic import late_time
 from quadmodel.symbolic.algebra.names import D, eta, gamma, kappa, lam, lam_other, r
-from quadmodel.symbolic.late_time import total_squared_residual, energy, null, time
+from quadmodel.symbolic.late_time import null, squared_residual, time, total
 from quadmodel.symbolic.stability import eigenvalues
 from tests.oracles import enumeration
 
 SCHEMES = ("without_replacement", "with_replacement", "bernoulli")
-DECAY = (1 - eta * lam) ** 2 - kappa * eta**2 * gamma * lam**2 / D  # of a mode's own energy
+DECAY = (
+    1 - eta * lam
+) ** 2 - kappa * eta**2 * gamma * lam**2 / D  # part of its squared residual that a mode keeps
 
 
 def is_zero(expression):
@@ -27,12 +29,12 @@ def is_zero(expression):
 
 def summand(expression):
     """Return what a multiple of a sum over all modes adds up, its factor in it."""
-    (total,) = expression.atoms(sp.Sum)
-    factor = expression / total
+    (series,) = expression.atoms(sp.Sum)
+    factor = expression / series
     assert not factor.has(sp.Sum)
-    ((mode, first, last),) = total.limits
+    ((mode, first, last),) = series.limits
     assert (first, last) == (0, D - 1)
-    return factor * total.function.subs(eigenvalues[mode], lam)
+    return factor * series.function.subs(eigenvalues[mode], lam)
 
 
 def covariance(n_data, sgd):
@@ -64,8 +66,8 @@ def known(lam, sgd):
 
 def check_mode_energy(module):
     """Compare with p' = (1 - eta lambda)^2 p + (eta^2 gamma / D) lambda^2 (sum p - kappa p)."""
-    drive = eta**2 * gamma / D * lam**2
-    expected = (1 - eta * lam) ** 2 * energy + drive * (total_squared_residual - kappa * energy)
+    source = eta**2 * gamma / D * lam**2 * (total - kappa * squared_residual)
+    expected = (1 - eta * lam) ** 2 * squared_residual + source
     assert is_zero(module.mode_energy_equation().rhs - expected)
 
 
@@ -96,9 +98,9 @@ def test_kernel_is_what_a_mode_keeps_of_its_noise():
 
 def test_sum_of_the_kernel_is_the_finite_norm():
     norm = symbolic.noise_kernel_norm("finite").rhs
-    total = summand(symbolic.volterra_sum())
-    assert is_zero(total - summand(norm))
-    assert is_zero(total - eta**2 * gamma / D * lam**2 / (1 - DECAY))
+    kernel_sum = summand(symbolic.volterra_sum())
+    assert is_zero(kernel_sum - summand(norm))
+    assert is_zero(kernel_sum - eta**2 * gamma / D * lam**2 / (1 - DECAY))
 
 
 @pytest.mark.parametrize("sampling", SCHEMES)
@@ -173,20 +175,20 @@ def test_floor():
     assert is_zero(symbolic.loss_floor().rhs - null / (2 * D) / (1 - norm))
 
 
-def test_energy_at_the_gradient_solves_its_equation():
+def test_squared_residual_at_the_gradient_solves_its_equation():
     """Its own mean, and the noise of all modes: e = m2 + (gamma/D) S0 (sum - kappa e)."""
     mean, bare, dressed = sp.symbols("m2 S0 S")
     found = symbolic.squared_residual_at_gradient().subs(
         dressed, 1 / (1 / bare + kappa * gamma / D)
     )
-    loop = gamma / D * bare * (total_squared_residual - kappa * found)
+    loop = gamma / D * bare * (total - kappa * found)
     assert is_zero(found - mean - loop)
 
 
-def test_energies_at_the_gradient_of_plain_sgd_stay():
-    """Where a mode's mean keeps still, one more step returns the energy: p' = p, with m = 0."""
+def test_stationary_squared_residuals_of_plain_sgd_stay():
+    """With a mean of zero, one more step returns the squared residual: p' = p."""
     bare = symbolic.bare_response().subs(lam_other, lam)
     dressed = symbolic.dressed_response(bare)
     still = symbolic.squared_residual_at_gradient().subs({"m2": 0, "S": dressed})
-    following = symbolic.mode_energy_equation().rhs.subs(energy, still)
+    following = symbolic.mode_energy_equation().rhs.subs(squared_residual, still)
     assert is_zero(following - still)
