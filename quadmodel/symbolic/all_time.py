@@ -66,15 +66,8 @@ free_response = sp.Symbol("h_0")  # of parameters that no residual depends on
 def source() -> Polynomial:
     r"""Return the source term of one earlier step in the mean NTK, for Kronecker curvature.
 
-    Returns
-    -------
-    Polynomial
-        :math:`A_{ab}` of :math:`D\,E\Delta\Theta \ni -(\eta/D)(A + A^\top)`, in C, S, J, its
-        inverse, X, Y and the response :math:`\Phi` of the parameters since that step.
-
-    References
-    ----------
-    .. [1] derivations/06-expected-ntk.md.
+    It is :math:`A_{ab}` of :math:`D\,E\Delta\Theta \ni -(\eta/D)(A + A^\top)`, in C, S, J, its
+    inverse, X, Y and the response :math:`\Phi` of the parameters since that step.
     """
     a, b, c, d, e = data_indices("abcde")
     i, j, m, n, o = parameter_indices("ijmno")
@@ -88,18 +81,7 @@ def source() -> Polynomial:
 
 
 def diffusion() -> Polynomial:
-    r"""Return the mean square of the Jacobian's change with the parameters' displacement.
-
-    Returns
-    -------
-    Polynomial
-        :math:`D\,E\Delta\Theta \ni E[(Q\theta)(Q\theta)^\top]_{ab}`, in C, S, the inverse of J
-        and Y.
-
-    References
-    ----------
-    .. [1] derivations/06-expected-ntk.md.
-    """
+    r"""Return the mean square :math:`E[(Q\theta)(Q\theta)^\top]_{ab}` of the Jacobian's change."""
     a, b, d, e = data_indices("abde")
     i, j, k = parameter_indices("ijk")
     square = (INVERSE(j, d) * DISPLACEMENT(d, e) * INVERSE(k, e)).sum(d, e)
@@ -143,17 +125,7 @@ def repulsion() -> Polynomial:
 
 
 def change() -> Polynomial:
-    r"""Return the mean change of the NTK from its summed source terms and its diffusion.
-
-    Returns
-    -------
-    Polynomial
-        :math:`E\Theta_t - \Theta_0` in the summed source A and the diffusion B.
-
-    References
-    ----------
-    .. [1] derivations/06-expected-ntk.md.
-    """
+    r"""Return :math:`E\Theta_t - \Theta_0` from the summed source A and the diffusion B."""
     a, b = data_indices("ab")
     sources = (SOURCE_SUM(a, b) + SOURCE_SUM(b, a)) * (-eta / D)
     mean: Polynomial = (sources + DIFFUSION(a, b)) * (1 / D)
@@ -230,18 +202,6 @@ def summed_source() -> Polynomial:
 
 
 def independent(polynomial: Polynomial, scale: sp.Expr) -> Polynomial:
-    r"""Specialise to independent entries, :math:`C = \sigma^2I` and :math:`S = I`.
-
-    Parameters
-    ----------
-    polynomial : Polynomial
-        Of this module.
-    scale : SymPy expression
-        :math:`\sigma`.
-
-    Returns
-    -------
-    Polynomial
-    """
+    r"""Specialise to independent entries, :math:`C = \sigma^2I` and :math:`S = I`."""
     plain = polynomial.replace(OVER_PARAMETERS, delta)
     return plain.replace(OVER_DATA, lambda a, b: scale**2 * delta(a, b))

@@ -50,52 +50,19 @@ class State(NamedTuple):
 
 
 def batch_weights(step: int) -> Tensor:
-    """Return the weights of the batch of one step.
-
-    Parameters
-    ----------
-    step : int
-        Number of the step, from 0.
-
-    Returns
-    -------
-    Tensor
-    """
+    """Return the batch weights of one step, counted from 0."""
     return Tensor(f"w^{step}", (DATA,))
 
 
 def start(order: int = 2) -> State:
-    """Return the state before the first step.
-
-    Parameters
-    ----------
-    order : int, optional
-        Highest power of the curvature.
-
-    Returns
-    -------
-    State
-    """
+    """Return the state before the first step, up to a power of the curvature."""
     (a,), (i,) = data_indices("a"), parameter_indices("i")
     none = [constant(0)] * order
     return State([RESIDUAL(a), *none], [JACOBIAN(a, i), *none])
 
 
 def step(state: State, weights: Tensor) -> State:
-    """Return the state after one more step of SGD.
-
-    Parameters
-    ----------
-    state : State
-        Before the step.
-    weights : Tensor
-        Batch weights of the step.
-
-    Returns
-    -------
-    State
-        To the power of the curvature of `state`.
-    """
+    """Return the state after one more step of SGD, up to the power of the curvature of `state`."""
     (a, c), (i, j) = data_indices("ac"), parameter_indices("ij")
     z, jacobian = state
     weighted = _times(
@@ -209,17 +176,7 @@ def difference(quantity: str, order: int, **options: Any) -> Polynomial:
 
 
 def with_ntk(polynomial: Polynomial) -> Polynomial:
-    r"""Write :math:`J_{ai}J_{bi} = D\,\Theta_{ab}` wherever i occurs in these two only.
-
-    Parameters
-    ----------
-    polynomial : Polynomial
-        With Jacobians.
-
-    Returns
-    -------
-    Polynomial
-    """
+    r"""Write :math:`J_{ai}J_{bi} = D\,\Theta_{ab}` wherever i occurs in these two only."""
     (a, b), (i,) = data_indices("ab"), parameter_indices("i")
     return fold(polynomial, (JACOBIAN(a, i) * JACOBIAN(b, i)).sum(i), NTK, names.D)
 

@@ -98,31 +98,14 @@ def fock_variance(points: Sequence[Index], rows: tuple[Index, Index]) -> Polynom
 
 
 def scaled_curvature() -> GaussianField:
-    r"""Return the curvature with covariance :math:`\Xi/P` over data, and independent parameters.
-
-    Returns
-    -------
-    GaussianField
-    """
+    r"""Return the curvature with covariance :math:`\Xi/P` over data, and independent parameters."""
     return kronecker_curvature(lambda a, b: CURVATURE_COVARIANCE(a, b) * (1 / P), delta)
 
 
 def curvature_product(
     points: Sequence[Index], rows: tuple[Index, Index]
 ) -> tuple[Polynomial, list[Index]]:
-    r"""Return :math:`J_{bi}Q_{a_1ij}\cdots J_{ck}` and its parameter indices, not yet summed.
-
-    Parameters
-    ----------
-    points : sequence of Index
-        Data indices :math:`a_1 \dots a_n`.
-    rows : tuple of two Index
-        Data indices b and c.
-
-    Returns
-    -------
-    tuple of Polynomial and list of Index
-    """
+    r"""Return :math:`J_{bi}Q_{a_1ij}\cdots J_{ck}` and its parameter indices, not yet summed."""
     places = [fresh(PARAMETERS) for _ in range(len(points) + 1)]
     product = JACOBIAN(rows[0], places[0]) * JACOBIAN(rows[1], places[-1])
     for point, one, other in zip(points, places[:-1], places[1:], strict=True):
@@ -131,34 +114,14 @@ def curvature_product(
 
 
 def with_gram(polynomial: Polynomial) -> Polynomial:
-    r"""Write :math:`JJ^\top` as :math:`G_0`.
-
-    Parameters
-    ----------
-    polynomial : Polynomial
-        With the Jacobian in it.
-
-    Returns
-    -------
-    Polynomial
-    """
+    r"""Write :math:`JJ^\top` as :math:`G_0`."""
     a, b = data_indices("ab")
     i = fresh(PARAMETERS)
     return fold(polynomial, (JACOBIAN(a, i) * JACOBIAN(b, i)).sum(i), GRAM)
 
 
 def many_parameters(polynomial: Polynomial) -> Polynomial:
-    r"""Return the limit of many parameters, :math:`\Xi` and :math:`G_0` held.
-
-    Parameters
-    ----------
-    polynomial : Polynomial
-        With powers of P in its coefficients.
-
-    Returns
-    -------
-    Polynomial
-    """
+    r"""Return the limit of many parameters, :math:`\Xi` and :math:`G_0` held."""
     return polynomial.map(lambda scale: sp.limit(scale, P, sp.oo))
 
 
@@ -204,37 +167,12 @@ def _cross(pairing: Sequence[tuple[int, int]]) -> bool:
 
 
 def row_vector(row: Index, truncation_order: int) -> Vector:
-    r"""Return the basis state :math:`|b\rangle` of a row of the Jacobian.
-
-    Parameters
-    ----------
-    row : Index
-        b.
-    truncation_order : int
-        Largest number of leading data indices of the basis states that are kept.
-
-    Returns
-    -------
-    Vector
-    """
+    r"""Return the basis state :math:`|b\rangle` of a row of the Jacobian."""
     return [lambda b: delta(row, b), *(_nothing for _ in range(truncation_order))]
 
 
 def act(point: Index, vector: Vector) -> Vector:
-    r"""Apply :math:`Q_a`, the sum of a creation and an annihilation operator.
-
-    Parameters
-    ----------
-    point : Index
-        a.
-    vector : Vector
-        What to apply it to.
-
-    Returns
-    -------
-    Vector
-        With the truncation order of `vector`.
-    """
+    r"""Apply :math:`Q_a`, the sum of a creation and an annihilation operator, truncated."""
 
     def of_length(length: int) -> Callable[..., Polynomial]:
         def coefficient(*places: Index) -> Polynomial:
@@ -253,17 +191,7 @@ def act(point: Index, vector: Vector) -> Vector:
 
 
 def inner_product(left: Vector, right: Vector) -> Polynomial:
-    r"""Return the inner product: data indices contracted by :math:`\Xi`, rows by :math:`G_0`.
-
-    Parameters
-    ----------
-    left, right : Vector
-        With one truncation order.
-
-    Returns
-    -------
-    Polynomial
-    """
+    r"""Return the inner product: data indices contracted by :math:`\Xi`, rows by :math:`G_0`."""
     total = constant(0)
     for length, (one, other) in enumerate(zip(left, right, strict=True)):
         places = [(fresh(DATA), fresh(DATA)) for _ in range(length + 1)]
@@ -279,15 +207,5 @@ def _nothing(*_: Index) -> Polynomial:
 
 
 def fresh(space: Space) -> Index:
-    """Return an index that no other has.
-
-    Parameters
-    ----------
-    space : Space
-        Its range.
-
-    Returns
-    -------
-    Index
-    """
+    """Return an index that no other has."""
     return Index(space, f"_{next(_numbers)}")

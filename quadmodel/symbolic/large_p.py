@@ -53,17 +53,7 @@ class LargeP(NamedTuple):
 
 
 def coefficients(truncation_order: int) -> list[Tensor]:
-    r"""Return the tensors :math:`T_0 \dots T_L`, with indices for data points and row.
-
-    Parameters
-    ----------
-    truncation_order : int
-        L.
-
-    Returns
-    -------
-    list of Tensor
-    """
+    r"""Return the tensors :math:`T_0 \dots T_L`, with indices for data points and row."""
     return [Tensor(f"T_{n}", (DATA,) * (n + 1)) for n in range(truncation_order + 1)]
 
 
@@ -134,17 +124,7 @@ class Network(NamedTuple):
 
 
 def order_one_network() -> Network:
-    r"""Return truncation order 1 in :math:`c = T_0` and :math:`A = I + \Xi T_1`.
-
-    Returns
-    -------
-    Network
-        With free indices a, and b for matrices.
-
-    References
-    ----------
-    .. [1] derivations/08-large-p.md.
-    """
+    r"""Return truncation order 1 in :math:`c = T_0` and :math:`A = I + \Xi T_1`."""
     system = large_p_step(1)
     a, b, c, d = data_indices("abcd")
     T_0, T_1 = coefficients(1)
@@ -164,15 +144,8 @@ def order_one_network() -> Network:
 def two_layer_network() -> Network:
     r"""Return gradient descent on the network :math:`z = z_0 + Wx`, written in c and A.
 
-    Returns
-    -------
-    Network
-        With :math:`x = J^\top c` and :math:`W = AJ`, where :math:`\Xi` is the metric of the rows
-        of W. The changes are those of c and A.
-
-    References
-    ----------
-    .. [1] derivations/08-large-p.md.
+    With :math:`x = J^\top c` and :math:`W = AJ`, where :math:`\Xi` is the metric of the rows of W.
+    The changes are those of c and A.
     """
     a, b, c, d = data_indices("abcd")
     i = fresh(PARAMETERS)

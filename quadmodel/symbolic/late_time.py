@@ -200,17 +200,7 @@ def squared_residual_at_gradient() -> sp.Expr:
 
 
 def closure() -> tuple[sp.Expr, sp.Expr]:
-    r"""Return the coefficients of p and of :math:`\Sigma_p` in a mode's next squared residual.
-
-    Returns
-    -------
-    tuple of two SymPy expressions
-        In the mode's eigenvalue :math:`\lambda`.
-
-    References
-    ----------
-    .. [1] derivations/03-noise-kernel.md.
-    """
+    r"""Return the coefficients of p and of :math:`\Sigma_p` in a mode's next squared residual."""
     exact = second_moments(PLAIN_SGD)[0]
     a, b, c = data_indices("abc")
 

@@ -110,33 +110,12 @@ def linear_optimizer(*, momentum: bool = False, nesterov: bool = False) -> Linea
 
 
 def history(age: int) -> Tensor:
-    """Return the residual of some steps ago.
-
-    Parameters
-    ----------
-    age : int
-        0 for the present.
-
-    Returns
-    -------
-    Tensor
-    """
+    """Return the residual of some steps ago."""
     return Tensor(f"z{age}" if age else "z", (DATA,))
 
 
 def moment(age: int, other: int) -> Tensor:
-    r"""Return the second moment :math:`E[z_{t-k}z_{t-l}^\top]`, :math:`k \le l`.
-
-    Parameters
-    ----------
-    age, other : int
-        k and l.
-
-    Returns
-    -------
-    Tensor
-        M for k = l = 0.
-    """
+    r"""Return the second moment :math:`E[z_{t-k}z_{t-l}^\top]`, :math:`k \le l` (M at 0)."""
     name = f"M{age}{other}" if other else "M"
     return Tensor(name, (DATA, DATA), (0, 0) if age == other else ())
 

@@ -155,17 +155,7 @@ def _pair_sum(
 
 
 def signed(fraction: sp.Expr) -> sp.Expr:
-    """Return a fraction with a denominator that is positive where its symbols are small.
-
-    Parameters
-    ----------
-    fraction : SymPy expression
-        A rational function.
-
-    Returns
-    -------
-    SymPy expression
-    """
+    """Return a fraction with a denominator that is positive where its symbols are small."""
     numerator, denominator = sp.fraction(sp.together(fraction))
     lowest = (
         sp.Poly(denominator, *sorted(denominator.free_symbols, key=str)).terms()[-1][1]

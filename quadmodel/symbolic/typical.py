@@ -56,34 +56,14 @@ HIGHER_ORDERS = ((3,), (1, 2), (1, 1, 1), (4,), (1, 3), (2, 2), (1, 1, 2), (1, 1
 
 
 def adjoint_step() -> Polynomial:
-    r"""Return :math:`E[\ell'|z]` as a quadratic form in z, for plain SGD.
-
-    Returns
-    -------
-    Polynomial
-        Its matrix, with free indices a and b: the adjoint of the second-moment map, applied to L.
-
-    References
-    ----------
-    .. [1] derivations/07-typical-stability.md.
-    """
+    r"""Return the matrix of :math:`E[\ell'|z]` for plain SGD: the adjoint map, applied to L."""
     a, b, c, d = data_indices("abcd")
     product = _step(c, a) * ADJOINT(c, d) * _step(d, b)
     return average_batches(product.sum(c, d), WEIGHTS)
 
 
 def deviation() -> tuple[Polynomial, Polynomial]:
-    r"""Return the parts of :math:`\ell'` of first and of second order in x, for plain SGD.
-
-    Returns
-    -------
-    tuple of two Polynomial
-        In x, z, L and the NTK.
-
-    References
-    ----------
-    .. [1] derivations/07-typical-stability.md.
-    """
+    r"""Return the parts of :math:`\ell'` of first and of second order in x, for plain SGD."""
     a, b, c, d = data_indices("abcd")
     form = _step(c, a) * ADJOINT(c, d) * _step(d, b) * RESIDUAL(a) * RESIDUAL(b)
     whole = form.sum(a, b, c, d).replace(WEIGHTS, lambda i: FLUCTUATION(i) + 1)
@@ -97,17 +77,7 @@ def deviation() -> tuple[Polynomial, Polynomial]:
 
 
 def mean_square() -> Polynomial:
-    r"""Return :math:`E\ell^2` at a Gaussian state.
-
-    Returns
-    -------
-    Polynomial
-        In L and M, for plain SGD the second moment of the residual.
-
-    References
-    ----------
-    .. [1] derivations/07-typical-stability.md.
-    """
+    r"""Return :math:`E\ell^2` at a Gaussian state, in L and the second moment M."""
     a, b, c, d = data_indices("abcd")
     M, z = linear.moment(0, 0), RESIDUAL
     product = ADJOINT(a, b) * ADJOINT(c, d) * z(a) * z(b) * z(c) * z(d)

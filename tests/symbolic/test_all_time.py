@@ -105,6 +105,7 @@ def test_kronecker_curvature(sampling, n_data, n_params, batch_size, steps):
     assert_mean_is_enumerated(case, steps, all_time.source(), all_time.diffusion())
 
 
+@pytest.mark.slow
 def test_over_data_is_the_same():
     case = Case(2, 3, 1, "without_replacement", Fraction(2, 7), seed=3)
     forms = (all_time.over_data(p) for p in (all_time.source(), all_time.diffusion()))

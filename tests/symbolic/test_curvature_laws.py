@@ -103,6 +103,7 @@ def direct_means(jacobian, residual, h, draws, steps, curvatures):
     return gram, mean
 
 
+@pytest.mark.slow
 def test_covariance_that_is_no_kronecker_product():
     model = Model(2, 2, Fraction(4, 3))
     u, v, R, T = rationals(1, 2), rationals(2, 2), rationals(3, 2, 2), rationals(4, 2, 2)

@@ -23,8 +23,9 @@ from quadmodel.symbolic.algebra.sampling import weight_covariance
 from quadmodel.symbolic.output import emit
 from quadmodel.symbolic.output.formulas import formulas
 from quadmodel.theory import _generated as generated
-from tests.oracles import enumeration, linear_memory
+from tests.oracles import linear_memory
 from tests.oracles.one_step import weight_fluctuations
+from tests.symbolic._exact import gamma_and_kappa
 
 FILE = Path(generated.__file__)
 ROOT = FILE.parents[2]
@@ -98,12 +99,8 @@ def exactly(expression, values):
 
 def covariances(scheme):
     for n_data, batch_size in ((3, 1), (4, 3), (5, 2)):
-        matrix = enumeration.weight_covariance(n_data, batch_size, scheme)
-        gamma = matrix[0][0] - matrix[0][1]
-        yield (
-            {"n_data": n_data, "batch_size": batch_size},
-            (gamma, -n_data * matrix[0][1] / gamma),
-        )
+        arguments = {"n_data": n_data, "batch_size": batch_size}
+        yield arguments, gamma_and_kappa(n_data, batch_size, scheme)
 
 
 def higher_moments(scheme):
@@ -255,32 +252,15 @@ def moments(name):
             "noise_covariance": gamma * (point_noise - kappa * at_gradient / n),
             "propagated_moment_without_memory": mean(one.a * one.z * other.a * other.z),
         }
-        known = {
-            "a": one.a,
-            "a_other": other.a,
-            "b": one.b,
-            "b_other": other.b,
-            "effective_step": one.step,
-            "effective_step_other": other.step,
-            "weight_decay_force": one.force,
-            "weight_decay_force_other": other.force,
-            "now": mean(one.z * other.z),
-            "cross": mean(one.z * other.before),
-            "cross_other": mean(one.before * other.z),
-            "old": mean(one.before * other.before),
-            "mean": mean(one.z),
-            "mean_other": mean(other.z),
-            "old_mean": mean(one.before),
-            "old_mean_other": mean(other.before),
-            "coefficient_now": p,
-            "coefficient_old": q,
-            "at_gradient": at_gradient,
-            "noise": noise,
-            "point_noise": point_noise,
-            "gamma": gamma,
-            "kappa": kappa,
-            "n_data": n,
-        }
+        known = {"coefficient_now": p, "coefficient_old": q, "at_gradient": at_gradient}
+        known |= {"noise": noise, "point_noise": point_noise}
+        known |= {"gamma": gamma, "kappa": kappa, "n_data": n}
+        known |= {"now": mean(one.z * other.z), "cross": mean(one.z * other.before)}
+        known |= {"cross_other": mean(one.before * other.z), "old": mean(one.before * other.before)}
+        for end, mode in (("", one), ("_other", other)):
+            known |= {f"a{end}": mode.a, f"b{end}": mode.b, f"effective_step{end}": mode.step}
+            known |= {f"weight_decay_force{end}": mode.force}
+            known |= {f"mean{end}": mean(mode.z), f"old_mean{end}": mean(mode.before)}
         arguments = [argument.arg for argument in FUNCTIONS[name].args.args]
         yield {argument: known[argument] for argument in arguments}, (expected[name],)
 

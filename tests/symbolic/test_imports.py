@@ -43,6 +43,7 @@ def loaded_by(code):
     return done.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", USES.values(), ids=USES.keys())
 def test_numbers_load_no_sympy(use):
     assert loaded_by(f"import sys\nimport numpy as np\nimport quadmodel as qm\n{use}") == "False"

@@ -213,7 +213,7 @@ def test_limit_of_the_mean_over_the_curvature(steps, order):
         )
 
 
-@pytest.mark.parametrize("order", [0, 1, 2, 3])
+@pytest.mark.parametrize("order", [0, 1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_numeric_recursion(order):
     """The oracle of the numeric theory, step by step."""
     values = setting(3)

@@ -15,32 +15,15 @@ from quadmodel.symbolic import late_time
 from quadmodel.symbolic.algebra.names import D, eta, gamma, kappa, lam, lam_other, r
 from quadmodel.symbolic.late_time import null, squared_residual, time, total
 from quadmodel.symbolic.stability import eigenvalues
-from tests.oracles import enumeration
+from tests.symbolic._exact import SCHEMES, gamma_and_kappa, is_zero, summand
 
-SCHEMES = ("without_replacement", "with_replacement", "bernoulli")
 DECAY = (
     1 - eta * lam
 ) ** 2 - kappa * eta**2 * gamma * lam**2 / D  # part of its squared residual that a mode keeps
 
 
-def is_zero(expression):
-    return sp.cancel(sp.together(expression)) == 0
-
-
-def summand(expression):
-    """Return what a multiple of a sum over all modes adds up, its factor in it."""
-    (series,) = expression.atoms(sp.Sum)
-    factor = expression / series
-    assert not factor.has(sp.Sum)
-    ((mode, first, last),) = series.limits
-    assert (first, last) == (0, D - 1)
-    return factor * series.function.subs(eigenvalues[mode], lam)
-
-
 def covariance(n_data, sgd):
-    matrix = enumeration.weight_covariance(n_data, sgd.batch_size, sgd.sampling)
-    size = float(matrix[0][0] - matrix[0][1])
-    return size, -n_data * float(matrix[0][1]) / size
+    return map(float, gamma_and_kappa(n_data, sgd.batch_size, sgd.sampling))
 
 
 def random_model(seed, n_data, n_params):

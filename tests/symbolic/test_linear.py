@@ -16,7 +16,7 @@ from quadmodel.symbolic.algebra import names
 from quadmodel.symbolic.linear import LinearOptimizer, linear_optimizer, second_moment_equation
 from tests.oracles import enumeration, linear_memory
 from tests.oracles.quadratic import draw_list
-from tests.symbolic._exact import SCHEMES, rationals, scheme_of
+from tests.symbolic._exact import SCHEMES, gamma_and_kappa, rationals, scheme_of
 
 MU, ETA, RHO = Fraction(-2, 5), Fraction(1, 3), Fraction(3, 7)
 MEMORY_3 = (Fraction(6, 5), Fraction(-3, 10), Fraction(1, 10)), (Fraction(4, 5), 0, Fraction(1, 5))
@@ -30,13 +30,6 @@ OPTIMIZERS = {
 # Exchangeable weights that no scheme draws; their mean is 7/4, and the batch's sum is not fixed
 OWN = [(Fraction(1, 6), (a, b)) for a, b in itertools.permutations((Fraction(1, 2), 1, 3), 2)]
 OWN = [(p, (a + Fraction(1, 4), b + Fraction(1, 4))) for p, (a, b) in OWN]
-
-
-def covariance(n_data, batch_size, scheme):
-    """Return gamma and kappa, from the enumerated covariance of the weights."""
-    matrix = enumeration.weight_covariance(n_data, batch_size, scheme)
-    gamma = matrix[0][0] - matrix[0][1]
-    return gamma, -n_data * matrix[0][1] / gamma
 
 
 @functools.cache
@@ -109,7 +102,7 @@ def test_three_steps_are_the_means_over_all_batches(optimizer, decay, sizes, sch
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_gamma_and_kappa_are_enough(optimizer, scheme):
-    gamma, kappa = covariance(2, 1, scheme)
+    gamma, kappa = gamma_and_kappa(2, 1, scheme)
     draws = [(p, tuple(w)) for p, w in draw_list(2, 1, scheme)]
     check_steps(linear, optimizer, RHO, 2, draws, None, gamma=gamma, kappa=kappa)
 
@@ -204,7 +197,7 @@ def test_noise_of_a_batch_is_the_enumerated_one(scheme):
     expected = np.array(enumeration.weight_covariance(3, 2, scheme), dtype=object) * moment
     values = {"U": moment, "D": Fraction(3), "B": Fraction(2)}
     np.testing.assert_array_equal(linear.noise_covariance(scheme).evaluate(values), expected)
-    gamma, kappa = covariance(3, 2, scheme)
+    gamma, kappa = gamma_and_kappa(3, 2, scheme)
     values |= {"gamma": gamma, "kappa": kappa}
     np.testing.assert_array_equal(linear.noise_covariance().evaluate(values), expected)
 

@@ -21,16 +21,12 @@ from quadmodel.symbolic.algebra.polynomials import delta
 from quadmodel.symbolic.dynamics import difference
 from quadmodel.symbolic.linear import NTK
 from tests.oracles import enumeration
+from tests.symbolic._exact import SCHEMES, is_zero
 
-SCHEMES = ("without_replacement", "with_replacement", "bernoulli")
 AVERAGED = {"curvature": "independent", "residual": "independent"}
 # E w^2 for many data points at a fixed fraction beta, by hand: drawn with probability beta, the
 # weight is 1/beta; with replacement it is a Poisson number of mean beta, over beta
 SQUARES = {"without_replacement": 1 / beta, "with_replacement": 1 + 1 / beta, "bernoulli": 1 / beta}
-
-
-def is_zero(expression):
-    return sp.cancel(sp.together(expression)) == 0
 
 
 def mean_square(n_data, batch_size, scheme):

@@ -21,8 +21,8 @@ from quadmodel.symbolic.algebra import names
 from quadmodel.symbolic.algebra.names import D, beta, eta, gamma, kappa, lam, lam_other, mu, rho
 from quadmodel.symbolic.linear import HEAVY_BALL, NESTEROV, PLAIN_SGD, LinearOptimizer
 from tests.oracles import enumeration, linear_memory
+from tests.symbolic._exact import SCHEMES, gamma_and_kappa, is_zero, summand
 
-SCHEMES = ("without_replacement", "with_replacement", "bernoulli")
 UPDATE, EXTRAPOLATION = (
     (Fraction(6, 5), Fraction(-3, 10), Fraction(1, 10)),
     (Fraction(4, 5), 0, Fraction(1, 5)),
@@ -40,10 +40,6 @@ OPTIMIZERS = {
     "memory 3": (MEMORY_3, lambda m: (UPDATE, EXTRAPOLATION)),
 }
 OPTIONS = {"sgd": {}, "heavy ball": {"momentum": True}, "nesterov": {"nesterov": True}}
-
-
-def is_zero(expression):
-    return sp.cancel(sp.together(expression)) == 0
 
 
 def rational(value):
@@ -169,22 +165,12 @@ def test_dressed_response():
     assert is_zero(given.subs({size: gamma, correlation: kappa}) - dressed)
 
 
-def summand(expression):
-    """Return what a multiple of one sum adds up, without its factor, and the factor."""
-    (total,) = expression.atoms(sp.Sum)
-    factor = expression / total
-    assert not factor.has(sp.Sum)
-    (mode, first, last) = total.limits[0]
-    assert (first, last) == (0, D - 1)
-    return total.function.subs(stability.eigenvalues[mode], lam), factor
-
-
 def test_norms_of_plain_sgd():
-    own, factor = summand(symbolic.noise_kernel_norm("paper").rhs)
-    assert is_zero(own * factor - eta * (1 / beta - 1) / D * lam / (2 - eta * lam))
-    own, factor = summand(symbolic.noise_kernel_norm("finite").rhs)
+    own = summand(symbolic.noise_kernel_norm("paper").rhs)
+    assert is_zero(own - eta * (1 / beta - 1) / D * lam / (2 - eta * lam))
+    own = summand(symbolic.noise_kernel_norm("finite").rhs)
     expected = eta * gamma / D * lam / (2 - eta * lam * (1 - kappa * gamma / D))
-    assert is_zero(own * factor - expected)
+    assert is_zero(own - expected)
 
 
 @pytest.mark.parametrize(
@@ -194,15 +180,15 @@ def test_norms_of_plain_sgd():
 def test_finite_norm_sums_the_dressed_diagonal(optimizer, weight_decay):
     chosen, _ = OPTIMIZERS[optimizer]
     equation = symbolic.noise_kernel_norm("finite", optimizer=chosen, weight_decay=weight_decay)
-    own, factor = summand(equation.rhs)
+    own = summand(equation.rhs)
     diagonal = symbolic.bare_response(chosen, weight_decay=weight_decay).subs(lam_other, lam)
-    assert is_zero(own * factor - gamma / D / (1 / diagonal + kappa * gamma / D))
+    assert is_zero(own - gamma / D / (1 / diagonal + kappa * gamma / D))
 
 
 def test_one_data_point_of_random_curvature():
     """Mean a, variance s^2 = gamma a^2: 1/eta = a / (2 (1 + mu)) + s^2 / (2 a (1 - mu))."""
-    own, factor = summand(symbolic.noise_kernel_norm("finite", momentum=True).rhs)
-    norm = (own * factor).subs({D: 1, kappa: 0})
+    own = summand(symbolic.noise_kernel_norm("finite", momentum=True).rhs)
+    norm = (own).subs({D: 1, kappa: 0})
     inverse = lam / (2 * (1 + mu)) + gamma * lam / (2 * (1 - mu))
     assert is_zero(norm.subs(eta, 1 / inverse) - 1)
 
@@ -223,11 +209,10 @@ def numeric(method, optimizer, weight_decay):
 
 def norm_by_formula(method, optimizer, ntk, sgd):
     n_data = len(ntk)
-    matrix = enumeration.weight_covariance(n_data, sgd.batch_size, sgd.sampling)
-    size = matrix[0][0] - matrix[0][1]
+    covariance = map(float, gamma_and_kappa(n_data, sgd.batch_size, sgd.sampling))
     function = numeric(method, optimizer, sgd.weight_decay > 0)
     known = [*np.linalg.eigh(ntk), sgd.learning_rate, sgd.momentum, sgd.weight_decay]
-    known += [sgd.batch_size / n_data, float(size), float(-n_data * matrix[0][1] / size), n_data]
+    known += [sgd.batch_size / n_data, *covariance, n_data]
     if method != "exact":
         return function(*known)
     kernel = [[function(i, j, *known) for j in range(n_data)] for i in range(n_data)]

@@ -18,19 +18,7 @@ Certificate = list[tuple[str, list[tuple[int, int]]]]
 
 
 def canonical_order(factors: Sequence[Factor], summed: Sequence[Index]) -> list[Index]:
-    """Return the summed indices in an order that does not depend on their names.
-
-    Parameters
-    ----------
-    factors : sequence of (tensor, indices)
-        The factors of the term.
-    summed : sequence of Index
-        The indices to be ordered; all others are free.
-
-    Returns
-    -------
-    list of Index
-    """
+    """Return the summed indices in an order that does not depend on their names."""
     unordered = set(summed)
     colours = _ranked(
         {

@@ -131,17 +131,7 @@ def average(polynomial: Polynomial, *fields: GaussianField) -> Polynomial:
 
 
 def pairings(count: int) -> Iterator[list[tuple[int, int]]]:
-    """Yield all ways to join `count` places in pairs; none if their number is odd.
-
-    Parameters
-    ----------
-    count : int
-        Number of places.
-
-    Yields
-    ------
-    list of tuple of two int
-    """
+    """Yield all ways to join `count` places in pairs; none if their number is odd."""
 
     def join(places: list[int]) -> Iterator[list[tuple[int, int]]]:
         if not places:

@@ -67,17 +67,7 @@ def delta(first: Index, second: Index) -> Polynomial:
 
 
 def constant(value: Any) -> Polynomial:
-    """Return a polynomial without tensors.
-
-    Parameters
-    ----------
-    value : SymPy expression or number
-        The constant.
-
-    Returns
-    -------
-    Polynomial
-    """
+    """Return the polynomial of this value without tensors."""
     return Polynomial({(): sp.sympify(value)} if value != 0 else {})
 
 

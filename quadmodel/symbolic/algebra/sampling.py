@@ -121,22 +121,7 @@ _SCHEMES = {
 
 
 def as_scheme(sampling: str | SamplingScheme | None) -> SamplingScheme:
-    r"""Return the scheme of that name; None stands for any, by :math:`\gamma` and :math:`\kappa`.
-
-    Parameters
-    ----------
-    sampling : str, SamplingScheme or None
-        "without_replacement", "with_replacement", "bernoulli", moments of your own, or None.
-
-    Returns
-    -------
-    SamplingScheme
-
-    Raises
-    ------
-    InputError
-        If there is no scheme of that name.
-    """
+    r"""Return the scheme of that name; None has :math:`\gamma` and :math:`\kappa` as symbols."""
     if isinstance(sampling, SamplingScheme):
         return sampling
     if sampling is not None and sampling not in SAMPLING_SCHEMES:
@@ -334,17 +319,7 @@ def average_batches(
 
 
 def partitions(count: int) -> list[list[list[int]]]:
-    """Return all partitions of `count` places into blocks.
-
-    Parameters
-    ----------
-    count : int
-        Number of places.
-
-    Returns
-    -------
-    list of list of list of int
-    """
+    """Return all partitions of `count` places into blocks."""
     return list(multiset_partitions(list(range(count))))
 
 

@@ -108,10 +108,5 @@ class Formula:
     several: bool = False
 
     def meanings(self) -> dict[str, str]:
-        """Return what each argument is.
-
-        Returns
-        -------
-        dict of str to str
-        """
+        """Return what each argument is."""
         return {argument: _MEANING[argument] for argument in self.arguments}

@@ -23,12 +23,7 @@ _OPTIMIZERS = {"heavy_ball": HEAVY_BALL, "nesterov": NESTEROV}
 
 
 def formulas() -> list[Formula]:
-    """Derive everything that the numeric theory calls.
-
-    Returns
-    -------
-    list of Formula
-    """
+    """Derive everything that the numeric theory calls."""
     return [
         *_batches(),
         *_recursions(),

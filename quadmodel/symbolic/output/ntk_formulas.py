@@ -16,12 +16,7 @@ from quadmodel.symbolic.output.formula import Formula
 
 
 def expected_ntk_formulas() -> list[Formula]:
-    """Derive what the mean NTK at all times needs.
-
-    Returns
-    -------
-    list of Formula
-    """
+    """Derive what the mean NTK at all times needs."""
     a, b = data_indices("ab")
     trace = sp.Symbol("s")
     names_of = {

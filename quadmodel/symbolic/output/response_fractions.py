@@ -16,18 +16,7 @@ from quadmodel.symbolic.stability import pair_sum, two_step_pair_sum
 
 
 def symmetric_form(polynomial: sp.Expr) -> sp.Expr:
-    r"""Write a symmetric polynomial in x and y by their sum, product and squared difference.
-
-    Parameters
-    ----------
-    polynomial : SymPy expression
-        Symmetric in x and y.
-
-    Returns
-    -------
-    SymPy expression
-        Equal to it, with factored coefficients.
-    """
+    """Write a symmetric polynomial in x and y by their sum, product and squared difference."""
     total, product, square = sp.symbols("total product square")
     elementary, rest, names = symmetrize(sp.expand(polynomial), [x, y], formal=True)
     if rest != 0:
@@ -48,18 +37,7 @@ def symmetric_form(polynomial: sp.Expr) -> sp.Expr:
 
 
 def two_step_coefficients(optimizer: LinearOptimizer) -> dict[sp.Symbol, sp.Expr]:
-    r"""Return a and b of :math:`z_{t+1} = az_t - bz_{t-1}`, and a' and b' of the other mode.
-
-    Parameters
-    ----------
-    optimizer : LinearOptimizer
-        With a memory of two points.
-
-    Returns
-    -------
-    dict of Symbol to SymPy expression
-        In x and y, :math:`\eta(\lambda+\rho)` of the two modes.
-    """
+    r"""Return a and b of :math:`z_{t+1} = az_t - bz_{t-1}`, and a' and b' of the other mode."""
     a, b, a_other, b_other = sp.symbols("a b a' b'")
     (first, second), (first_other, second_other) = optimizer.recursion(x), optimizer.recursion(y)
     return {a: first, b: -second, a_other: first_other, b_other: -second_other}
@@ -91,18 +69,7 @@ def two_step_fraction(optimizer: LinearOptimizer) -> tuple[sp.Expr, sp.Expr, sp.
 
 
 def diagonal_fraction(optimizer: LinearOptimizer) -> tuple[sp.Expr, sp.Expr]:
-    r"""Return the pair sum of a mode with itself at r = 1, common factors cancelled.
-
-    Parameters
-    ----------
-    optimizer : LinearOptimizer
-        The update rule.
-
-    Returns
-    -------
-    tuple of two SymPy expressions
-        Numerator and denominator in x, factored.
-    """
+    """Return numerator and denominator of the pair sum of a mode with itself, reduced, at r = 1."""
     numerator, denominator = sp.fraction(sp.cancel(pair_sum(optimizer).subs(y, x)))
     edge = sp.factor(denominator)
     if sp.Poly(denominator, x).coeff_monomial(x).subs(sp.Symbol("mu", real=True), 0) < 0:
