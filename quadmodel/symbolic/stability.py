@@ -203,7 +203,7 @@ def dressed_response(bare: sp.Expr, size: Any = gamma, correlation: Any = kappa)
 
 
 def noise_kernel_norm(
-    method: str = "finite",
+    norm: str = "finite",
     *,
     optimizer: LinearOptimizer | None = None,
     momentum: bool = False,
@@ -214,7 +214,7 @@ def noise_kernel_norm(
 
     Parameters
     ----------
-    method : {"paper", "finite", "exact"}, optional
+    norm : {"paper", "finite", "exact"}, optional
         "paper": high-dimensional limit, in :math:`\beta = B/D`. "finite": without approximating the
         sampling. "exact": an entry of the noise kernel matrix, whose largest eigenvalue is K.
     optimizer : LinearOptimizer, optional
@@ -234,7 +234,7 @@ def noise_kernel_norm(
     Raises
     ------
     InputError
-        If there is no such method.
+        If there is no such norm.
 
     References
     ----------
@@ -247,18 +247,18 @@ def noise_kernel_norm(
     >>> K.subs(symbolic.names.beta, 1)  # full batches
     0
     """
-    as_choice("method", method, ("paper", "finite", "exact"))
+    as_choice("norm", norm, ("paper", "finite", "exact"))
     chosen = optimizer or linear_optimizer(momentum=momentum, nesterov=nesterov)
     bare = bare_response(chosen, weight_decay=weight_decay)
     one, other = eigenvalues[alpha], eigenvalues[alpha_other]
     modes, other_modes = (alpha, 0, D - 1), (alpha_other, 0, D - 1)
-    if method == "exact":
+    if norm == "exact":
         i, j = sp.symbols("i j", integer=True)
         response = dressed_response(bare).subs({lam: one, lam_other: other}, simultaneous=True)
         V = eigenvectors
         product = V[i, alpha] * V[j, alpha] * response * V[i, alpha_other] * V[j, alpha_other]
         return sp.Eq(sp.IndexedBase("G")[i, j], gamma * sp.Sum(product, modes, other_modes))
-    size, correlation = (1 / beta - 1, 0) if method == "paper" else (gamma, kappa)
+    size, correlation = (1 / beta - 1, 0) if norm == "paper" else (gamma, kappa)
     diagonal = signed(sp.cancel(bare.subs(lam_other, lam)))
     total = sp.Sum(dressed_response(diagonal, size, correlation).subs(lam, one), modes)
     return sp.Eq(sp.Symbol("K"), size / D * total)

@@ -16,9 +16,9 @@ USES = {
 ntk = np.diag([1.0, 0.5, 0.0])
 for nesterov in (False, True):
     sgd = qm.SGD(0.1, 2, momentum=0.5, nesterov=nesterov, weight_decay=0.1)
-    for method in ("paper", "finite", "exact"):
-        qm.noise_kernel_norm(ntk, sgd, method=method)
-        qm.critical_learning_rate(ntk, sgd, method=method)
+    for norm in ("paper", "finite", "exact"):
+        qm.noise_kernel_norm(ntk, sgd, norm=norm)
+        qm.critical_learning_rate(ntk, sgd, norm=norm)
     qm.edge_of_stability(ntk, sgd)
     qm.late_time_rate(ntk, sgd)
     qm.loss_floor(ntk, [1.0, 1.0, 1.0], sgd)

@@ -34,7 +34,7 @@ def random_model(seed, n_data, n_params):
 def problem(sampling, level, n_params=9):
     """Return a model of 6 points and the SGD at which its finite K has that value."""
     model, sgd = random_model(4, 6, n_params), qm.SGD(1.0, 2, sampling=sampling)
-    rate = qm.critical_learning_rate(model.ntk(), sgd, method="finite", level=level)
+    rate = qm.critical_learning_rate(model.ntk(), sgd, norm="finite", level=level)
     return model, qm.SGD(rate, 2, sampling=sampling)
 
 
@@ -148,7 +148,7 @@ def test_floor_with_a_null_space(sampling, level):
     assert unreached @ unreached > 1e-3
     equation = symbolic.loss_floor()
     floor = equation.rhs.subs({null: unreached @ unreached, D: model.n_data, "K": level})
-    expected = qm.loss_floor(model.ntk(), model.residual, sgd, method="finite")
+    expected = qm.loss_floor(model.ntk(), model.residual, sgd, norm="finite")
     assert float(floor) == pytest.approx(expected, rel=1e-9)
     assert equation.lhs == late_time.loss
 

@@ -188,32 +188,32 @@ def test_finite_norm_sums_the_dressed_diagonal(optimizer, weight_decay):
 def test_one_data_point_of_random_curvature():
     """Mean a, variance s^2 = gamma a^2: 1/eta = a / (2 (1 + mu)) + s^2 / (2 a (1 - mu))."""
     own = summand(symbolic.noise_kernel_norm("finite", momentum=True).rhs)
-    norm = (own).subs({D: 1, kappa: 0})
+    norm = own.subs({D: 1, kappa: 0})
     inverse = lam / (2 * (1 + mu)) + gamma * lam / (2 * (1 - mu))
     assert is_zero(norm.subs(eta, 1 / inverse) - 1)
 
 
 @functools.cache
-def numeric(method, optimizer, weight_decay):
+def numeric(norm, optimizer, weight_decay):
     """Return a function of arrays, numbers by name: of i and j too where it is a matrix entry."""
     own = (
         {"optimizer": OPTIMIZERS[optimizer][0]} if optimizer not in OPTIONS else OPTIONS[optimizer]
     )
-    equation = symbolic.noise_kernel_norm(method, weight_decay=weight_decay, **own)
-    entries = list(equation.lhs.indices) if method == "exact" else []
+    equation = symbolic.noise_kernel_norm(norm, weight_decay=weight_decay, **own)
+    entries = list(equation.lhs.indices) if norm == "exact" else []
     assert equation.lhs == sp.IndexedBase("G")[tuple(entries)] if entries else sp.Symbol("K")
     numbers = [eta, mu, rho, beta, gamma, kappa, D]
     arrays = [stability.eigenvalues, stability.eigenvectors]
     return sp.lambdify([*entries, *arrays, *numbers], equation.rhs, "numpy")
 
 
-def norm_by_formula(method, optimizer, ntk, sgd):
+def norm_by_formula(norm, optimizer, ntk, sgd):
     n_data = len(ntk)
     covariance = map(float, gamma_and_kappa(n_data, sgd.batch_size, sgd.sampling))
-    function = numeric(method, optimizer, sgd.weight_decay > 0)
+    function = numeric(norm, optimizer, sgd.weight_decay > 0)
     known = [*np.linalg.eigh(ntk), sgd.learning_rate, sgd.momentum, sgd.weight_decay]
     known += [sgd.batch_size / n_data, *covariance, n_data]
-    if method != "exact":
+    if norm != "exact":
         return function(*known)
     kernel = [[function(i, j, *known) for j in range(n_data)] for i in range(n_data)]
     return np.linalg.eigvalsh(kernel)[-1]
@@ -236,24 +236,24 @@ def random_ntk(seed, n_data, n_params):
         ("nesterov", -0.6),
     ],
 )
-@pytest.mark.parametrize("method", ["paper", "finite", "exact"])
-def test_norms_of_arrays_are_the_numeric_ones(method, optimizer, momentum, decay, sampling):
+@pytest.mark.parametrize("norm", ["paper", "finite", "exact"])
+def test_norms_of_arrays_are_the_numeric_ones(norm, optimizer, momentum, decay, sampling):
     ntk = random_ntk(3, 4, 9)
     sgd = qm.SGD(1.0, 2, momentum, optimizer == "nesterov", decay, sampling)
     for fraction in (0.1, 0.7):
         sgd = replace(sgd, learning_rate=fraction * qm.edge_of_stability(ntk, sgd))
-        expected = qm.noise_kernel_norm(ntk, sgd, method=method)
-        assert norm_by_formula(method, optimizer, ntk, sgd) == pytest.approx(expected, rel=1e-12)
+        expected = qm.noise_kernel_norm(ntk, sgd, norm=norm)
+        assert norm_by_formula(norm, optimizer, ntk, sgd) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.3])
-@pytest.mark.parametrize("method", ["paper", "finite", "exact"])
-def test_norms_of_an_ntk_with_a_null_space(method, decay):
+@pytest.mark.parametrize("norm", ["paper", "finite", "exact"])
+def test_norms_of_an_ntk_with_a_null_space(norm, decay):
     # modes of eigenvalue zero update nothing; between two of them the formula itself reads 0/0
-    tiny = 1e-300 if method == "exact" else 0.0
+    tiny = 1e-300 if norm == "exact" else 0.0
     ntk, sgd = np.diag([tiny, tiny, 1.0, 2.0]), qm.SGD(0.4, 2, weight_decay=decay)
-    expected = qm.noise_kernel_norm(ntk, sgd, method=method)
-    assert norm_by_formula(method, "sgd", ntk, sgd) == pytest.approx(expected, rel=1e-12)
+    expected = qm.noise_kernel_norm(ntk, sgd, norm=norm)
+    assert norm_by_formula(norm, "sgd", ntk, sgd) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("sampling", SCHEMES)
@@ -398,10 +398,10 @@ def test_refused_coefficients(coefficients):
         symbolic.schur_cohn_conditions(coefficients)
 
 
-@pytest.mark.parametrize("method", ["", "Paper", "modes", 3])
-def test_an_unknown_method_is_refused(method):
-    with pytest.raises(InputError, match="method must be one of paper, finite, exact"):
-        symbolic.noise_kernel_norm(method)
+@pytest.mark.parametrize("norm", ["", "Paper", "modes", 3])
+def test_an_unknown_norm_is_refused(norm):
+    with pytest.raises(InputError, match="norm must be one of paper, finite, exact"):
+        symbolic.noise_kernel_norm(norm)
 
 
 @pytest.mark.parametrize("at", ["", "z", None])
