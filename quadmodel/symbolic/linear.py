@@ -55,7 +55,7 @@ class LinearOptimizer:
     extrapolation: tuple[sp.Expr, ...]
 
     def __post_init__(self) -> None:
-        """Check the sums and give both the same length."""
+        """Check the sums and fill up the shorter list with zeros."""
         memory = max(len(self.update), len(self.extrapolation))
         for name in ("update", "extrapolation"):
             given = tuple(sp.nsimplify(c, rational=True) for c in getattr(self, name))

@@ -171,7 +171,7 @@ def higher_moment_symbols() -> dict[tuple[int, ...], sp.Symbol]:
     -------
     dict of tuple of int to Symbol
         By block sizes: :math:`E[x_ix_jx_k] = c_3\delta_{ijk} + c_{21}(\delta_{ij} + \delta_{jk}
-        + \delta_{ik}) + c_{111}`, and in the same way :math:`E[x_ix_jx_kx_l]`.
+        + \delta_{ik}) + c_{111}`, and likewise for :math:`E[x_ix_jx_kx_l]`.
     """
     return {
         sizes: sp.Symbol("c_" + "".join(map(str, sorted(sizes, reverse=True))))

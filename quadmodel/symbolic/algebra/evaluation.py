@@ -52,7 +52,7 @@ def _number(scale: sp.Expr, known: Mapping[str, sp.Expr]) -> Any:
     """Put numbers in place of symbols; a rational result is a Python fraction."""
     number = _substituted(scale, known)
     if not number.is_finite:
-        # Moments of more points than there are have poles in D, which cancel factors of B.
+        # Moments of more points than there are have poles in D, which cancel once B has its value.
         others = {name: value for name, value in known.items() if name != D.name}
         number = sp.cancel(_substituted(scale, others)).subs(D, known.get(D.name, D))
         if not number.is_finite:

@@ -82,7 +82,7 @@ def _matches(
 def _equivalent_orders(
     tensor: TensorType, indices: tuple[Index, ...]
 ) -> Iterator[tuple[Index, ...]]:
-    """Yield the orders of indices that mean the same entry."""
+    """Yield the orders of indices that stand for one entry of the tensor."""
     for order in itertools.permutations(range(len(indices))):
         if all(tensor.classes[k] == tensor.classes[n] for n, k in enumerate(order)):
             yield tuple(indices[k] for k in order)

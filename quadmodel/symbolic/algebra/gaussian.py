@@ -3,7 +3,7 @@ r"""Gaussian averages by Wick's theorem, in index form.
 A field is a tensor with mean zero whose second moments are a polynomial in other tensors, e.g. the
 curvature, :math:`E[Q_{aij}Q_{bkl}] = C_{ab}(S_{ik}S_{jl} + S_{il}S_{jk})`. The average of a product
 is the sum over all pairings. To second order in a field only its second moments matter, so those
-results hold for every law with the same ones.
+results hold for every law with these second moments.
 """
 
 from __future__ import annotations

@@ -293,7 +293,7 @@ def _joined(group: Sequence[_Edge]) -> _Edge:
 
 
 def _rotations(chain: _Chain) -> list[_Chain]:
-    """Return the chains that have the same trace."""
+    """Return the chains that have an equal trace."""
     turns = [(*chain[n:], *chain[:n]) for n in range(len(chain))]
     return turns + [_transposed(c) for c in turns]
 

@@ -125,7 +125,7 @@ class Polynomial:
         return Polynomial.collect([*self.opened(), *_as_polynomial(other).opened()])
 
     def __mul__(self, other: Any) -> Polynomial:
-        """Multiply; summed indices of both stay apart, free ones of the same name coincide."""
+        """Multiply; summed indices of the factors stay apart, free ones of one name coincide."""
         right = _as_polynomial(other)
         return Polynomial.collect(
             (a * b, [*f, *g], [*u, *v]) for a, f, u in self.opened() for b, g, v in right.opened()
@@ -143,7 +143,7 @@ class Polynomial:
         return self + (-_as_polynomial(other))
 
     def equals(self, other: Polynomial) -> bool:
-        """Whether both are the same for all values of their symbols.
+        """Whether two polynomials are equal for all values of their symbols.
 
         Parameters
         ----------
