@@ -5,8 +5,8 @@ With :math:`h = \eta/D` and :math:`g_i = \sum_c J_{ci}w_cz_c` one step is, exact
 .. math:: z_a' = z_a - h J_{ai}g_i + \tfrac{h^2}{2}Q_{aij}g_ig_j, \qquad
           J_{ai}' = J_{ai} - h Q_{aij}g_j
 
-Averages run over the batches of every step, over the curvature to second order in it, and, if
-wanted, over residual and Jacobian at the start.
+Averages are over the batches of every step, over the curvature to second order in it, and on
+request over the initial residual and Jacobian.
 """
 
 from __future__ import annotations
@@ -30,14 +30,8 @@ from quadmodel.symbolic.algebra.gaussian import (
     independent_curvature,
     kronecker_curvature,
 )
-from quadmodel.symbolic.algebra.indices import (
-    DATA,
-    Polynomial,
-    Tensor,
-    constant,
-    data_indices,
-    parameter_indices,
-)
+from quadmodel.symbolic.algebra.indices import DATA, data_indices, parameter_indices
+from quadmodel.symbolic.algebra.polynomials import Polynomial, Tensor, constant
 from quadmodel.symbolic.algebra.sampling import SamplingScheme, average_batches
 from quadmodel.symbolic.linear import NTK
 
@@ -49,71 +43,39 @@ _h = names.eta / names.D
 
 
 class State(NamedTuple):
-    """Residual (free index a) and Jacobian (a, i), a polynomial per power of the curvature."""
+    """Residual (free index a) and Jacobian (a, i): a polynomial per power of the curvature."""
 
     residual: list[Polynomial]
     jacobian: list[Polynomial]
 
 
 def batch_weights(step: int) -> Tensor:
-    """Return the weights of the batch of one step.
-
-    Parameters
-    ----------
-    step : int
-        Number of the step, from 0.
-
-    Returns
-    -------
-    Tensor
-    """
+    """Return the batch weights of one step, counted from 0."""
     return Tensor(f"w^{step}", (DATA,))
 
 
 def start(order: int = 2) -> State:
-    """Return the state before the first step.
-
-    Parameters
-    ----------
-    order : int, optional
-        Highest power of the curvature.
-
-    Returns
-    -------
-    State
-    """
+    """Return the state before the first step, up to a power of the curvature."""
     (a,), (i,) = data_indices("a"), parameter_indices("i")
     none = [constant(0)] * order
     return State([RESIDUAL(a), *none], [JACOBIAN(a, i), *none])
 
 
 def step(state: State, weights: Tensor) -> State:
-    """Return the state after one more step of SGD.
-
-    Parameters
-    ----------
-    state : State
-        Before the step.
-    weights : Tensor
-        Batch weights of the step.
-
-    Returns
-    -------
-    State
-        To the same power of the curvature.
-    """
+    """Return the state after one more step of SGD, up to the power of the curvature of `state`."""
     (a, c), (i, j) = data_indices("ac"), parameter_indices("ij")
     z, jacobian = state
-    here = [p.rename({a: c}) for p in jacobian]
-    pull = _times(here, [weights(c) * p.rename({a: c}) for p in z])
-    gradient = [p.sum(c) for p in pull]  # free index i
-    bent = [(CURVATURE(a, i, j) * p.rename({i: j})).sum(j) for p in gradient[:-1]]
-    bent = [constant(0), *bent]
-    linear, curved = _times(jacobian, gradient), _times(bent, gradient)
-    moved = [_h**2 / 2 * q.sum(i) - _h * p.sum(i) for p, q in zip(linear, curved, strict=True)]
+    weighted = _times(
+        [p.rename({a: c}) for p in jacobian], [weights(c) * p.rename({a: c}) for p in z]
+    )
+    gradient = [p.sum(c) for p in weighted]  # free index i
+    turned = [(CURVATURE(a, i, j) * p.rename({i: j})).sum(j) for p in gradient[:-1]]
+    turned = [constant(0), *turned]  # Q g: one power of the curvature more than g
+    linear, curved = _times(jacobian, gradient), _times(turned, gradient)
+    change = [_h**2 / 2 * q.sum(i) - _h * p.sum(i) for p, q in zip(linear, curved, strict=True)]
     return State(
-        [p + q for p, q in zip(z, moved, strict=True)],
-        [p - _h * q for p, q in zip(jacobian, bent, strict=True)],
+        [p + q for p, q in zip(z, change, strict=True)],
+        [p - _h * q for p, q in zip(jacobian, turned, strict=True)],
     )
 
 
@@ -155,7 +117,7 @@ def expected(
 
     Notes
     -----
-    Exact for every D, P, B and learning rate; what is left out is of fourth order in Q.
+    Exact for every D, P, B and learning rate, up to terms of fourth order in Q.
 
     References
     ----------
@@ -214,17 +176,7 @@ def difference(quantity: str, order: int, **options: Any) -> Polynomial:
 
 
 def with_ntk(polynomial: Polynomial) -> Polynomial:
-    r"""Write :math:`J_{ai}J_{bi} = D\,\Theta_{ab}` wherever i occurs in these two only.
-
-    Parameters
-    ----------
-    polynomial : Polynomial
-        With Jacobians.
-
-    Returns
-    -------
-    Polynomial
-    """
+    r"""Write :math:`J_{ai}J_{bi} = D\,\Theta_{ab}` wherever i occurs in these two only."""
     (a, b), (i,) = data_indices("ab"), parameter_indices("i")
     return fold(polynomial, (JACOBIAN(a, i) * JACOBIAN(b, i)).sum(i), NTK, names.D)
 

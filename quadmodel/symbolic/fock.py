@@ -1,10 +1,12 @@
-r"""Words in curvature and Jacobian, their inner products, and the limit of many parameters.
+r"""Curvature as operators on a free Fock space: products at finite and at large P.
 
-A word is :math:`Q_{a_1}\cdots Q_{a_l}J_b^\top`. With :math:`\Xi = PC` held as P grows, inner
-products no longer fluctuate and keep only the pairings that don't cross. The same numbers come from
-:math:`Q_a = \mathrm{put}_a + \mathrm{take}_a` on orthogonal words
-:math:`|a_1\dots a_l;b\rangle`: the first puts the letter a in front, the second takes a letter c
-off the front, at the price :math:`\Xi_{ac}`.
+Parameters move in the span of :math:`Q_{a_1}\cdots Q_{a_l}J_b^\top`, and residual and NTK are made
+of the inner products :math:`J_bQ_{a_1}\cdots Q_{a_n}J_c^\top`. With :math:`\Xi = PC` held as P
+grows, these no longer fluctuate, and their mean keeps only the pairings of the Q without crossings.
+The limit is also a matrix element in the free Fock space of basis states
+:math:`|a_1\dots a_l;b\rangle`, where :math:`Q_a` is the sum of a creation operator, which puts the
+data index a in front, and an annihilation operator, which removes the leading index c with weight
+:math:`\Xi_{ac}`.
 """
 
 from __future__ import annotations
@@ -18,37 +20,31 @@ from quadmodel.symbolic.algebra.fold import fold
 from quadmodel.symbolic.algebra.gaussian import (
     CURVATURE,
     JACOBIAN,
+    GaussianField,
     average,
     kronecker_curvature,
     pairings,
 )
-from quadmodel.symbolic.algebra.indices import (
-    DATA,
-    PARAMETERS,
-    Index,
-    Polynomial,
-    Space,
-    Tensor,
-    constant,
-    data_indices,
-    delta,
-)
+from quadmodel.symbolic.algebra.indices import DATA, PARAMETERS, Index, Space, data_indices
 from quadmodel.symbolic.algebra.names import P
+from quadmodel.symbolic.algebra.polynomials import Polynomial, Tensor, constant, delta
 
-LETTERS = Tensor("Xi", (DATA, DATA), (0, 0))  # P C: what a pair of letters is worth
+# P C: the covariance of the curvature between two data points, times P
+CURVATURE_COVARIANCE = Tensor("Xi", (DATA, DATA), (0, 0))
 GRAM = Tensor("G_0", (DATA, DATA), (0, 0))  # J J^T
 
-# A vector of words: per length, from letters and row to the coefficient
+# Coefficients of basis states: for every number of leading data indices, a function of them and of
+# the Jacobian's row
 Vector = Sequence[Callable[..., Polynomial]]
 _numbers = itertools.count()
 
 
-def word_moment(letters: Sequence[Index], rows: tuple[Index, Index]) -> Polynomial:
-    r"""Return :math:`E[J_bQ_{a_1}\cdots Q_{a_n}J_c^\top]` over the curvature, exactly.
+def fock_moment(points: Sequence[Index], rows: tuple[Index, Index]) -> Polynomial:
+    r"""Return :math:`E[J_bQ_{a_1}\cdots Q_{a_n}J_c^\top]` over the curvature, for every P.
 
     Parameters
     ----------
-    letters : sequence of Index
+    points : sequence of Index
         Data indices :math:`a_1 \dots a_n`, n at most 10.
     rows : tuple of two Index
         Data indices b and c.
@@ -61,23 +57,22 @@ def word_moment(letters: Sequence[Index], rows: tuple[Index, Index]) -> Polynomi
     Raises
     ------
     InputError
-        If there are more than 10 letters.
+        If there are more than 10 points.
 
     References
     ----------
     .. [1] derivations/08-large-p.md.
     """
-    law = kronecker_curvature(lambda a, b: LETTERS(a, b) * (1 / P), delta)
-    product, places = word(letters, rows)
-    return with_gram(average(product.sum(*places), law))
+    product, places = curvature_product(points, rows)
+    return with_gram(average(product.sum(*places), scaled_curvature()))
 
 
-def word_variance(letters: Sequence[Index], rows: tuple[Index, Index]) -> Polynomial:
-    r"""Return the variance of :math:`J_bQ_{a_1}\cdots Q_{a_n}J_c^\top` over the curvature, exactly.
+def fock_variance(points: Sequence[Index], rows: tuple[Index, Index]) -> Polynomial:
+    r"""Return the variance of :math:`J_bQ_{a_1}\cdots Q_{a_n}J_c^\top` over the curvature.
 
     Parameters
     ----------
-    letters : sequence of Index
+    points : sequence of Index
         Data indices :math:`a_1 \dots a_n`, n at most 5.
     rows : tuple of two Index
         Data indices b and c.
@@ -85,83 +80,57 @@ def word_variance(letters: Sequence[Index], rows: tuple[Index, Index]) -> Polyno
     Returns
     -------
     Polynomial
-        As of :func:`word_moment`. It falls as 1/P.
+        In the terms of :func:`fock_moment`, for every P. It falls as 1/P.
 
     Raises
     ------
     InputError
-        If there are more than 5 letters.
+        If there are more than 5 points.
 
     References
     ----------
     .. [1] derivations/08-large-p.md.
     """
-    law = kronecker_curvature(lambda a, b: LETTERS(a, b) * (1 / P), delta)
-    (one, places), (other, others) = word(letters, rows), word(letters, rows)
-    square = average((one * other).sum(*places, *others), law)
-    mean = word_moment(letters, rows)
+    (one, places), (other, others) = (curvature_product(points, rows) for _ in range(2))
+    square = average((one * other).sum(*places, *others), scaled_curvature())
+    mean = fock_moment(points, rows)
     return with_gram(square) - mean * mean
 
 
-def word(letters: Sequence[Index], rows: tuple[Index, Index]) -> tuple[Polynomial, list[Index]]:
-    r"""Return :math:`J_{bi}Q_{a_1ij}\cdots J_{ck}` and its parameter indices, not yet summed.
+def scaled_curvature() -> GaussianField:
+    r"""Return the curvature with covariance :math:`\Xi/P` over data, and independent parameters."""
+    return kronecker_curvature(lambda a, b: CURVATURE_COVARIANCE(a, b) * (1 / P), delta)
 
-    Parameters
-    ----------
-    letters : sequence of Index
-        Data indices :math:`a_1 \dots a_n`.
-    rows : tuple of two Index
-        Data indices b and c.
 
-    Returns
-    -------
-    tuple of Polynomial and list of Index
-    """
-    places = [fresh(PARAMETERS) for _ in range(len(letters) + 1)]
+def curvature_product(
+    points: Sequence[Index], rows: tuple[Index, Index]
+) -> tuple[Polynomial, list[Index]]:
+    r"""Return :math:`J_{bi}Q_{a_1ij}\cdots J_{ck}` and its parameter indices, not yet summed."""
+    places = [fresh(PARAMETERS) for _ in range(len(points) + 1)]
     product = JACOBIAN(rows[0], places[0]) * JACOBIAN(rows[1], places[-1])
-    for letter, one, other in zip(letters, places[:-1], places[1:], strict=True):
-        product = product * CURVATURE(letter, one, other)
+    for point, one, other in zip(points, places[:-1], places[1:], strict=True):
+        product = product * CURVATURE(point, one, other)
     return product, places
 
 
 def with_gram(polynomial: Polynomial) -> Polynomial:
-    r"""Write :math:`JJ^\top` as :math:`G_0`.
-
-    Parameters
-    ----------
-    polynomial : Polynomial
-        With the Jacobian in it.
-
-    Returns
-    -------
-    Polynomial
-    """
+    r"""Write :math:`JJ^\top` as :math:`G_0`."""
     a, b = data_indices("ab")
     i = fresh(PARAMETERS)
     return fold(polynomial, (JACOBIAN(a, i) * JACOBIAN(b, i)).sum(i), GRAM)
 
 
 def many_parameters(polynomial: Polynomial) -> Polynomial:
-    r"""Return the limit of many parameters, :math:`\Xi` and :math:`G_0` held.
-
-    Parameters
-    ----------
-    polynomial : Polynomial
-        With powers of P in its coefficients.
-
-    Returns
-    -------
-    Polynomial
-    """
+    r"""Return the limit of many parameters, :math:`\Xi` and :math:`G_0` held."""
     return polynomial.map(lambda scale: sp.limit(scale, P, sp.oo))
 
 
-def word_inner_product(letters: Sequence[Index], rows: tuple[Index, Index]) -> Polynomial:
-    r"""Return the limit of :func:`word_moment`, by pairings that don't cross.
+def fock_inner_product(points: Sequence[Index], rows: tuple[Index, Index]) -> Polynomial:
+    r"""Return the limit of :func:`fock_moment` for many parameters, by pairings without crossings.
 
     Parameters
     ----------
-    letters : sequence of Index
+    points : sequence of Index
         Data indices :math:`a_1 \dots a_n`.
     rows : tuple of two Index
         Data indices b and c.
@@ -177,19 +146,18 @@ def word_inner_product(letters: Sequence[Index], rows: tuple[Index, Index]) -> P
 
     Examples
     --------
-    >>> from quadmodel.symbolic import fock as words
-    >>> from quadmodel.symbolic.algebra import indices
-    >>> a, b, c, d = indices.data_indices("abcd")
-    >>> words.word_inner_product([a, b], (c, d))
+    >>> from quadmodel import symbolic
+    >>> a, b, c, d = symbolic.data_indices("abcd")
+    >>> symbolic.fock_inner_product([a, b], (c, d))
     (1)*G_0_cd*Xi_ab
     """
     total = constant(0)
-    for pairing in pairings(len(letters)):
+    for pairing in pairings(len(points)):
         if _cross(pairing):
             continue
         product = GRAM(*rows)
         for one, other in pairing:
-            product = product * LETTERS(letters[one], letters[other])
+            product = product * CURVATURE_COVARIANCE(points[one], points[other])
         total = total + product
     return total
 
@@ -198,72 +166,38 @@ def _cross(pairing: Sequence[tuple[int, int]]) -> bool:
     return any(a < c < b < d for (a, b), (c, d) in itertools.permutations(pairing, 2))
 
 
-def row_vector(row: Index, level: int) -> Vector:
-    """Return the word of no letters that ends in a row of the Jacobian.
-
-    Parameters
-    ----------
-    row : Index
-        Which.
-    level : int
-        Longest words that are kept.
-
-    Returns
-    -------
-    Vector
-    """
-    return [lambda b: delta(row, b), *(_nothing for _ in range(level))]
+def row_vector(row: Index, truncation_order: int) -> Vector:
+    r"""Return the basis state :math:`|b\rangle` of a row of the Jacobian."""
+    return [lambda b: delta(row, b), *(_nothing for _ in range(truncation_order))]
 
 
-def act(letter: Index, vector: Vector) -> Vector:
-    r"""Apply :math:`Q_a`: put the letter in front, or take one off.
+def act(point: Index, vector: Vector) -> Vector:
+    r"""Apply :math:`Q_a`, the sum of a creation and an annihilation operator, truncated."""
 
-    Parameters
-    ----------
-    letter : Index
-        a.
-    vector : Vector
-        On what; words longer than its longest are dropped.
-
-    Returns
-    -------
-    Vector
-    """
-
-    def level(length: int) -> Callable[..., Polynomial]:
+    def of_length(length: int) -> Callable[..., Polynomial]:
         def coefficient(*places: Index) -> Polynomial:
             total = constant(0)
             if length > 0:
-                total = total + delta(letter, places[0]) * vector[length - 1](*places[1:])
+                total = total + delta(point, places[0]) * vector[length - 1](*places[1:])
             if length + 1 < len(vector):
                 c = fresh(DATA)
-                taken = LETTERS(letter, c) * vector[length + 1](c, *places)
-                total = total + taken.sum(c)
+                annihilated = CURVATURE_COVARIANCE(point, c) * vector[length + 1](c, *places)
+                total = total + annihilated.sum(c)
             return total
 
         return coefficient
 
-    return [level(length) for length in range(len(vector))]
+    return [of_length(length) for length in range(len(vector))]
 
 
 def inner_product(left: Vector, right: Vector) -> Polynomial:
-    r"""Return the inner product: letters contracted by :math:`\Xi`, rows by :math:`G_0`.
-
-    Parameters
-    ----------
-    left, right : Vector
-        Of the same length.
-
-    Returns
-    -------
-    Polynomial
-    """
+    r"""Return the inner product: data indices contracted by :math:`\Xi`, rows by :math:`G_0`."""
     total = constant(0)
     for length, (one, other) in enumerate(zip(left, right, strict=True)):
         places = [(fresh(DATA), fresh(DATA)) for _ in range(length + 1)]
         product = one(*(i for i, _ in places)) * other(*(k for _, k in places))
         for i, k in places[:-1]:
-            product = product * LETTERS(i, k)
+            product = product * CURVATURE_COVARIANCE(i, k)
         total = total + (product * GRAM(*places[-1])).sum(*(i for pair in places for i in pair))
     return total
 
@@ -273,15 +207,5 @@ def _nothing(*_: Index) -> Polynomial:
 
 
 def fresh(space: Space) -> Index:
-    """Return an index that no other has.
-
-    Parameters
-    ----------
-    space : Space
-        Its range.
-
-    Returns
-    -------
-    Index
-    """
+    """Return an index that no other has."""
     return Index(space, f"_{next(_numbers)}")

@@ -1,20 +1,23 @@
 r"""The mean loss in the delocalised closure: Volterra equation, rate, floor.
 
-The closure gives every data point the mean noise, :math:`M_{cc} \to \mathrm{tr}(M)/D`, as where
-eigenvectors are spread over the data. Modes then see each other through the loss only.
+The closure replaces the noise of every data point by the mean, :math:`M_{cc} \to
+\mathrm{tr}(M)/D`, which holds where eigenvectors are spread evenly over the data. Modes then
+depend on each other through the loss only.
 """
 
 from __future__ import annotations
 
 import sympy as sp
 
-from quadmodel.symbolic.algebra.indices import DATA, Index, Polynomial, Tensor, data_indices, delta
+from quadmodel.symbolic.algebra.indices import DATA, Index, data_indices
 from quadmodel.symbolic.algebra.names import D, eta, gamma, kappa, lam, r
-from quadmodel.symbolic.linear import NTK, SGD_METHOD, moment, second_moments
+from quadmodel.symbolic.algebra.polynomials import Polynomial, Tensor, delta
+from quadmodel.symbolic.linear import NTK, PLAIN_SGD, moment, second_moments
 from quadmodel.symbolic.stability import alpha, dressed_response, eigenvalues, signed
 
-energy, energies = sp.symbols("p Sigma_p", nonnegative=True)  # of a mode, of all modes
-null = sp.Symbol("N", nonnegative=True)  # energy in the null space of the NTK
+# Mean squared residual of a mode, of all modes, and in the null space of the NTK
+squared_residual, total = sp.symbols("p Sigma_p", nonnegative=True)
+null = sp.Symbol("N", nonnegative=True)
 time = sp.Symbol("n", integer=True, nonnegative=True)  # steps
 loss = sp.Symbol("L", nonnegative=True)
 
@@ -23,12 +26,13 @@ _MODES = (alpha, 0, D - 1)
 
 
 def mode_energy_equation() -> sp.Eq:
-    r"""Return the energy :math:`p' = E z_\alpha'^2` of a mode after one more step of SGD.
+    r"""Return the squared residual :math:`p' = E z_\alpha'^2` of a mode after one more SGD step.
 
     Returns
     -------
     Equation
-        In the energy p of the mode and :math:`\Sigma_p` of all modes, both in the loss's unit.
+        In the mode's squared residual p and the sum :math:`\Sigma_p` over all modes, both in the
+        unit of the loss.
 
     Notes
     -----
@@ -41,11 +45,11 @@ def mode_energy_equation() -> sp.Eq:
     Examples
     --------
     >>> from quadmodel import symbolic
-    >>> symbolic.mode_energy_equation().rhs.coeff(symbolic.late_time.energies)
+    >>> symbolic.mode_energy_equation().rhs.coeff(symbolic.late_time.total)
     eta**2*gamma*lambda**2/D
     """
-    own, of_all = _closure()
-    right = sp.Add(own * energy, of_all * energies, evaluate=False)
+    own, of_all = closure()
+    right = sp.Add(own * squared_residual, of_all * total, evaluate=False)
     return sp.Eq(sp.Symbol("p'"), right)
 
 
@@ -60,8 +64,8 @@ def volterra_kernel() -> sp.Expr:
 
     Notes
     -----
-    A mode that is driven by :math:`b\,\Sigma_p` and keeps the part a of its energy per step holds
-    :math:`b\sum_s a^{t-1-s}\Sigma_p(s)` of what came before.
+    A mode with the source term :math:`b\,\Sigma_p`, which keeps the part a of its squared residual
+    per step, has accumulated :math:`b\sum_s a^{t-1-s}\Sigma_p(s)`.
 
     References
     ----------
@@ -73,7 +77,7 @@ def volterra_kernel() -> sp.Expr:
     >>> symbolic.volterra_kernel().free_symbols >= {symbolic.names.eta}
     True
     """
-    own, of_all = _closure()
+    own, of_all = closure()
     return sp.Sum((of_all * own**time).subs(lam, eigenvalues[alpha]), _MODES)
 
 
@@ -95,7 +99,7 @@ def volterra_sum() -> sp.Expr:
     >>> bool(symbolic.volterra_sum().has(symbolic.names.gamma))
     True
     """
-    own, of_all = _closure()
+    own, of_all = closure()
     series = sp.Sum(sp.Dummy("a") ** time, (time, 0, sp.oo))
     (base,) = series.free_symbols
     geometric = series.doit().args[0].expr  # where it converges
@@ -129,13 +133,15 @@ def rate_equation() -> sp.Eq:
     >>> symbolic.rate_equation().rhs
     1
     """
-    own, of_all = _closure()
-    (share,) = sp.solve(r * energy - own * energy - of_all, energy)
+    own, of_all = closure()
+    (share,) = sp.solve((r - own) * squared_residual - of_all, squared_residual)
     return sp.Eq(sp.Sum(share.subs(lam, eigenvalues[alpha]), _MODES), 1)
 
 
 def loss_floor() -> sp.Eq:
-    r"""Return the mean loss after infinitely many steps, for energy N that no parameter reaches.
+    r"""Return the mean loss after infinitely many steps.
+
+    The part N of the squared residual lies where no parameter can change it.
 
     Returns
     -------
@@ -144,7 +150,7 @@ def loss_floor() -> sp.Eq:
 
     Notes
     -----
-    Every mode is driven by :math:`\Sigma_p = N + \sum_\alpha p_\alpha`, and
+    Every mode's source term is proportional to :math:`\Sigma_p = N + \sum_\alpha p_\alpha`, and
     :math:`\sum_\alpha p_\alpha = K\,\Sigma_p`.
 
     References
@@ -158,23 +164,23 @@ def loss_floor() -> sp.Eq:
     Eq(L, N/(2*D*(1 - K)))
     """
     norm = sp.Symbol("K")
-    (all_modes,) = sp.solve(null + norm * energies - energies, energies)
+    (all_modes,) = sp.solve(null + norm * total - total, total)
     return sp.Eq(loss, signed(all_modes) / (2 * D))
 
 
-def energy_at_gradient() -> sp.Expr:
-    r"""Return the energy of a mode at the point of the gradient, in a stationary state.
+def squared_residual_at_gradient() -> sp.Expr:
+    r"""Return the stationary squared residual of a mode where the gradient is taken.
 
     Returns
     -------
     SymPy expression
-        In the mode's mean square :math:`m^2`, its dressed response S and the total energy
-        :math:`\Sigma_p` there.
+        In the square :math:`m^2` of the mode's mean, its dressed response S, and the sum
+        :math:`\Sigma_p` over all modes at that point.
 
     Notes
     -----
     The solution of :math:`e = m^2 + (\gamma/D)S^0(\Sigma_p - \kappa e)`, with :math:`S^0`
-    expressed by S.
+    in terms of S.
 
     References
     ----------
@@ -183,26 +189,26 @@ def energy_at_gradient() -> sp.Expr:
     Examples
     --------
     >>> from quadmodel import symbolic
-    >>> symbolic.energy_at_gradient().subs({"S": 0})
+    >>> symbolic.squared_residual_at_gradient().subs({"S": 0})
     m2
     """
     mean, bare, dressed = sp.symbols("m2 S0 S")
-    loop = gamma / D * bare * (energies - kappa * energy)
-    (solution,) = sp.solve(sp.Eq(energy, mean + loop), energy)
+    loop = gamma / D * bare * (total - kappa * squared_residual)
+    (solution,) = sp.solve(sp.Eq(squared_residual, mean + loop), squared_residual)
     (back,) = sp.solve(sp.Eq(dressed, dressed_response(bare)), bare)
     return sp.expand(sp.cancel(solution.subs(bare, back)))
 
 
-def _closure() -> tuple[sp.Expr, sp.Expr]:
-    """Return what a mode keeps of its own energy, and what it takes up from that of all modes."""
-    exact = second_moments(SGD_METHOD)[0]
+def closure() -> tuple[sp.Expr, sp.Expr]:
+    r"""Return the coefficients of p and of :math:`\Sigma_p` in a mode's next squared residual."""
+    exact = second_moments(PLAIN_SGD)[0]
     a, b, c = data_indices("abc")
 
-    def spread(i: Index, k: Index) -> Polynomial:
+    def averaged(i: Index, k: Index) -> Polynomial:
         moments = moment(0, 0)
         return (moments(c, c) * (1 / D)).sum(c) if i == k else moments(i, k)
 
-    closed = exact.replace(moment(0, 0), spread)
+    closed = exact.replace(moment(0, 0), averaged)
     modes = closed.replace(NTK, lambda i, k: _EIGENVALUE(i) * delta(i, k)).rename({b: a})
     own: list[sp.Expr] = []
     of_all: list[sp.Expr] = []
@@ -213,6 +219,6 @@ def _closure() -> tuple[sp.Expr, sp.Expr]:
 
 
 def _grouped(kept: sp.Expr) -> sp.Expr:
-    """Write what a mode keeps as the square of its mean's factor, and the rest."""
+    """Split a mode's own coefficient into the square of its mean's factor and the rest."""
     square = (1 - eta * lam) ** 2
     return square + sp.factor(sp.expand(kept - square))

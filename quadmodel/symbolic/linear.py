@@ -1,6 +1,6 @@
-r"""Linear methods with memory, and the second moments of the linear model under them.
+r"""Linear optimizers with memory, and the second moments of the linear model under them.
 
-A method carries over earlier points and takes its gradient at a combination of them:
+An optimizer combines its latest iterates and takes the gradient at another combination of them:
 
 .. math:: \theta_{t+1} = \sum_k p_k\theta_{t-k} - \eta\,[J^\top W_t z(\varphi_t)/D + \rho\varphi_t],
           \qquad \varphi_t = \sum_k c_k\theta_{t-k}
@@ -18,21 +18,13 @@ from typing import NamedTuple
 import sympy as sp
 
 from quadmodel._util.checks import InputError
-from quadmodel.symbolic.algebra.indices import (
-    DATA,
-    Index,
-    Polynomial,
-    Tensor,
-    Term,
-    constant,
-    data_indices,
-    delta,
-)
+from quadmodel.symbolic.algebra.indices import DATA, Index, Term, data_indices
 from quadmodel.symbolic.algebra.matrices import as_matrix, matrix_of
 from quadmodel.symbolic.algebra.names import eta, mu, rho
+from quadmodel.symbolic.algebra.polynomials import Polynomial, Tensor, constant, delta
 from quadmodel.symbolic.algebra.sampling import SamplingScheme, average_batches
 
-# The responses of a memory of m points solve a linear system of m^2 equations.
+# Responses of an optimizer that remembers m points solve a linear system of m^2 equations.
 LONGEST_MEMORY = 4
 
 NTK = Tensor("Theta", (DATA, DATA), (0, 0))
@@ -41,15 +33,15 @@ _START = Tensor("z0", (DATA,))
 
 
 @dataclass(frozen=True)
-class LinearMethod:
-    r"""A linear method with memory: what it carries over, and where it takes the gradient.
+class LinearOptimizer:
+    r"""A linear optimizer with memory: plain SGD, the heavy ball, Nesterov's method and others.
 
     Parameters
     ----------
-    carry : sequence of SymPy expression
+    update : sequence of SymPy expression
         :math:`p_0, p_1, \dots` of :math:`\theta_{t+1} = \sum_k p_k\theta_{t-k} - \eta g_t`;
         they sum to 1. At most 4.
-    look : sequence of SymPy expression
+    extrapolation : sequence of SymPy expression
         :math:`c_0, c_1, \dots` of the point :math:`\sum_k c_k\theta_{t-k}` where the gradient
         :math:`g_t` is taken; they sum to 1.
 
@@ -59,13 +51,13 @@ class LinearMethod:
         If there are too many coefficients, none, or a sum is not 1.
     """
 
-    carry: tuple[sp.Expr, ...]
-    look: tuple[sp.Expr, ...]
+    update: tuple[sp.Expr, ...]
+    extrapolation: tuple[sp.Expr, ...]
 
     def __post_init__(self) -> None:
-        """Check the sums and give both the same length."""
-        memory = max(len(self.carry), len(self.look))
-        for name in ("carry", "look"):
+        """Check the sums and fill up the shorter list with zeros."""
+        memory = max(len(self.update), len(self.extrapolation))
+        for name in ("update", "extrapolation"):
             given = tuple(sp.nsimplify(c, rational=True) for c in getattr(self, name))
             if not 1 <= len(given) <= LONGEST_MEMORY:
                 raise InputError(
@@ -79,10 +71,10 @@ class LinearMethod:
     @property
     def memory(self) -> int:
         """Number of earlier points that one step needs."""
-        return len(self.carry)
+        return len(self.update)
 
     def recursion(self, decay: sp.Expr) -> list[sp.Expr]:
-        r"""Return :math:`a_k` of the noiseless :math:`z_{t+1} = \sum_k a_k z_{t-k}`.
+        r"""Return :math:`a_k` of the noise-free :math:`z_{t+1} = \sum_k a_k z_{t-k}`.
 
         Parameters
         ----------
@@ -93,63 +85,43 @@ class LinearMethod:
         -------
         list of SymPy expression
         """
-        return [sp.expand(p - decay * c) for p, c in zip(self.carry, self.look, strict=True)]
+        pairs = zip(self.update, self.extrapolation, strict=True)
+        return [sp.expand(p - decay * c) for p, c in pairs]
 
 
-SGD_METHOD = LinearMethod((1,), (1,))
-HEAVY_BALL = LinearMethod((1 + mu, -mu), (1,))
-NESTEROV = LinearMethod((1 + mu, -mu), (1 + mu, -mu))
+PLAIN_SGD = LinearOptimizer((1,), (1,))
+HEAVY_BALL = LinearOptimizer((1 + mu, -mu), (1,))
+NESTEROV = LinearOptimizer((1 + mu, -mu), (1 + mu, -mu))
 
 
-def linear_method(*, momentum: bool = False, nesterov: bool = False) -> LinearMethod:
-    r"""Return the linear method of that name, with momentum :math:`\mu`.
+def linear_optimizer(*, momentum: bool = False, nesterov: bool = False) -> LinearOptimizer:
+    r"""Return one of the three usual optimizers, with momentum :math:`\mu`.
 
     Parameters
     ----------
     momentum, nesterov : bool, optional
-        Neither for SGD, `momentum` for the heavy ball, `nesterov` for Nesterov's.
+        Neither for plain SGD, `momentum` for the heavy ball, `nesterov` for Nesterov's method.
 
     Returns
     -------
-    LinearMethod
+    LinearOptimizer
     """
-    return NESTEROV if nesterov else HEAVY_BALL if momentum else SGD_METHOD
+    return NESTEROV if nesterov else HEAVY_BALL if momentum else PLAIN_SGD
 
 
 def history(age: int) -> Tensor:
-    """Return the residual of some steps ago.
-
-    Parameters
-    ----------
-    age : int
-        0 for the present.
-
-    Returns
-    -------
-    Tensor
-    """
+    """Return the residual of some steps ago."""
     return Tensor(f"z{age}" if age else "z", (DATA,))
 
 
 def moment(age: int, other: int) -> Tensor:
-    r"""Return the second moment :math:`E[z_{t-k}z_{t-l}^\top]`, :math:`k \le l`.
-
-    Parameters
-    ----------
-    age, other : int
-        k and l.
-
-    Returns
-    -------
-    Tensor
-        M for k = l = 0.
-    """
+    r"""Return the second moment :math:`E[z_{t-k}z_{t-l}^\top]`, :math:`k \le l` (M at 0)."""
     name = f"M{age}{other}" if other else "M"
     return Tensor(name, (DATA, DATA), (0, 0) if age == other else ())
 
 
 def second_moments(
-    method: LinearMethod,
+    optimizer: LinearOptimizer,
     *,
     weight_decay: bool = False,
     sampling: str | SamplingScheme | None = None,
@@ -158,8 +130,8 @@ def second_moments(
 
     Parameters
     ----------
-    method : LinearMethod
-        The method.
+    optimizer : LinearOptimizer
+        The update rule.
     weight_decay : bool, optional
         Whether to keep :math:`\rho`.
     sampling : str, SamplingScheme or None, optional
@@ -168,14 +140,14 @@ def second_moments(
     Returns
     -------
     dict of int to Polynomial
-        By l, as many as the method remembers, with free indices a and b.
+        By l, as many as the optimizer remembers, with free indices a and b.
     """
     a, b = data_indices("ab")
-    moved = _moved(method, a, weight_decay)
-    products = {0: moved * _moved(method, b, weight_decay)}
-    products |= {age: moved * history(age - 1)(b) for age in range(1, method.memory)}
+    moved = _moved(optimizer, a, weight_decay)
+    products = {0: moved * _moved(optimizer, b, weight_decay)}
+    products |= {age: moved * history(age - 1)(b) for age in range(1, optimizer.memory)}
     return {
-        age: _paired(average_batches(product, _WEIGHTS, sampling), method.memory)
+        age: _paired(average_batches(product, _WEIGHTS, sampling), optimizer.memory)
         for age, product in products.items()
     }
 
@@ -183,7 +155,7 @@ def second_moments(
 def second_moment_equation(
     sampling: str | SamplingScheme | None = None,
     *,
-    method: LinearMethod | None = None,
+    optimizer: LinearOptimizer | None = None,
     momentum: bool = False,
     nesterov: bool = False,
     weight_decay: bool = False,
@@ -194,10 +166,10 @@ def second_moment_equation(
     ----------
     sampling : str, SamplingScheme or None, optional
         As for :func:`~quadmodel.symbolic.weight_moment`; None leaves :math:`\gamma, \kappa`.
-    method : LinearMethod, optional
-        A method of your own, instead of the next two.
+    optimizer : LinearOptimizer, optional
+        An update rule of your own, instead of the next two.
     momentum, nesterov : bool, optional
-        As for :func:`linear_method`.
+        As for :func:`linear_optimizer`.
     weight_decay : bool, optional
         Whether to keep :math:`\rho`.
 
@@ -229,7 +201,7 @@ def second_moment_equation(
     >>> equation.lhs
     M'
     """
-    chosen = method or linear_method(momentum=momentum, nesterov=nesterov)
+    chosen = optimizer or linear_optimizer(momentum=momentum, nesterov=nesterov)
     equations = []
     for age, polynomial in second_moments(
         chosen, weight_decay=weight_decay, sampling=sampling
@@ -241,7 +213,7 @@ def second_moment_equation(
 
 
 def noise_covariance(sampling: str | SamplingScheme | None = None) -> Polynomial:
-    r"""Return the covariance of the batch's noise :math:`(w_a-1)u_a`, for given :math:`u`.
+    r"""Return the covariance of the batch noise :math:`(w_a-1)u_a` for a random residual u.
 
     Parameters
     ----------
@@ -259,11 +231,15 @@ def noise_covariance(sampling: str | SamplingScheme | None = None) -> Polynomial
 
 
 class ModeMoments(NamedTuple):
-    """One step of the second moment of two modes, in three parts that add up, and its company."""
+    """One step of the second moment between two modes, and the other moments that it needs.
 
-    carried: sp.Expr
-    pulled: sp.Expr
-    kicked: sp.Expr
+    The next second moment is the sum of the first three parts: what is propagated, what weight
+    decay's force adds, and the noise that is injected.
+    """
+
+    propagated: sp.Expr
+    forced: sp.Expr
+    injected: sp.Expr
     cross: sp.Expr
     mean: sp.Expr
     at_gradient: sp.Expr
@@ -276,10 +252,12 @@ def mode_moments() -> ModeMoments:
     Returns
     -------
     ModeMoments
-        With recursion :math:`z_{t+1} = az_t - bz_{t-1} + c - f\omega_t`, second moments N
-        (now), X (now and before), X' (before and now), O (before), means m and n, all with a
-        prime for the other mode; `noise` is the covariance :math:`\Omega` of :math:`\omega` in
-        the moment U at the gradient and :math:`E = V^\top\mathrm{diag}(U)V`.
+        For the recursion :math:`z_{t+1} = az_t - bz_{t-1} + c - f\omega_t` (a prime marks the
+        other mode): in the second moments :math:`N = E z_tz_t'`, :math:`X = E z_tz_{t-1}'`,
+        :math:`X' = E z_{t-1}z_t'`, :math:`O = E z_{t-1}z_{t-1}'` and the means
+        :math:`m = E z_t`, :math:`n = E z_{t-1}`. `noise` is the covariance :math:`\Omega` of
+        :math:`\omega`, in the moment U at the point where the gradient is taken and
+        :math:`E = V^\top\mathrm{diag}(U)V`.
 
     References
     ----------
@@ -296,17 +274,17 @@ def mode_moments() -> ModeMoments:
         moments = {p * q: 0 for p in (z, y) for q in (noise_,)} | {noise * q: 0 for q in (z_, y_)}
         return sp.expand(product).subs(pairs | moments).subs(means)
 
-    carried = mean_of((a * z - b * y) * (a_ * z_ - b_ * y_))
+    propagated = mean_of((a * z - b * y) * (a_ * z_ - b_ * y_))
     whole = mean_of((a * z - b * y + c - f * noise) * (a_ * z_ - b_ * y_ + c_ - f_ * noise_))
-    kicked = sp.expand(whole.coeff(Omega)) * Omega
+    injected = sp.expand(whole.coeff(Omega)) * Omega
     p, q = sp.symbols("p q")
     U, E = sp.symbols("U E")
     i, k = data_indices("ab")
     covariance, moments = noise_covariance(), Tensor("U", (DATA, DATA), (0, 0))
     return ModeMoments(
-        carried,
-        sp.collect(sp.expand(whole - carried - kicked), [c_, c]),
-        kicked,
+        propagated,
+        sp.collect(sp.expand(whole - propagated - injected), [c_, c]),
+        injected,
         mean_of((a * z - b * y + c - f * noise) * z_),
         mean_of(a * z - b * y + c - f * noise),
         mean_of((p * z - q * y) * (p * z_ - q * y_)),
@@ -322,12 +300,12 @@ def _combined(coefficients: Sequence[sp.Expr], index: Index) -> Polynomial:
     return total
 
 
-def _moved(method: LinearMethod, a: Index, weight_decay: bool) -> Polynomial:
+def _moved(optimizer: LinearOptimizer, a: Index, weight_decay: bool) -> Polynomial:
     c = Index(DATA, "c")
-    gradient = (NTK(a, c) * _WEIGHTS(c) * _combined(method.look, c)).sum(c)
+    gradient = (NTK(a, c) * _WEIGHTS(c) * _combined(optimizer.extrapolation, c)).sum(c)
     if weight_decay:
-        gradient = gradient + rho * (_combined(method.look, a) - _START(a))
-    moved: Polynomial = _combined(method.carry, a) - gradient * eta
+        gradient = gradient + rho * (_combined(optimizer.extrapolation, a) - _START(a))
+    moved: Polynomial = _combined(optimizer.update, a) - gradient * eta
     return moved
 
 

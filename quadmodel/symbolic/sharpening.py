@@ -6,14 +6,10 @@ import sympy as sp
 
 from quadmodel._util.checks import as_integer
 from quadmodel.symbolic.algebra.gaussian import GaussianField
-from quadmodel.symbolic.algebra.indices import (
-    Polynomial,
-    data_indices,
-    delta,
-    parameter_indices,
-)
+from quadmodel.symbolic.algebra.indices import DATA, KRONECKER, data_indices, parameter_indices
 from quadmodel.symbolic.algebra.matrices import as_matrix
 from quadmodel.symbolic.algebra.names import B, D, P, beta, lam
+from quadmodel.symbolic.algebra.polynomials import Polynomial, delta
 from quadmodel.symbolic.algebra.sampling import SamplingScheme
 from quadmodel.symbolic.dynamics import MOST_STEPS, difference
 from quadmodel.symbolic.linear import NTK
@@ -44,8 +40,8 @@ def expected_ntk_difference(
     Returns
     -------
     Equation
-        Shape (D, D), in units of the NTK. Exact in D, P, B and learning rate; what is left out is
-        of fourth order in Q.
+        Shape (D, D), in units of the NTK. Exact in D, P, B and learning rate, up to terms of
+        fourth order in Q.
 
     Raises
     ------
@@ -113,12 +109,12 @@ def expected_jacobian_difference(
 
 
 def mode_part(change: Polynomial) -> sp.Expr:
-    r"""Return the part of a mean change of the NTK that an eigenvalue feels by itself.
+    r"""Return the part of a mean change of the NTK that depends on the mode.
 
     Parameters
     ----------
     change : Polynomial
-        With free indices a, b, in the NTK alone: the residual has been averaged over.
+        With free indices a and b, in no tensor but the NTK (residuals are averaged over).
 
     Returns
     -------
@@ -133,15 +129,15 @@ def mode_part(change: Polynomial) -> sp.Expr:
     Examples
     --------
     >>> from quadmodel import symbolic
-    >>> from quadmodel.symbolic import dynamics, linear
-    >>> from quadmodel.symbolic.algebra import indices
-    >>> a, b = indices.data_indices("ab")
-    >>> symbolic.mode_part(linear.NTK(a, b) + 3 * indices.delta(a, b))
+    >>> from quadmodel.symbolic import linear
+    >>> a, b = symbolic.data_indices("ab")
+    >>> symbolic.mode_part(linear.NTK(a, b) + 3 * symbolic.delta(a, b))
     lambda
     """
     a, b = data_indices("ab")
-    (unit,) = (t for ((t, _),) in delta(a, b).terms)
-    own = Polynomial({m: c for m, c in change.terms.items() if unit not in [t for t, _ in m]})
+    own = Polynomial(
+        {m: c for m, c in change.terms.items() if KRONECKER[DATA] not in [t for t, _ in m]}
+    )
     return own.replace(NTK, lambda i, k: lam * delta(i, k)).coefficient(delta(a, b))
 
 

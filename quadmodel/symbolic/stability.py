@@ -1,12 +1,12 @@
 r"""From the recursion of a mode to the noise kernel norm, its threshold and its limits.
 
-In the eigenbasis of the NTK a linear method with memory moves mode :math:`\alpha` by
+In the eigenbasis of the NTK a linear optimizer with memory moves mode :math:`\alpha` by
 
 .. math:: z_{t+1} = \sum_k p_k z_{t-k} - \eta\lambda\,(u_t + \omega_t) - \eta\rho\,u_t,
           \qquad u_t = \sum_k c_k z_{t-k}
 
-with :math:`\omega_t` the noise of the batch, :math:`\gamma` times larger in variance than the
-residual at the point u where the gradient is taken.
+with :math:`\omega_t` the noise of the batch, whose variance at a data point is :math:`\gamma`
+times the mean square of the residual u there, at the point where the gradient is taken.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ from quadmodel.symbolic.algebra.names import (
     x,
     y,
 )
-from quadmodel.symbolic.linear import SGD_METHOD, LinearMethod, linear_method
+from quadmodel.symbolic.linear import PLAIN_SGD, LinearOptimizer, linear_optimizer
 
 alpha, alpha_other = sp.symbols("alpha_1 alpha_2", integer=True)
 eigenvalues = sp.IndexedBase("lambda", shape=(D,), nonnegative=True)
 eigenvectors = sp.IndexedBase("V", shape=(D, D), real=True)
 
 
-def pair_response(
-    method: LinearMethod = SGD_METHOD,
+def bare_response(
+    optimizer: LinearOptimizer = PLAIN_SGD,
     *,
     weight_decay: bool = False,
     growth: Any = 1,
     at: str = "gradient",
 ) -> sp.Expr:
-    r"""Return the summed response of a pair of modes to a unit of gradient noise.
+    r"""Return the response :math:`S^0` of a pair of modes to a unit of gradient noise.
 
     Parameters
     ----------
-    method : LinearMethod, optional
-        The method; plain SGD if left out.
+    optimizer : LinearOptimizer, optional
+        The update rule; plain SGD if left out.
     weight_decay : bool, optional
         Whether to keep the weight decay :math:`\rho`.
     growth : SymPy expression, optional
@@ -62,7 +62,7 @@ def pair_response(
     Returns
     -------
     SymPy expression
-        :math:`S^0` in :math:`\eta, \lambda, \lambda'` and what the method holds; without unit.
+        :math:`S^0` in :math:`\eta, \lambda, \lambda'` and the optimizer's symbols; without unit.
 
     Raises
     ------
@@ -72,8 +72,9 @@ def pair_response(
     Notes
     -----
     :math:`S^0 = \eta^2\lambda\lambda'\sum_{n\ge0} r^{-n-1}h_nh'_n`, with :math:`h_n` the response
-    n steps later. The sum X over the products of two modes' histories solves the linear system
-    :math:`X = TXT'^\top/r + ee^\top`, T the companion matrix of the recursion.
+    of a mode n steps after an impulse: a factor times the :func:`pair_sum`. The sum X over the
+    products of the two modes' histories solves the linear system
+    :math:`X = TXT'^\top/r + ee^\top`, with T the companion matrix of the recursion.
 
     References
     ----------
@@ -82,57 +83,60 @@ def pair_response(
     Examples
     --------
     >>> from quadmodel import symbolic
-    >>> S0 = symbolic.pair_response()
+    >>> S0 = symbolic.bare_response()
     >>> eta, lam, other = sorted(S0.free_symbols, key=str)
     >>> (1 / S0 - 1 / (eta * lam) - 1 / (eta * other)).simplify()
     -1
     """
     as_choice("at", at, ("gradient", "residual"))
-    pair = pair_sum(method, growth, at)
-    pull = rho if weight_decay else 0
+    pair = pair_sum(optimizer, growth, at)
+    decay = rho if weight_decay else 0
     response = (
-        eta**2 * lam * lam_other * pair.subs({x: eta * (lam + pull), y: eta * (lam_other + pull)})
+        eta**2 * lam * lam_other * pair.subs({x: eta * (lam + decay), y: eta * (lam_other + decay)})
     )
     return response if weight_decay else signed(sp.cancel(response))
 
 
 @cache
-def pair_sum(method: LinearMethod, growth: Any = 1, at: str = "gradient") -> sp.Expr:
-    r"""Return :math:`\sum_n r^{-n-1}h_nh'_n` by solving the linear system of the pair.
+def pair_sum(optimizer: LinearOptimizer, growth: Any = 1, at: str = "gradient") -> sp.Expr:
+    r"""Return the pair sum :math:`\sum_n r^{-n-1}h_nh'_n`, from the linear system of two modes.
 
     Parameters
     ----------
-    method : LinearMethod
-        The method.
+    optimizer : LinearOptimizer
+        The update rule.
     growth : SymPy expression, optional
         Factor r.
     at : {"gradient", "residual"}, optional
-        As for :func:`pair_response`.
+        As for :func:`bare_response`.
 
     Returns
     -------
     SymPy expression
         In x and y, :math:`\eta(\lambda+\rho)` of the two modes.
     """
-    return signed(_pair_sum(method.recursion(x), method.recursion(y), method.look, growth, at))
+    recursions = optimizer.recursion(x), optimizer.recursion(y)
+    seen_at = optimizer.extrapolation if at == "gradient" else (1,)
+    return signed(_pair_sum(*recursions, seen_at, growth))
 
 
-def two_step_sum() -> sp.Expr:
-    r"""Return the same for any memory of two points, in the coefficients of the recursions.
+def two_step_pair_sum() -> sp.Expr:
+    r"""Return the pair sum for any memory of two points, in the coefficients of the recursions.
 
     Returns
     -------
     SymPy expression
-        In a, b of :math:`z_{t+1} = az_t - bz_{t-1}`, the same with a prime for the other mode,
-        c, d of the point :math:`cz_t - dz_{t-1}` that is summed over, and r.
+        In a, b of :math:`z_{t+1} = az_t - bz_{t-1}` and a', b' of the other mode, in c, d of the
+        point :math:`cz_t - dz_{t-1}` whose response is summed, and in r.
     """
     a, b, a_other, b_other, c, d = sp.symbols("a b a' b' c d")
-    return _pair_sum([a, -b], [a_other, -b_other], (c, -d), r, "gradient")
+    return _pair_sum([a, -b], [a_other, -b_other], (c, -d), r)
 
 
 def _pair_sum(
-    first: Sequence[sp.Expr], second: Sequence[sp.Expr], look: Sequence[Any], growth: Any, at: str
+    first: Sequence[sp.Expr], second: Sequence[sp.Expr], seen_at: Sequence[Any], growth: Any
 ) -> sp.Expr:
+    """Solve X = T X T'^T / r + e e^T and read off the response at a combination of the history."""
     size = len(first)
     steps = []
     for recursion in (first, second):
@@ -142,26 +146,16 @@ def _pair_sum(
             companion[k + 1, k] = 1
         steps.append(companion)
     system = growth * sp.eye(size**2) - sp.kronecker_product(*steps)
-    kick = sp.Matrix([1] + [0] * (size**2 - 1))
-    seen = look if at == "gradient" else (1,) + (0,) * (size - 1)
+    impulse = sp.Matrix([1] + [0] * (size**2 - 1))
+    seen = (*seen_at, *[0] * (size - len(seen_at)))
     row = sp.Matrix([[sp.expand(p * q) for p in seen for q in seen] + [0]])
-    whole = DomainMatrix.from_Matrix(system.row_join(kick).col_join(row)).to_field()
+    whole = DomainMatrix.from_Matrix(system.row_join(impulse).col_join(row)).to_field()
     solution = whole[:-1, :-1].lu_solve(whole[:-1, -1:])
     return (whole[-1:, :-1] * solution).to_Matrix()[0, 0]
 
 
 def signed(fraction: sp.Expr) -> sp.Expr:
-    """Return a fraction with a denominator that is positive where its symbols are small.
-
-    Parameters
-    ----------
-    fraction : SymPy expression
-        A rational function.
-
-    Returns
-    -------
-    SymPy expression
-    """
+    """Return a fraction with a denominator that is positive where its symbols are small."""
     numerator, denominator = sp.fraction(sp.together(fraction))
     lowest = (
         sp.Poly(denominator, *sorted(denominator.free_symbols, key=str)).terms()[-1][1]
@@ -174,7 +168,7 @@ def signed(fraction: sp.Expr) -> sp.Expr:
 
 
 def dressed_response(bare: sp.Expr, size: Any = gamma, correlation: Any = kappa) -> sp.Expr:
-    r"""Return the response that the fixed sum of a batch's weights leaves of :math:`S^0`.
+    r"""Return the response S with the feedback of the correlation between batch weights.
 
     Parameters
     ----------
@@ -186,7 +180,7 @@ def dressed_response(bare: sp.Expr, size: Any = gamma, correlation: Any = kappa)
     Returns
     -------
     SymPy expression
-        S, the solution of :math:`S = S^0 - (\kappa\gamma/D)\,S^0S`.
+        S, the solution of the Dyson equation :math:`S = S^0 - (\kappa\gamma/D)\,S^0S`.
 
     References
     ----------
@@ -203,15 +197,15 @@ def dressed_response(bare: sp.Expr, size: Any = gamma, correlation: Any = kappa)
     response, given = sp.symbols("S S0", cls=sp.Dummy)
     loop = correlation * size / D * given * response
     (solution,) = sp.solve(given - loop - response, response)
-    shift = sp.expand(1 / solution) - 1 / given  # what is added to the inverse
+    shift = sp.expand(1 / solution) - 1 / given  # S and S^0 differ by a constant in their inverses
     numerator, denominator = sp.fraction(sp.together(bare))
     return numerator / sp.expand(denominator + shift * numerator)
 
 
 def noise_kernel_norm(
-    kind: str = "finite",
+    norm: str = "finite",
     *,
-    method: LinearMethod | None = None,
+    optimizer: LinearOptimizer | None = None,
     momentum: bool = False,
     nesterov: bool = False,
     weight_decay: bool = False,
@@ -220,13 +214,13 @@ def noise_kernel_norm(
 
     Parameters
     ----------
-    kind : {"paper", "finite", "exact"}, optional
+    norm : {"paper", "finite", "exact"}, optional
         "paper": high-dimensional limit, in :math:`\beta = B/D`. "finite": without approximating the
         sampling. "exact": an entry of the noise kernel matrix, whose largest eigenvalue is K.
-    method : LinearMethod, optional
-        A method of your own, instead of the next two.
+    optimizer : LinearOptimizer, optional
+        An update rule of your own, instead of the next two.
     momentum, nesterov : bool, optional
-        As for :func:`linear_method`.
+        As for :func:`linear_optimizer`.
     weight_decay : bool, optional
         Whether to keep :math:`\rho`.
 
@@ -235,16 +229,16 @@ def noise_kernel_norm(
     Equation
         Eigenvalues are ``lambda[alpha]``, eigenvectors ``V[i, alpha]``, counted from 0, so that
         the right-hand side can be lambdified and called with arrays. Between two modes with
-        eigenvalue 0 "exact" reads 0/0: put 1e-300 in their place, they carry nothing.
+        eigenvalue 0 "exact" reads 0/0, where the term is zero: put 1e-300 in their place.
 
     Raises
     ------
     InputError
-        If there is no such kind.
+        If there is no such norm.
 
     References
     ----------
-    .. [1] arXiv:2404.19261, section 3; derivations/03-noise-kernel.md for the other two.
+    .. [1] arXiv:2404.19261, section 3; derivations/03-noise-kernel.md for "finite" and "exact".
 
     Examples
     --------
@@ -253,32 +247,32 @@ def noise_kernel_norm(
     >>> K.subs(symbolic.names.beta, 1)  # full batches
     0
     """
-    as_choice("kind", kind, ("paper", "finite", "exact"))
-    chosen = method or linear_method(momentum=momentum, nesterov=nesterov)
-    bare = pair_response(chosen, weight_decay=weight_decay)
+    as_choice("norm", norm, ("paper", "finite", "exact"))
+    chosen = optimizer or linear_optimizer(momentum=momentum, nesterov=nesterov)
+    bare = bare_response(chosen, weight_decay=weight_decay)
     one, other = eigenvalues[alpha], eigenvalues[alpha_other]
     modes, other_modes = (alpha, 0, D - 1), (alpha_other, 0, D - 1)
-    if kind == "exact":
+    if norm == "exact":
         i, j = sp.symbols("i j", integer=True)
         response = dressed_response(bare).subs({lam: one, lam_other: other}, simultaneous=True)
         V = eigenvectors
         product = V[i, alpha] * V[j, alpha] * response * V[i, alpha_other] * V[j, alpha_other]
         return sp.Eq(sp.IndexedBase("G")[i, j], gamma * sp.Sum(product, modes, other_modes))
-    size, correlation = (1 / beta - 1, 0) if kind == "paper" else (gamma, kappa)
+    size, correlation = (1 / beta - 1, 0) if norm == "paper" else (gamma, kappa)
     diagonal = signed(sp.cancel(bare.subs(lam_other, lam)))
     total = sp.Sum(dressed_response(diagonal, size, correlation).subs(lam, one), modes)
     return sp.Eq(sp.Symbol("K"), size / D * total)
 
 
 def small_learning_rate_limit(
-    method: LinearMethod = SGD_METHOD, *, weight_decay: bool = False
+    optimizer: LinearOptimizer = PLAIN_SGD, *, weight_decay: bool = False
 ) -> sp.Expr:
     r"""Return :math:`\lim_{\eta\to0} S^0_{\alpha\alpha}/\eta`.
 
     Parameters
     ----------
-    method : LinearMethod, optional
-        The method; plain SGD if left out.
+    optimizer : LinearOptimizer, optional
+        The update rule; plain SGD if left out.
     weight_decay : bool, optional
         Whether to keep :math:`\rho`.
 
@@ -297,7 +291,7 @@ def small_learning_rate_limit(
     >>> symbolic.small_learning_rate_limit(symbolic.HEAVY_BALL)
     -lambda/(2*(mu - 1))
     """
-    diagonal = pair_response(method, weight_decay=weight_decay).subs(lam_other, lam)
+    diagonal = bare_response(optimizer, weight_decay=weight_decay).subs(lam_other, lam)
     return sp.factor(sp.cancel(diagonal / eta).subs(eta, 0))
 
 
@@ -346,13 +340,13 @@ def schur_cohn_conditions(coefficients: Sequence[Any]) -> list[sp.Expr]:
     return conditions
 
 
-def edge_of_stability(method: LinearMethod = SGD_METHOD) -> list[sp.Expr]:
-    r"""Return the values of :math:`\eta(\lambda+\rho)` at which the noiseless recursion may turn.
+def edge_of_stability(optimizer: LinearOptimizer = PLAIN_SGD) -> list[sp.Expr]:
+    r"""Return values of :math:`\eta(\lambda+\rho)` where a noise-free mode may become unstable.
 
     Parameters
     ----------
-    method : LinearMethod, optional
-        The method; plain SGD if left out.
+    optimizer : LinearOptimizer, optional
+        The update rule; plain SGD if left out.
 
     Returns
     -------
@@ -374,8 +368,8 @@ def edge_of_stability(method: LinearMethod = SGD_METHOD) -> list[sp.Expr]:
     [2*mu + 2]
     """
     decay = sp.Symbol("x")
-    polynomial = [sp.S.One, *(-a for a in method.recursion(decay))]
-    while polynomial[-1] == 0:  # a method whose memory is idle
+    polynomial = [sp.S.One, *(-a for a in optimizer.recursion(decay))]
+    while polynomial[-1] == 0:  # an optimizer that makes no use of its oldest points
         polynomial.pop()
     roots: list[sp.Expr] = []
     for condition in schur_cohn_conditions(polynomial):

@@ -1,8 +1,8 @@
 r"""Typical growth: the quadratic form that grows exactly, and its one-step variance.
 
 Let L be the eigenmatrix of the adjoint of the second-moment map, with the growth factor r. Then
-:math:`\ell = z^\top Lz` has :math:`E[\ell'|z] = r\ell` for every z. With :math:`x = w - 1`, u the
-point where the gradient is taken, :math:`g = \eta\Theta LAz` (A the step without noise) and
+:math:`\ell = z^\top Lz` has :math:`E[\ell'|z] = r\ell` for every z. With :math:`x = w - 1`, the
+residual u where the gradient is taken, :math:`g = \eta\Theta LAz` (A the noise-free step) and
 :math:`N = \eta^2\Theta L\Theta`,
 
 .. math:: \ell' - r\ell = -2\sum_ig_iu_ix_i + \sum_{ij}N_{ij}u_iu_j(x_ix_j - E x_ix_j)
@@ -24,13 +24,11 @@ from quadmodel.symbolic.algebra.indices import (
     DATA,
     PARAMETERS,
     Index,
-    Polynomial,
-    Tensor,
     data_indices,
-    delta,
     parameter_indices,
 )
 from quadmodel.symbolic.algebra.names import D, eta, gamma, kappa
+from quadmodel.symbolic.algebra.polynomials import Polynomial, Tensor, delta
 from quadmodel.symbolic.algebra.sampling import (
     SamplingScheme,
     as_scheme,
@@ -48,44 +46,24 @@ POINT = Tensor("U", (DATA, DATA), (0, 0))  # E u u^T
 MIXED = Tensor("Y", (DATA, DATA))  # E g u^T
 SLOPE = Tensor("Z", (DATA, DATA), (0, 0))  # E g g^T
 
-# u and g as maps of independent Gaussians: what they share is in their second moments.
+# u and g as linear maps of independent Gaussians; only their joint second moments matter.
 _STATE = Tensor("s", (PARAMETERS,))
 _TO_POINT = Tensor("u", (DATA, PARAMETERS))
 _TO_SLOPE = Tensor("g", (DATA, PARAMETERS))
 
-# Blocks of partitions of three and of four places, as the emitted functions return them
+# Block sizes of the partitions of three and of four places, in the order of emitted results
 HIGHER_ORDERS = ((3,), (1, 2), (1, 1, 1), (4,), (1, 3), (2, 2), (1, 1, 2), (1, 1, 1, 1))
 
 
 def adjoint_step() -> Polynomial:
-    r"""Return :math:`E[\ell'|z]` as a quadratic form in z, for plain SGD.
-
-    Returns
-    -------
-    Polynomial
-        Its matrix, with free indices a and b: the adjoint of the second-moment map, applied to L.
-
-    References
-    ----------
-    .. [1] derivations/07-typical-stability.md.
-    """
+    r"""Return the matrix of :math:`E[\ell'|z]` for plain SGD: the adjoint map, applied to L."""
     a, b, c, d = data_indices("abcd")
     product = _step(c, a) * ADJOINT(c, d) * _step(d, b)
     return average_batches(product.sum(c, d), WEIGHTS)
 
 
 def deviation() -> tuple[Polynomial, Polynomial]:
-    r"""Return the parts of :math:`\ell'` of first and of second order in x, for plain SGD.
-
-    Returns
-    -------
-    tuple of two Polynomial
-        In x, z, L and the NTK.
-
-    References
-    ----------
-    .. [1] derivations/07-typical-stability.md.
-    """
+    r"""Return the parts of :math:`\ell'` of first and of second order in x, for plain SGD."""
     a, b, c, d = data_indices("abcd")
     form = _step(c, a) * ADJOINT(c, d) * _step(d, b) * RESIDUAL(a) * RESIDUAL(b)
     whole = form.sum(a, b, c, d).replace(WEIGHTS, lambda i: FLUCTUATION(i) + 1)
@@ -99,17 +77,7 @@ def deviation() -> tuple[Polynomial, Polynomial]:
 
 
 def mean_square() -> Polynomial:
-    r"""Return :math:`E\ell^2` at a Gaussian state.
-
-    Returns
-    -------
-    Polynomial
-        In L and M, for plain SGD the second moment of the residual.
-
-    References
-    ----------
-    .. [1] derivations/07-typical-stability.md.
-    """
+    r"""Return :math:`E\ell^2` at a Gaussian state, in L and the second moment M."""
     a, b, c, d = data_indices("abcd")
     M, z = linear.moment(0, 0), RESIDUAL
     product = ADJOINT(a, b) * ADJOINT(c, d) * z(a) * z(b) * z(c) * z(d)
@@ -123,7 +91,7 @@ def _step(row: Index, column: Index) -> Polynomial:
 
 
 class Variance(NamedTuple):
-    """Parts of second, third and fourth order in the fluctuation of the weights."""
+    """Parts of the variance, of second, third and fourth order in the weights' fluctuation."""
 
     second: Polynomial
     third: Polynomial
@@ -146,7 +114,7 @@ def one_step_variance(sampling: str | SamplingScheme | None = None) -> Variance:
 
     Notes
     -----
-    Momentum changes U, Y and Z only.
+    Momentum changes the values of U, Y and Z, and not the formula.
 
     References
     ----------
@@ -158,23 +126,23 @@ def one_step_variance(sampling: str | SamplingScheme | None = None) -> Variance:
     def mean(product: Polynomial) -> Polynomial:
         return average_batches(product, FLUCTUATION, law)
 
-    def pulled(i: Index) -> Polynomial:
+    def first_order(i: Index) -> Polynomial:
         product: Polynomial = -2 * _linear(_TO_SLOPE, i) * _linear(_TO_POINT, i)
         return product
 
-    def kicked(i: Index, j: Index) -> Polynomial:
+    def second_order(i: Index, j: Index) -> Polynomial:
         product: Polynomial = FORM(i, j) * _linear(_TO_POINT, i) * _linear(_TO_POINT, j)
         return product
 
     x = FLUCTUATION
     pair, other = mean(x(a) * x(b)), mean(x(c) * x(d))
-    second = mean(x(a) * x(b)) * pulled(a) * pulled(b)
-    third = mean(x(a) * x(b) * x(c)) * pulled(a) * kicked(b, c) * 2
+    second = mean(x(a) * x(b)) * first_order(a) * first_order(b)
+    third = mean(x(a) * x(b) * x(c)) * first_order(a) * second_order(b, c) * 2
     fourth = mean(x(a) * x(b) * x(c) * x(d)) - pair * other
     return Variance(
         _over_states(second.sum(a, b)),
         _over_states(third.sum(a, b, c)),
-        _over_states((fourth * kicked(a, b) * kicked(c, d)).sum(a, b, c, d)),
+        _over_states((fourth * second_order(a, b) * second_order(c, d)).sum(a, b, c, d)),
     )
 
 
@@ -203,7 +171,7 @@ def higher_moment_symbols() -> dict[tuple[int, ...], sp.Symbol]:
     -------
     dict of tuple of int to Symbol
         By block sizes: :math:`E[x_ix_jx_k] = c_3\delta_{ijk} + c_{21}(\delta_{ij} + \delta_{jk}
-        + \delta_{ik}) + c_{111}`, and in the same way :math:`E[x_ix_jx_kx_l]`.
+        + \delta_{ik}) + c_{111}`, and likewise for :math:`E[x_ix_jx_kx_l]`.
     """
     return {
         sizes: sp.Symbol("c_" + "".join(map(str, sorted(sizes, reverse=True))))

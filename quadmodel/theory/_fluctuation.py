@@ -46,14 +46,14 @@ def eigenmatrices(
     here, there = (slice(None), None), (None, slice(None))  # first and second mode of a pair
     pair = lam[here], lam[there], sgd
     dressed = formulas.dressed_response(
-        formulas.pair_response(*pair, growth=growth), gamma, kappa, n_data
+        formulas.bare_response(*pair, growth=growth), gamma, kappa, n_data
     )
     spread = vectors.T @ (energies[:, None] * vectors)
     at_gradient = gamma * dressed * spread
-    noise = generated.noise_moment(at_gradient, spread, gamma, kappa, n_data)
+    noise = generated.noise_covariance(at_gradient, spread, gamma, kappa, n_data)
     now = at_gradient
     if sgd.nesterov:
-        now = formulas.pair_response(*pair, growth=growth, at_gradient=False) * noise
+        now = formulas.bare_response(*pair, growth=growth, at_gradient=False) * noise
     a, b = formulas.mode_recursion(lam, sgd)
     a, a_other, b, b_other = a[here], a[there], b[here], b[there]
     ahead, behind = formulas.extrapolation(sgd)

@@ -57,7 +57,7 @@ def noiseless_decay(lam: FloatArray, sgd: SGD) -> float:
     return float(np.abs(roots).max()) ** 2
 
 
-def pair_response(
+def bare_response(
     lam: FloatArray,
     lam_other: FloatArray,
     sgd: SGD,
@@ -73,11 +73,17 @@ def pair_response(
     eta, mu = sgd.learning_rate, sgd.momentum
     x, y = eta * (lam + sgd.weight_decay), eta * (lam_other + sgd.weight_decay)
     if not sgd.nesterov:
-        of_pair, of_mode = generated.heavy_ball_sum_at_gradient, generated.heavy_ball_diagonal_sum
+        of_pair, of_mode = (
+            generated.heavy_ball_pair_sum_at_gradient,
+            generated.heavy_ball_diagonal_pair_sum,
+        )
     elif at_gradient:
-        of_pair, of_mode = generated.nesterov_sum_at_gradient, generated.nesterov_diagonal_sum
+        of_pair, of_mode = (
+            generated.nesterov_pair_sum_at_gradient,
+            generated.nesterov_diagonal_pair_sum,
+        )
     else:
-        of_pair, of_mode = generated.nesterov_sum_at_residual, None
+        of_pair, of_mode = generated.nesterov_pair_sum_at_residual, None
     drive = eta * eta * lam * lam_other
     with np.errstate(divide="ignore", invalid="ignore"):
         response = of_pair(x, y, mu, growth)

@@ -111,7 +111,7 @@ def paper_variance(batch_fraction: Any) -> Any:
 
 
 def heavy_ball_recursion(x: Any, momentum: Any) -> Any:
-    r"""Return a, b of a mode's noiseless z_(t+1) = a z_t - b z_(t-1).
+    r"""Return a, b of a mode's noise-free z_(t+1) = a z_t - b z_(t-1).
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ def heavy_ball_recursion(x: Any, momentum: Any) -> Any:
 
 
 def heavy_ball_edges(momentum: Any) -> Any:
-    r"""Return where x = eta (lambda + rho) may leave stability: the least positive does.
+    r"""Return candidates for the edge in eta (lambda + rho), the least positive of them.
 
     Parameters
     ----------
@@ -160,7 +160,7 @@ def heavy_ball_edges(momentum: Any) -> Any:
 
 
 def nesterov_recursion(x: Any, momentum: Any) -> Any:
-    r"""Return a, b of a mode's noiseless z_(t+1) = a z_t - b z_(t-1).
+    r"""Return a, b of a mode's noise-free z_(t+1) = a z_t - b z_(t-1).
 
     Parameters
     ----------
@@ -187,7 +187,7 @@ def nesterov_recursion(x: Any, momentum: Any) -> Any:
 
 
 def nesterov_edges(momentum: Any) -> Any:
-    r"""Return where x = eta (lambda + rho) may leave stability: the least positive does.
+    r"""Return candidates for the edge in eta (lambda + rho), the least positive of them.
 
     Parameters
     ----------
@@ -214,7 +214,7 @@ def nesterov_edges(momentum: Any) -> Any:
 
 
 def recursion_roots(a: Any, b: Any) -> Any:
-    r"""Return the factors per step of a mode's two solutions.
+    r"""Return the growth factors per step of the two solutions of a mode's recursion.
 
     Parameters
     ----------
@@ -241,8 +241,8 @@ def recursion_roots(a: Any, b: Any) -> Any:
     return shared0 - shared1, shared0 + shared1
 
 
-def heavy_ball_sum_at_gradient(x: Any, y: Any, momentum: Any, growth: Any) -> Any:
-    r"""Return sum_n r^(-n-1) h_n h'_n of a pair of modes, h the response of the point of the gradient.
+def heavy_ball_pair_sum_at_gradient(x: Any, y: Any, momentum: Any, growth: Any) -> Any:
+    r"""Return the pair sum of r^(-n-1) h_n h'_n, h the response at the gradient.
 
     Parameters
     ----------
@@ -274,8 +274,8 @@ def heavy_ball_sum_at_gradient(x: Any, y: Any, momentum: Any, growth: Any) -> An
     return growth*(growth**2 - momentum**2)/(at_one + rest*(growth - 1))
 
 
-def heavy_ball_diagonal_sum(x: Any, momentum: Any) -> Any:
-    r"""Return sum_n h_n^2 of a mode at the gradient's point, free of common factors.
+def heavy_ball_diagonal_pair_sum(x: Any, momentum: Any) -> Any:
+    r"""Return the pair sum of a mode with itself at the gradient, common factors cancelled.
 
     Parameters
     ----------
@@ -299,8 +299,8 @@ def heavy_ball_diagonal_sum(x: Any, momentum: Any) -> Any:
     return (momentum + 1)/(x*(momentum - 1)*(-2*momentum + x - 2))
 
 
-def nesterov_sum_at_gradient(x: Any, y: Any, momentum: Any, growth: Any) -> Any:
-    r"""Return sum_n r^(-n-1) h_n h'_n of a pair of modes, h the response of the point of the gradient.
+def nesterov_pair_sum_at_gradient(x: Any, y: Any, momentum: Any, growth: Any) -> Any:
+    r"""Return the pair sum of r^(-n-1) h_n h'_n, h the response at the gradient.
 
     Parameters
     ----------
@@ -336,8 +336,8 @@ def nesterov_sum_at_gradient(x: Any, y: Any, momentum: Any, growth: Any) -> Any:
     return (-growth*momentum*shared1*(-a*b_other + a*growth - a_other*b + a_other*growth) + growth*shared0*shared1**2 + momentum**2*shared0)/(at_one + rest*(growth - 1))
 
 
-def nesterov_sum_at_residual(x: Any, y: Any, momentum: Any, growth: Any) -> Any:
-    r"""Return sum_n r^(-n-1) h_n h'_n of a pair of modes, h the response of the residual.
+def nesterov_pair_sum_at_residual(x: Any, y: Any, momentum: Any, growth: Any) -> Any:
+    r"""Return the pair sum of r^(-n-1) h_n h'_n, h the response at the residual.
 
     Parameters
     ----------
@@ -371,8 +371,8 @@ def nesterov_sum_at_residual(x: Any, y: Any, momentum: Any, growth: Any) -> Any:
     return growth*(-b*b_other + growth**2)/(at_one + rest*(growth - 1))
 
 
-def nesterov_diagonal_sum(x: Any, momentum: Any) -> Any:
-    r"""Return sum_n h_n^2 of a mode at the gradient's point, free of common factors.
+def nesterov_diagonal_pair_sum(x: Any, momentum: Any) -> Any:
+    r"""Return the pair sum of a mode with itself at the gradient, common factors cancelled.
 
     Parameters
     ----------
@@ -404,7 +404,7 @@ def dressed_response(bare: Any, gamma: Any, kappa: Any, n_data: Any) -> Any:
     Parameters
     ----------
     bare : float or ndarray
-        :math:`S_{0}`, summed response of a pair of modes.
+        :math:`S_{0}`, response of a pair of modes.
     gamma : float or ndarray
         :math:`\gamma`, variance parameter of the batch weights.
     kappa : float or ndarray
@@ -488,7 +488,7 @@ def mean_over_law(pole: Any, slope: Any, transform: Any) -> Any:
 
 
 def small_rate_response(eigenvalue: Any, weight_decay: Any, momentum: Any) -> Any:
-    r"""Return the limit of a mode's response over the learning rate as that goes to zero.
+    r"""Return the ratio of a mode's response to the learning rate, for small learning rates.
 
     Parameters
     ----------
@@ -514,8 +514,8 @@ def small_rate_response(eigenvalue: Any, weight_decay: Any, momentum: Any) -> An
     return -1/2*eigenvalue**2/((eigenvalue + weight_decay)*(momentum - 1))
 
 
-def carried_moment(a: Any, a_other: Any, b: Any, b_other: Any, now: Any, cross: Any, cross_other: Any, old: Any) -> Any:
-    r"""Return the part of the second moment's next value that needs no batch.
+def propagated_moment(a: Any, a_other: Any, b: Any, b_other: Any, now: Any, cross: Any, cross_other: Any, old: Any) -> Any:
+    r"""Return the noise-free part of the next second moment of two modes.
 
     Parameters
     ----------
@@ -551,8 +551,8 @@ def carried_moment(a: Any, a_other: Any, b: Any, b_other: Any, now: Any, cross: 
     return a*a_other*now - a*b_other*cross - a_other*b*cross_other + b*b_other*old
 
 
-def pulled_moment(a: Any, a_other: Any, b: Any, b_other: Any, pull: Any, pull_other: Any, mean: Any, mean_other: Any, old_mean: Any, old_mean_other: Any) -> Any:
-    r"""Return the part of it that weight decay's pull towards z_0 adds.
+def forced_moment(a: Any, a_other: Any, b: Any, b_other: Any, weight_decay_force: Any, weight_decay_force_other: Any, mean: Any, mean_other: Any, old_mean: Any, old_mean_other: Any) -> Any:
+    r"""Return the part of the next second moment that is due to weight decay.
 
     Parameters
     ----------
@@ -564,9 +564,9 @@ def pulled_moment(a: Any, a_other: Any, b: Any, b_other: Any, pull: Any, pull_ot
         :math:`b`, coefficient of -z_(t-1).
     b_other : float or ndarray
         :math:`b'`, b of the other mode.
-    pull : float or ndarray
+    weight_decay_force : float or ndarray
         :math:`c`, eta rho z_0 of a mode.
-    pull_other : float or ndarray
+    weight_decay_force_other : float or ndarray
         :math:`c'`, eta rho z_0 of the other mode.
     mean : float or ndarray
         :math:`m`, E z_t of a mode.
@@ -589,20 +589,20 @@ def pulled_moment(a: Any, a_other: Any, b: Any, b_other: Any, pull: Any, pull_ot
     ----------
     .. [1] derivations/02-second-moment.md.
     """
-    return pull*(a_other*mean_other - b_other*old_mean_other) + pull_other*(a*mean - b*old_mean + pull)
+    return weight_decay_force*(a_other*mean_other - b_other*old_mean_other) + weight_decay_force_other*(a*mean - b*old_mean + weight_decay_force)
 
 
-def kicked_moment(drive: Any, drive_other: Any, noise: Any) -> Any:
-    r"""Return the part of it that the batch's noise adds.
+def injected_moment(effective_step: Any, effective_step_other: Any, noise: Any) -> Any:
+    r"""Return the part of the next second moment that the batch noise injects.
 
     Parameters
     ----------
-    drive : float or ndarray
+    effective_step : float or ndarray
         :math:`f`, eta lambda of a mode.
-    drive_other : float or ndarray
+    effective_step_other : float or ndarray
         :math:`f'`, eta lambda of the other mode.
     noise : float or ndarray
-        :math:`\Omega`, covariance of the batch's noise between two modes.
+        :math:`\Omega`, covariance of the batch noise between two modes.
 
     Returns
     -------
@@ -616,10 +616,10 @@ def kicked_moment(drive: Any, drive_other: Any, noise: Any) -> Any:
     ----------
     .. [1] derivations/02-second-moment.md.
     """
-    return drive*drive_other*noise
+    return effective_step*effective_step_other*noise
 
 
-def cross_moment(a: Any, b: Any, pull: Any, now: Any, cross_other: Any, mean_other: Any) -> Any:
+def cross_moment(a: Any, b: Any, weight_decay_force: Any, now: Any, cross_other: Any, mean_other: Any) -> Any:
     r"""Return E z_(t+1) z_t' of two modes.
 
     Parameters
@@ -628,7 +628,7 @@ def cross_moment(a: Any, b: Any, pull: Any, now: Any, cross_other: Any, mean_oth
         :math:`a`, coefficient of z_t in a mode's recursion a z_t - b z_(t-1).
     b : float or ndarray
         :math:`b`, coefficient of -z_(t-1).
-    pull : float or ndarray
+    weight_decay_force : float or ndarray
         :math:`c`, eta rho z_0 of a mode.
     now : float or ndarray
         :math:`N`, E z_t z_t' of two modes.
@@ -649,10 +649,10 @@ def cross_moment(a: Any, b: Any, pull: Any, now: Any, cross_other: Any, mean_oth
     ----------
     .. [1] derivations/02-second-moment.md.
     """
-    return a*now - b*cross_other + mean_other*pull
+    return a*now - b*cross_other + mean_other*weight_decay_force
 
 
-def next_mean(a: Any, b: Any, pull: Any, mean: Any, old_mean: Any) -> Any:
+def next_mean(a: Any, b: Any, weight_decay_force: Any, mean: Any, old_mean: Any) -> Any:
     r"""Return E z_(t+1) of a mode.
 
     Parameters
@@ -661,7 +661,7 @@ def next_mean(a: Any, b: Any, pull: Any, mean: Any, old_mean: Any) -> Any:
         :math:`a`, coefficient of z_t in a mode's recursion a z_t - b z_(t-1).
     b : float or ndarray
         :math:`b`, coefficient of -z_(t-1).
-    pull : float or ndarray
+    weight_decay_force : float or ndarray
         :math:`c`, eta rho z_0 of a mode.
     mean : float or ndarray
         :math:`m`, E z_t of a mode.
@@ -680,11 +680,11 @@ def next_mean(a: Any, b: Any, pull: Any, mean: Any, old_mean: Any) -> Any:
     ----------
     .. [1] derivations/02-second-moment.md.
     """
-    return a*mean - b*old_mean + pull
+    return a*mean - b*old_mean + weight_decay_force
 
 
-def at_gradient_moment(now: Any, cross: Any, cross_other: Any, old: Any, ahead: Any, behind: Any) -> Any:
-    r"""Return E u u' of two modes at the point of the gradient.
+def at_gradient_moment(now: Any, cross: Any, cross_other: Any, old: Any, coefficient_now: Any, coefficient_old: Any) -> Any:
+    r"""Return E u u' of two modes at the point where the gradient is taken.
 
     Parameters
     ----------
@@ -696,10 +696,10 @@ def at_gradient_moment(now: Any, cross: Any, cross_other: Any, old: Any, ahead: 
         :math:`X'`, E z_(t-1) z_t' of two modes.
     old : float or ndarray
         :math:`O`, E z_(t-1) z_(t-1)' of two modes.
-    ahead : float or ndarray
+    coefficient_now : float or ndarray
         :math:`p`, coefficient p of the point p z_t - q z_(t-1) where the gradient is taken.
-    behind : float or ndarray
-        :math:`q`, coefficient q.
+    coefficient_old : float or ndarray
+        :math:`q`, coefficient q of that point.
 
     Returns
     -------
@@ -713,19 +713,19 @@ def at_gradient_moment(now: Any, cross: Any, cross_other: Any, old: Any, ahead: 
     ----------
     .. [1] derivations/02-second-moment.md.
     """
-    shared0 = ahead*behind
-    return ahead**2*now + behind**2*old - cross*shared0 - cross_other*shared0
+    shared0 = coefficient_now*coefficient_old
+    return coefficient_now**2*now + coefficient_old**2*old - cross*shared0 - cross_other*shared0
 
 
-def noise_moment(at_gradient: Any, spread: Any, gamma: Any, kappa: Any, n_data: Any) -> Any:
-    r"""Return the covariance of the batch's noise between two modes.
+def noise_covariance(at_gradient: Any, point_noise: Any, gamma: Any, kappa: Any, n_data: Any) -> Any:
+    r"""Return the covariance of the batch noise between two modes.
 
     Parameters
     ----------
     at_gradient : float or ndarray
         :math:`U`, E u u' of two modes at the point of the gradient.
-    spread : float or ndarray
-        :math:`E`, E u_i^2 of every data point, between two modes.
+    point_noise : float or ndarray
+        :math:`E`, V^T diag(E u_i^2) V between two modes.
     gamma : float or ndarray
         :math:`\gamma`, variance parameter of the batch weights.
     kappa : float or ndarray
@@ -745,11 +745,11 @@ def noise_moment(at_gradient: Any, spread: Any, gamma: Any, kappa: Any, n_data: 
     ----------
     .. [1] derivations/02-second-moment.md.
     """
-    return -at_gradient*gamma*kappa/n_data + gamma*spread
+    return -at_gradient*gamma*kappa/n_data + gamma*point_noise
 
 
-def carried_moment_without_memory(a: Any, a_other: Any, now: Any) -> Any:
-    r"""Return the part of the second moment's next value that needs no batch.
+def propagated_moment_without_memory(a: Any, a_other: Any, now: Any) -> Any:
+    r"""Return the noise-free part of the next second moment of two modes.
 
     Parameters
     ----------
@@ -775,15 +775,15 @@ def carried_moment_without_memory(a: Any, a_other: Any, now: Any) -> Any:
     return a*a_other*now
 
 
-def energy_at_gradient(mean_square: Any, dressed: Any, gamma: Any, kappa: Any, n_data: Any) -> Any:
-    r"""Return a mode's stationary energy at the gradient: own part, share of the total.
+def squared_residual_at_gradient(mean_square: Any, dressed: Any, gamma: Any, kappa: Any, n_data: Any) -> Any:
+    r"""Return own part and share of the total of a mode's stationary squared residual.
 
     Parameters
     ----------
     mean_square : float or ndarray
-        :math:`m_{2}`, squared mean of a mode's residual.
+        :math:`m_{2}`, square of a mode's mean residual.
     dressed : float or ndarray
-        :math:`S`, summed response of a mode, dressed by the fixed sum of the weights.
+        :math:`S`, response of a mode with the correlation of the batch weights.
     gamma : float or ndarray
         :math:`\gamma`, variance parameter of the batch weights.
     kappa : float or ndarray
@@ -809,7 +809,7 @@ def energy_at_gradient(mean_square: Any, dressed: Any, gamma: Any, kappa: Any, n
 
 
 def kept_fraction(eigenvalue: Any, weight_decay: Any) -> Any:
-    r"""Return the part of z_0 that a mode's mean keeps for ever under weight decay.
+    r"""Return the fraction of z_0 at which weight decay holds a mode's mean for ever.
 
     Parameters
     ----------
@@ -833,20 +833,20 @@ def kept_fraction(eigenvalue: Any, weight_decay: Any) -> Any:
     return weight_decay/(eigenvalue + weight_decay)
 
 
-def ntk_drive(over_data: Any, unmoved: Any, answered: Any, spread_out: Any, moved: Any, skew: Any, twice: Any, trace: Any) -> Any:
-    r"""Return the summed drive of the mean NTK.
+def ntk_source(over_data: Any, unconstrained_sum: Any, data_response_sum: Any, trace_sum: Any, displacement_sum: Any, skew: Any, twice: Any, trace: Any) -> Any:
+    r"""Return the summed source terms of the mean NTK.
 
     Parameters
     ----------
     over_data : float or ndarray
         :math:`C`, covariance of the curvature over data points.
-    unmoved : float or ndarray
+    unconstrained_sum : float or ndarray
         :math:`X_{h}`, sum over earlier steps of h_n X_s.
-    answered : float or ndarray
+    data_response_sum : float or ndarray
         :math:`X_{R}`, sum over earlier steps of X_s N^T R_n.
-    spread_out : float or ndarray
+    trace_sum : float or ndarray
         :math:`X_{\tau}`, sum over earlier steps of tr(N R_n) X_s.
-    moved : float or ndarray
+    displacement_sum : float or ndarray
         :math:`Y_{R}`, sum over earlier steps of R_n N Y_s.
     skew : float or ndarray
         :math:`N`, J S J^+.
@@ -867,23 +867,23 @@ def ntk_drive(over_data: Any, unmoved: Any, answered: Any, spread_out: Any, move
     ----------
     .. [1] derivations/06-expected-ntk.md.
     """
-    return trace*(over_data @ unmoved @ skew.T) + (-np.trace(skew))*(over_data @ unmoved @ skew.T) + over_data @ answered @ skew.T + over_data @ moved @ skew.T + over_data @ spread_out @ skew.T + (-1)*(over_data @ unmoved @ skew.T @ skew.T) + over_data @ unmoved @ twice.T
+    return trace*(over_data @ unconstrained_sum @ skew.T) + (-np.trace(skew))*(over_data @ unconstrained_sum @ skew.T) + over_data @ data_response_sum @ skew.T + over_data @ displacement_sum @ skew.T + over_data @ trace_sum @ skew.T + (-1)*(over_data @ unconstrained_sum @ skew.T @ skew.T) + over_data @ unconstrained_sum @ twice.T
 
 
-def ntk_drive_unit(over_data: Any, unmoved: Any, answered: Any, spread_out: Any, moved: Any, n_data: Any, n_params: Any) -> Any:
-    r"""Return the same where the curvature's covariance over parameters is S = I.
+def ntk_source_unit(over_data: Any, unconstrained_sum: Any, data_response_sum: Any, trace_sum: Any, displacement_sum: Any, n_data: Any, n_params: Any) -> Any:
+    r"""Return the summed source terms of the mean NTK for covariance S = I over parameters.
 
     Parameters
     ----------
     over_data : float or ndarray
         :math:`C`, covariance of the curvature over data points.
-    unmoved : float or ndarray
+    unconstrained_sum : float or ndarray
         :math:`X_{h}`, sum over earlier steps of h_n X_s.
-    answered : float or ndarray
+    data_response_sum : float or ndarray
         :math:`X_{R}`, sum over earlier steps of X_s N^T R_n.
-    spread_out : float or ndarray
+    trace_sum : float or ndarray
         :math:`X_{\tau}`, sum over earlier steps of tr(N R_n) X_s.
-    moved : float or ndarray
+    displacement_sum : float or ndarray
         :math:`Y_{R}`, sum over earlier steps of R_n N Y_s.
     n_data : float or ndarray
         :math:`D`, number of data points.
@@ -902,11 +902,11 @@ def ntk_drive_unit(over_data: Any, unmoved: Any, answered: Any, spread_out: Any,
     ----------
     .. [1] derivations/06-expected-ntk.md.
     """
-    return (-n_data + n_params)*(over_data @ unmoved) + over_data @ answered + over_data @ moved + over_data @ spread_out
+    return (-n_data + n_params)*(over_data @ unconstrained_sum) + over_data @ data_response_sum + over_data @ displacement_sum + over_data @ trace_sum
 
 
 def ntk_diffusion(over_data: Any, inner: Any, inner_twice: Any, displaced: Any, trace: Any) -> Any:
-    r"""Return the mean square of what the displacement adds to the Jacobian.
+    r"""Return the mean square of the Jacobian's change with the parameters' displacement.
 
     Parameters
     ----------
@@ -936,15 +936,15 @@ def ntk_diffusion(over_data: Any, inner: Any, inner_twice: Any, displaced: Any, 
     return (trace*np.trace(inner @ displaced))*(over_data) + np.trace(inner_twice @ displaced)*(over_data)
 
 
-def ntk_change(drive_sum: Any, diffusion: Any, learning_rate: Any, n_data: Any) -> Any:
+def ntk_change(source_sum: Any, diffusion: Any, learning_rate: Any, n_data: Any) -> Any:
     r"""Return the mean change of the NTK.
 
     Parameters
     ----------
-    drive_sum : float or ndarray
-        :math:`A`, summed drive.
+    source_sum : float or ndarray
+        :math:`A`, summed source terms.
     diffusion : float or ndarray
-        :math:`B`, mean square of what the displacement adds to the Jacobian.
+        :math:`B`, mean square of the Jacobian's change with the displacement.
     learning_rate : float or ndarray
         :math:`\eta`, learning rate, in units of 1 / eigenvalue.
     n_data : float or ndarray
@@ -962,7 +962,7 @@ def ntk_change(drive_sum: Any, diffusion: Any, learning_rate: Any, n_data: Any) 
     ----------
     .. [1] derivations/06-expected-ntk.md.
     """
-    return (-learning_rate/n_data**2)*(drive_sum) + (-learning_rate/n_data**2)*(drive_sum.T) + 1/n_data*(diffusion)
+    return (-learning_rate/n_data**2)*(source_sum) + (-learning_rate/n_data**2)*(source_sum.T) + 1/n_data*(diffusion)
 
 
 def mode_fluctuation(distance: Any, covariance: Any, covariance_other: Any, covariance_between: Any, outer: Any, outer_other: Any, outer_between: Any, fluctuation: Any, fluctuation_other: Any, fluctuation_between: Any) -> Any:
@@ -973,23 +973,23 @@ def mode_fluctuation(distance: Any, covariance: Any, covariance_other: Any, cova
     distance : float or ndarray
         :math:`\theta_{2}`, E theta^T S theta.
     covariance : float or ndarray
-        :math:`C_{a}`, entry of V^T C V, a mode with itself.
+        :math:`C_{a}`, entry of V^T C V for a mode with itself.
     covariance_other : float or ndarray
-        :math:`C_{b}`, the other mode with itself.
+        :math:`C_{b}`, entry for the other mode with itself.
     covariance_between : float or ndarray
-        :math:`C_{ab}`, between both.
+        :math:`C_{ab}`, entry between the two modes.
     outer : float or ndarray
-        :math:`F_{a}`, entry of V^T J S J^T V, a mode with itself.
+        :math:`F_{a}`, entry of V^T J S J^T V for a mode with itself.
     outer_other : float or ndarray
-        :math:`F_{b}`, the other mode with itself.
+        :math:`F_{b}`, entry for the other mode with itself.
     outer_between : float or ndarray
-        :math:`F_{ab}`, between both.
+        :math:`F_{ab}`, entry between the two modes.
     fluctuation : float or ndarray
-        :math:`W_{a}`, entry of V^T N Y N^T V, a mode with itself.
+        :math:`W_{a}`, entry of V^T N Y N^T V for a mode with itself.
     fluctuation_other : float or ndarray
-        :math:`W_{b}`, the other mode with itself.
+        :math:`W_{b}`, entry for the other mode with itself.
     fluctuation_between : float or ndarray
-        :math:`W_{ab}`, between both.
+        :math:`W_{ab}`, entry between the two modes.
 
     Returns
     -------
@@ -1007,15 +1007,15 @@ def mode_fluctuation(distance: Any, covariance: Any, covariance_other: Any, cova
     return covariance*fluctuation_other + covariance_other*fluctuation + distance*(covariance*outer_other + covariance_other*outer + outer_between*shared0) + fluctuation_between*shared0
 
 
-def level_shift(gap: Any, square: Any) -> Any:
-    r"""Return how far the upper of two levels is pushed by a fluctuation between them.
+def eigenvalue_shift(gap: Any, square: Any) -> Any:
+    r"""Return how far the larger of two eigenvalues is pushed by a fluctuation between them.
 
     Parameters
     ----------
     gap : float or ndarray
-        :math:`g`, distance of the two levels without it, in units of an eigenvalue.
+        :math:`g`, distance of the two eigenvalues without the fluctuation.
     square : float or ndarray
-        :math:`f`, mean square of the fluctuation between them.
+        :math:`f`, mean square of the fluctuation between the two modes.
 
     Returns
     -------

@@ -41,7 +41,7 @@ def norm_on_spectrum(
 def _dressed(
     lam: FloatArray, other: FloatArray, sgd: SGD, gamma: float, kappa: float, growth: float
 ) -> FloatArray:
-    bare = formulas.pair_response(lam, other, sgd, growth=growth)
+    bare = formulas.bare_response(lam, other, sgd, growth=growth)
     return formulas.dressed_response(bare, gamma, kappa, lam.size)
 
 
@@ -56,7 +56,7 @@ def _law_average(spectrum: LimitSpectrum, sgd: SGD, gamma: float, kappa: float) 
     if sgd.nesterov or sgd.weight_decay > 0 or q < 0:
         return law.average(
             lambda lam: formulas.dressed_response(
-                formulas.pair_response(lam, lam, sgd), gamma, kappa, spectrum.n_data
+                formulas.bare_response(lam, lam, sgd), gamma, kappa, spectrum.n_data
             )
         )
     if q * spectrum.edge <= 1e-8 * p:  # far from the pole the difference below cancels

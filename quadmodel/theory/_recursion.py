@@ -46,21 +46,21 @@ def exact_moments(
             at_gradient = generated.at_gradient_moment(now, cross, cross.T, old, *look)
         yield Moments(mean, now, ahead * mean - behind * old_mean, at_gradient)
         if remembers:
-            following = generated.carried_moment(
+            following = generated.propagated_moment(
                 a[here], a[there], b[here], b[there], now, cross, cross.T, old
             )
         else:
-            following = generated.carried_moment_without_memory(a[here], a[there], now)
+            following = generated.propagated_moment_without_memory(a[here], a[there], now)
         if pull.any():
-            following += generated.pulled_moment(
+            following += generated.forced_moment(
                 *(v[side] for v in (a, b, pull, mean, old_mean) for side in (here, there))
             )
         if gamma > 0:
             # the noise of each data point, seen in the modes
             energies = np.einsum("ia,ia->i", vectors @ at_gradient, vectors)
             spread = vectors.T @ (energies[:, None] * vectors)
-            noise = generated.noise_moment(at_gradient, spread, gamma, kappa, n_data)
-            following += generated.kicked_moment(drive[here], drive[there], noise)
+            noise = generated.noise_covariance(at_gradient, spread, gamma, kappa, n_data)
+            following += generated.injected_moment(drive[here], drive[there], noise)
         if remembers:
             cross = generated.cross_moment(a[here], b[here], pull[here], now, cross.T, mean[there])
             old = now
@@ -92,12 +92,12 @@ def closure_energies(
     while True:
         yield now
         at_gradient = generated.at_gradient_moment(now, cross, cross, old, *look)
-        following = generated.carried_moment(a, a, b, b, now, cross, cross, old)
-        following += generated.pulled_moment(
+        following = generated.propagated_moment(a, a, b, b, now, cross, cross, old)
+        following += generated.forced_moment(
             *(v for v in (a, b, pull, mean, old_mean) for _ in range(2))
         )
         spread = at_gradient.sum() / n_data
-        noise = generated.noise_moment(at_gradient, spread, gamma, kappa, n_data)
-        following += generated.kicked_moment(drive, drive, noise)
+        noise = generated.noise_covariance(at_gradient, spread, gamma, kappa, n_data)
+        following += generated.injected_moment(drive, drive, noise)
         cross, old = generated.cross_moment(a, b, pull, now, cross, mean), now
         mean, old_mean, now = generated.next_mean(a, b, pull, mean, old_mean), mean, following

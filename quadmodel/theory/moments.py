@@ -155,16 +155,16 @@ def floor_on_spectrum(spectrum: Spectrum, residual: FloatArray, sgd: SGD, norm: 
     if gamma == 0 or not np.any(mean):
         return float(mean @ mean) / (2 * n_data)
     if norm == "finite":
-        bare = formulas.pair_response(lam, lam, sgd)
+        bare = formulas.bare_response(lam, lam, sgd)
         dressed = formulas.dressed_response(bare, gamma, kappa, n_data)
-        own, share = generated.energy_at_gradient(mean**2, dressed, gamma, kappa, n_data)
+        own, share = generated.squared_residual_at_gradient(mean**2, dressed, gamma, kappa, n_data)
         spread = own.sum() / (1 - share.sum()) / n_data
         at_gradient = own + share * n_data * spread
     else:
-        bare = formulas.pair_response(lam[:, None], lam[None, :], sgd)
+        bare = formulas.bare_response(lam[:, None], lam[None, :], sgd)
         dressed = formulas.dressed_response(bare, gamma, kappa, n_data)
         known = np.outer(mean, mean)
-        own, share = generated.energy_at_gradient(known, dressed, gamma, kappa, n_data)
+        own, share = generated.squared_residual_at_gradient(known, dressed, gamma, kappa, n_data)
         operator = LinearOperator(
             (n_data, n_data),
             matvec=lambda d: np.ravel(d) - gamma * noise_kernel_product(vectors, dressed, d),
@@ -175,6 +175,6 @@ def floor_on_spectrum(spectrum: Spectrum, residual: FloatArray, sgd: SGD, norm: 
         per_mode = vectors.T @ (points[:, None] * vectors)
         at_gradient = np.diagonal(own + share * n_data * per_mode)
         spread = np.diagonal(per_mode)
-    source = generated.noise_moment(at_gradient, spread, gamma, kappa, n_data)
-    of_residual = formulas.pair_response(lam, lam, sgd, at_gradient=False)
+    source = generated.noise_covariance(at_gradient, spread, gamma, kappa, n_data)
+    of_residual = formulas.bare_response(lam, lam, sgd, at_gradient=False)
     return float(mean @ mean + of_residual @ source) / (2 * n_data)

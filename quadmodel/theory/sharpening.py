@@ -356,11 +356,11 @@ def _change(
     for part in range(2):
         unmoved, answered, moved = (whole[part] for whole in sums)
         if known.unit:
-            drive = generated.ntk_drive_unit(
+            drive = generated.ntk_source_unit(
                 known.over_data, unmoved, answered, spread_out[part], moved, n_data, known.trace
             )
         else:
-            drive = generated.ntk_drive(
+            drive = generated.ntk_source(
                 known.over_data,
                 unmoved,
                 answered,
@@ -394,7 +394,7 @@ def _repulsion(statistics: Statistics, displaced: FloatArray) -> tuple[FloatArra
     np.fill_diagonal(square, 0.0)
     gap = known.lam[:, None] - known.lam[None, :]
     with np.errstate(divide="ignore", invalid="ignore"):
-        shift = np.sign(gap) * generated.level_shift(np.abs(gap), square)
+        shift = np.sign(gap) * generated.eigenvalue_shift(np.abs(gap), square)
         share = square / gap**2
     shift, share = np.where(square > 0, shift, 0.0), np.where(square > 0, share, 0.0)
     return shift.sum(axis=1), share.sum(axis=1)

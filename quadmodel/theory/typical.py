@@ -273,7 +273,7 @@ def _perron(
     slowest = formulas.noiseless_decay(lam, sgd)
 
     def responses(growth: float) -> FloatArray:
-        bare = formulas.pair_response(lam[:, None], lam[None, :], sgd, growth=growth)
+        bare = formulas.bare_response(lam[:, None], lam[None, :], sgd, growth=growth)
         return gamma * formulas.dressed_response(bare, gamma, kappa, n_data)
 
     low, high, energies = slowest, math.inf, start

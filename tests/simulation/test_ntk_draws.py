@@ -408,7 +408,7 @@ WRONG_DRIVES = {
 @pytest.mark.statistical
 @pytest.mark.parametrize("dropped", WRONG_DRIVES)
 def test_drive_is_wrong_without(dropped, drawn, monkeypatch):
-    monkeypatch.setattr(generated, "ntk_drive_unit", WRONG_DRIVES[dropped])
+    monkeypatch.setattr(generated, "ntk_source_unit", WRONG_DRIVES[dropped])
     assert qm.compare(drawn, predicted()).attrs["verdict"] == "disagree"
 
 

@@ -343,13 +343,13 @@ def named(*words, of="_sharpening"):
             named(""),
         ),
         (
-            "ntk_drive_unit",
+            "ntk_source_unit",
             lambda c, h, r, tau, y, d, p: c @ r + c @ y,
             {"independent Q, SGD: change in 20 steps, trace"},
             named("independent Q") - named("first difference"),
         ),
         (
-            "ntk_drive",
+            "ntk_source",
             lambda c, *_: np.zeros_like(c),
             {"correlated Q, SGD: change in 20 steps, trace"},
             named("correlated Q") - named("first difference"),

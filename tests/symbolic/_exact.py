@@ -1,4 +1,4 @@
-"""Rational arrays, enumerated weights, and the conversions between SymPy and fractions."""
+"""Rational arrays, enumerated weights, conversions of SymPy numbers, and comparisons."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import math
 from fractions import Fraction
 
 import numpy as np
+import pytest
 import sympy as sp
 
+from quadmodel._util.checks import InputError
+from quadmodel.symbolic import stability
 from quadmodel.symbolic.algebra import names
 from quadmodel.symbolic.algebra.sampling import SamplingScheme
+from tests.oracles import enumeration
 from tests.oracles.quadratic import draw_list
 
 SCHEMES = ("without_replacement", "with_replacement", "bernoulli")
@@ -83,3 +87,34 @@ def _integer_partitions(total: int, largest: int) -> list[tuple[int, ...]]:
         for first in range(min(total, largest), 0, -1)
         for rest in _integer_partitions(total - first, first)
     ]
+
+
+def gamma_and_kappa(n_data: int, batch_size: int, scheme: str) -> tuple[Fraction, Fraction]:
+    """Return both from the enumerated covariance of the weights."""
+    matrix = enumeration.weight_covariance(n_data, batch_size, scheme)
+    gamma = matrix[0][0] - matrix[0][1]
+    return gamma, -n_data * matrix[0][1] / gamma
+
+
+def is_zero(expression: sp.Expr) -> bool:
+    return sp.cancel(sp.together(expression)) == 0
+
+
+def summand(expression: sp.Expr) -> sp.Expr:
+    """Return the terms, with their common factor, of a multiple of a sum over all modes."""
+    (series,) = expression.atoms(sp.Sum)
+    factor = expression / series
+    assert not factor.has(sp.Sum)
+    ((mode, first, last),) = series.limits
+    assert (first, last) == (0, names.D - 1)
+    return factor * series.function.subs(stability.eigenvalues[mode], names.lam)
+
+
+def refused(function, *arguments, names, **options) -> None:
+    """Check that a call is refused in one line which tells all of `names`."""
+    with pytest.raises(InputError) as refusal:
+        function(*arguments, **options)
+    message = str(refusal.value)
+    assert "\n" not in message
+    for name in names:
+        assert str(name) in message

@@ -62,11 +62,11 @@ class Case:
         return expected_moments(*arguments, mix=self.mix, root=self.root)["gram"][2]
 
     def values(self, mixed, moved, since):
-        """What a kick's formula asks for, `since` steps after it."""
-        response, answer = identity(self.n_params), identity(self.n_data)
+        """What a term's formula asks for, `since` steps after it."""
+        response, of_data = identity(self.n_params), identity(self.n_data)
         for _ in range(since):
             response = response - self.eta / self.n_data * self.J.T @ (self.J @ response)
-            answer = answer - self.eta * self.ntk @ answer
+            of_data = of_data - self.eta * self.ntk @ of_data
         K, S = self.inverse, self.S
         return {
             "C": self.C,
@@ -76,7 +76,7 @@ class Case:
             "X": mixed,
             "Y": moved,
             "Phi": response,
-            "R": answer,
+            "R": of_data,
             "h_0": Fraction(1),
             "F": self.J @ S @ self.J.T,
             "H": K.T @ S @ K,
@@ -86,12 +86,12 @@ class Case:
         }
 
 
-def assert_mean_is_enumerated(case, steps, drive, diffusion):
+def assert_mean_is_enumerated(case, steps, source, diffusion):
     moments = linear_moments(case.ntk, case.z, case.eta, case.draws, steps)
     total = diffusion.evaluate(case.values(*moments[steps], 0))
     for s in range(steps):
-        kick = drive.evaluate(case.values(*moments[s], steps - 1 - s))
-        total = total - case.eta / case.n_data * (kick + kick.T)
+        term = source.evaluate(case.values(*moments[s], steps - 1 - s))
+        total = total - case.eta / case.n_data * (term + term.T)
     assert (total == case.enumerated(steps)).all()
 
 
@@ -102,29 +102,30 @@ def assert_mean_is_enumerated(case, steps, drive, diffusion):
 )
 def test_kronecker_curvature(sampling, n_data, n_params, batch_size, steps):
     case = Case(n_data, n_params, batch_size, sampling, Fraction(1, 5), seed=7)
-    assert_mean_is_enumerated(case, steps, all_time.drive(), all_time.diffusion())
+    assert_mean_is_enumerated(case, steps, all_time.source(), all_time.diffusion())
 
 
+@pytest.mark.slow
 def test_over_data_is_the_same():
     case = Case(2, 3, 1, "without_replacement", Fraction(2, 7), seed=3)
-    forms = (all_time.over_data(p) for p in (all_time.drive(), all_time.diffusion()))
+    forms = (all_time.over_data(p) for p in (all_time.source(), all_time.diffusion()))
     assert_mean_is_enumerated(case, 2, *forms)
 
 
 @pytest.mark.parametrize("lost", ["trace", "transposed response", "diffusion"])
 def test_a_lost_term_is_noticed(lost):
     case = Case(2, 2, 1, "without_replacement", Fraction(2, 7), seed=3)
-    drive, diffusion = all_time.drive(), all_time.diffusion()
+    source, diffusion = all_time.source(), all_time.diffusion()
     if lost == "diffusion":
         diffusion = diffusion.map(lambda scale: scale * 0)
     else:
         traced = [
-            m for m in drive.terms if any(t == all_time.RESPONSE and _closed(m) for t, _ in m)
+            m for m in source.terms if any(t == all_time.RESPONSE and _closed(m) for t, _ in m)
         ]
-        dropped = traced[0] if lost == "trace" else next(m for m in drive.terms if m not in traced)
-        drive = type(drive)({m: scale for m, scale in drive.terms.items() if m != dropped})
+        dropped = traced[0] if lost == "trace" else next(m for m in source.terms if m not in traced)
+        source = type(source)({m: scale for m, scale in source.terms.items() if m != dropped})
     with pytest.raises(AssertionError):
-        assert_mean_is_enumerated(case, 2, drive, diffusion)
+        assert_mean_is_enumerated(case, 2, source, diffusion)
 
 
 def _closed(monomial):
@@ -136,28 +137,28 @@ def _closed(monomial):
 def test_independent_entries():
     a, b, c = data_indices("abc")
     h, R = all_time.free_response, all_time.DATA_RESPONSE
-    X, Y = all_time.MIXED, all_time.MOVED
-    drive = all_time.over_data(all_time.independent(all_time.drive(), sigma))
+    X, Y = all_time.MIXED, all_time.DISPLACEMENT
+    source = all_time.over_data(all_time.independent(all_time.source(), sigma))
     trace = h * (
         sp.Symbol("P", integer=True, positive=True) - sp.Symbol("D", integer=True, positive=True)
     ) * X(a, b) + X(a, b) * R(c, c).sum(c)
     wanted = trace + (X(a, c) * R(c, b)).sum(c) + (R(a, c) * Y(c, b)).sum(c)
-    assert drive.equals(wanted * sigma**2)
+    assert source.equals(wanted * sigma**2)
 
 
-def test_summed_drive_is_the_sum_of_the_drives():
+def test_summed_source_is_the_sum_of_the_source_terms():
     case = Case(2, 3, 1, "bernoulli", Fraction(1, 3), seed=5)
     moments = linear_moments(case.ntk, case.z, case.eta, case.draws, 2)
-    kicks = [case.values(*moments[s], 1 - s) for s in range(2)]
-    one_by_one = sum(all_time.drive().evaluate(kick) for kick in kicks)
-    N = kicks[0]["N"]
+    values = [case.values(*moments[s], 1 - s) for s in range(2)]
+    one_by_one = sum(all_time.source().evaluate(step) for step in values)
+    N = values[0]["N"]
     sums = {
-        "X_R": sum(k["X"] @ N.T @ k["R"] for k in kicks),
-        "X_tau": sum(np.trace(N @ k["R"]) * k["X"] for k in kicks),
-        "X_h": sum(k["X"] for k in kicks),
-        "Y_R": sum(k["R"] @ N @ k["Y"] for k in kicks),
+        "X_R": sum(k["X"] @ N.T @ k["R"] for k in values),
+        "X_tau": sum(np.trace(N @ k["R"]) * k["X"] for k in values),
+        "X_h": sum(k["X"] for k in values),
+        "Y_R": sum(k["R"] @ N @ k["Y"] for k in values),
     }
-    assert (all_time.summed_drive().evaluate(kicks[0] | sums) == one_by_one).all()
+    assert (all_time.summed_source().evaluate(values[0] | sums) == one_by_one).all()
 
 
 def test_repulsion_is_the_mean_square_of_the_fluctuation():

@@ -10,7 +10,8 @@ import pytest
 import sympy as sp
 
 from quadmodel.symbolic.algebra.gaussian import CURVATURE, GaussianField, kronecker_curvature
-from quadmodel.symbolic.algebra.indices import DATA, PARAMETERS, Tensor, delta
+from quadmodel.symbolic.algebra.indices import DATA, PARAMETERS
+from quadmodel.symbolic.algebra.polynomials import Tensor, delta
 from quadmodel.symbolic.dynamics import expected
 from tests.oracles.quadratic import discrete_curvatures
 from tests.symbolic._exact import SCHEMES, rationals
@@ -102,6 +103,7 @@ def direct_means(jacobian, residual, h, draws, steps, curvatures):
     return gram, mean
 
 
+@pytest.mark.slow
 def test_covariance_that_is_no_kronecker_product():
     model = Model(2, 2, Fraction(4, 3))
     u, v, R, T = rationals(1, 2), rationals(2, 2), rationals(3, 2, 2), rationals(4, 2, 2)

@@ -7,6 +7,7 @@ import copy
 import functools
 import itertools
 import tomllib
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -22,14 +23,15 @@ from quadmodel.symbolic.algebra.sampling import weight_covariance
 from quadmodel.symbolic.output import emit
 from quadmodel.symbolic.output.formulas import formulas
 from quadmodel.theory import _generated as generated
-from tests.oracles import enumeration, linear_memory
+from tests.oracles import linear_memory
 from tests.oracles.one_step import weight_fluctuations
+from tests.symbolic._exact import gamma_and_kappa
 
 FILE = Path(generated.__file__)
 ROOT = FILE.parents[2]
 TEXT = FILE.read_text("utf-8")
 FUNCTIONS = {node.name: node for node in ast.parse(TEXT).body if isinstance(node, ast.FunctionDef)}
-METHODS = {"heavy_ball": linear.HEAVY_BALL, "nesterov": linear.NESTEROV}
+OPTIMIZERS = {"heavy_ball": linear.HEAVY_BALL, "nesterov": linear.NESTEROV}
 PRECISION = 60
 ROUNDING = 2.0**-52
 
@@ -52,7 +54,7 @@ def test_the_committed_module_is_the_derived_one():
     assert FILE.read_bytes() == emit.generated_module().encode()
 
 
-def test_no_formula_is_idle():
+def test_every_formula_is_used():
     assert list(FUNCTIONS) == list(derived())
     used = {
         node.attr
@@ -80,8 +82,8 @@ def precise(text):
     return space
 
 
-# Where the formulas come from: for each, arguments and what it should return, exactly. Nothing is
-# taken from the rewritten forms.
+# Origins of the formulas: for each one, arguments and the exact result, from the derivations
+# before they are rewritten for the emitted code, or from first principles.
 
 
 def fractions(seed, *ranges):
@@ -97,12 +99,8 @@ def exactly(expression, values):
 
 def covariances(scheme):
     for n_data, batch_size in ((3, 1), (4, 3), (5, 2)):
-        matrix = enumeration.weight_covariance(n_data, batch_size, scheme)
-        gamma = matrix[0][0] - matrix[0][1]
-        yield (
-            {"n_data": n_data, "batch_size": batch_size},
-            (gamma, -n_data * matrix[0][1] / gamma),
-        )
+        arguments = {"n_data": n_data, "batch_size": batch_size}
+        yield arguments, gamma_and_kappa(n_data, batch_size, scheme)
 
 
 def higher_moments(scheme):
@@ -131,10 +129,10 @@ def paper_variance():
         yield {"batch_fraction": beta}, (limit,)
 
 
-def recursion(look):
+def recursion(extrapolation):
     for seed in range(3):
         at, m = fractions(seed, (0, 2), (-0.9, 0.9))
-        a, b = linear_memory.recursion((1 + m, -m), look(m), at)
+        a, b = linear_memory.recursion((1 + m, -m), extrapolation(m), at)
         yield {"x": at, "momentum": m}, (a, -b)
 
 
@@ -153,7 +151,7 @@ def roots():
 
 
 def pair_sum(name, at):
-    expression = stability.pair_sum(METHODS[name], r, at)
+    expression = stability.pair_sum(OPTIMIZERS[name], r, at)
     for seed in range(3):
         values = fractions(seed, (0, 1), (0, 1), (-0.9, 0.9), (0.9, 1.3))
         expected = exactly(expression, dict(zip((x, y, mu, r), values, strict=True)))
@@ -161,7 +159,7 @@ def pair_sum(name, at):
 
 
 def diagonal_sum(name):
-    expression = stability.pair_sum(METHODS[name])
+    expression = stability.pair_sum(OPTIMIZERS[name])
     for seed in range(3):
         at, m = fractions(seed, (0, 1), (-0.9, 0.9))
         yield {"x": at, "momentum": m}, (exactly(expression, {x: at, y: at, mu: m}),)
@@ -176,7 +174,7 @@ def dressed():
 
 def pole():
     """S = eta lambda / (p - q lambda) at two eigenvalues."""
-    response = stability.pair_response(linear.HEAVY_BALL).subs(lam_other, lam)
+    response = stability.bare_response(linear.HEAVY_BALL).subs(lam_other, lam)
     for seed in range(3):
         step, m, gamma, kappa, n = fractions(seed, (0, 1), (-0.9, 0.9), (0, 9), (-1, 1), (2, 9))
         lines = []
@@ -198,7 +196,7 @@ def mean_over_law():
 
 
 def small_rate():
-    response = stability.pair_response(linear.HEAVY_BALL, weight_decay=True).subs(lam_other, lam)
+    response = stability.bare_response(linear.HEAVY_BALL, weight_decay=True).subs(lam_other, lam)
     tiny = Fraction(1, 10**PRECISION)
     for seed in range(3):
         v, decay, m = fractions(seed, (0, 2), (0, 1), (-0.9, 0.9))
@@ -210,71 +208,90 @@ def mean(values):
     return sum(values) / len(values)
 
 
+@dataclass
+class Mode:
+    """A mode in two equally likely outcomes of the batches so far, and its recursion."""
+
+    z: np.ndarray
+    before: np.ndarray
+    a: Fraction
+    b: Fraction
+    force: Fraction
+    step: Fraction
+
+    @classmethod
+    def drawn(cls, seed):
+        values = fractions(seed, *[(-2, 2)] * 8)
+        return cls(np.array(values[:2]), np.array(values[2:4]), *values[4:])
+
+    def following(self, noise=0, force=1):
+        """Return z_(t+1) = a z_t - b z_(t-1) + c - f omega."""
+        return self.a * self.z - self.b * self.before + force * self.force - self.step * noise
+
+    def at(self, p, q):
+        return p * self.z - q * self.before
+
+
 def moments(name):
-    """Two modes in two outcomes of the batches so far, and a batch's noise of either sign."""
+    """Two modes, and batch noise of either sign: 1 in the first mode, `noise` in the second."""
     for seed in range(3):
-        values = fractions(seed, *[(-2, 2)] * 22)
-        z, before, z_other, before_other = (np.array(values[k : k + 2]) for k in (0, 2, 4, 6))
-        a, a_other, b, b_other, c, c_other, f, f_other, p, q, noise, spread, gamma, kappa = values[
-            8:
-        ]
-        u, u_other = p * z - q * before, p * z_other - q * before_other
-        ahead, ahead_other = a * z - b * before, a_other * z_other - b_other * before_other
+        one, other = Mode.drawn(2 * seed), Mode.drawn(2 * seed + 1)
+        p, q, noise, point_noise, gamma, kappa = fractions(seed + 100, *[(-2, 2)] * 6)
         n = Fraction(7)
-        carried = mean(ahead * ahead_other)
-        pulled = mean((ahead + c) * (ahead_other + c_other)) - carried
-        kicked = [
-            mean((ahead + c - sign * f) * (ahead_other + c_other - sign * f_other * noise))
-            for sign in (1, -1)
-        ]
+        at_gradient = mean(one.at(p, q) * other.at(p, q))
+        propagated = mean(one.following(force=0) * other.following(force=0))
+        forced = mean(one.following() * other.following()) - propagated
+        noisy = [one.following(sign) * other.following(sign * noise) for sign in (1, -1)]
         expected = {
-            "carried_moment": carried,
-            "pulled_moment": pulled,
-            "kicked_moment": mean(kicked) - carried - pulled,
-            "cross_moment": mean((ahead + c) * z_other),
-            "next_mean": mean(ahead + c),
-            "at_gradient_moment": mean(u * u_other),
-            "noise_moment": gamma * (spread - kappa * mean(u * u_other) / n),
-            "carried_moment_without_memory": mean(a * z * a_other * z_other),
+            "propagated_moment": propagated,
+            "forced_moment": forced,
+            "injected_moment": mean(sum(noisy)) / 2 - propagated - forced,
+            "cross_moment": mean(one.following() * other.z),
+            "next_mean": mean(one.following()),
+            "at_gradient_moment": at_gradient,
+            "noise_covariance": gamma * (point_noise - kappa * at_gradient / n),
+            "propagated_moment_without_memory": mean(one.a * one.z * other.a * other.z),
         }
-        known = {"a": a, "a_other": a_other, "b": b, "b_other": b_other, "ahead": p, "behind": q}
-        known |= {"drive": f, "drive_other": f_other, "pull": c, "pull_other": c_other}
-        known |= {"now": mean(z * z_other), "cross": mean(z * before_other)}
-        known |= {"cross_other": mean(before * z_other), "old": mean(before * before_other)}
-        known |= {"mean": mean(z), "mean_other": mean(z_other), "old_mean": mean(before)}
-        known |= {"old_mean_other": mean(before_other), "at_gradient": mean(u * u_other)}
-        known |= {"noise": noise, "spread": spread, "gamma": gamma, "kappa": kappa, "n_data": n}
+        known = {"coefficient_now": p, "coefficient_old": q, "at_gradient": at_gradient}
+        known |= {"noise": noise, "point_noise": point_noise}
+        known |= {"gamma": gamma, "kappa": kappa, "n_data": n}
+        known |= {"now": mean(one.z * other.z), "cross": mean(one.z * other.before)}
+        known |= {"cross_other": mean(one.before * other.z), "old": mean(one.before * other.before)}
+        for end, mode in (("", one), ("_other", other)):
+            known |= {f"a{end}": mode.a, f"b{end}": mode.b, f"effective_step{end}": mode.step}
+            known |= {f"weight_decay_force{end}": mode.force}
+            known |= {f"mean{end}": mean(mode.z), f"old_mean{end}": mean(mode.before)}
         arguments = [argument.arg for argument in FUNCTIONS[name].args.args]
         yield {argument: known[argument] for argument in arguments}, (expected[name],)
 
 
-def energies():
+def squared_residual():
     """Own part, and share of the total, of e = m^2 + (gamma/D) S0 (total - kappa e)."""
     for seed in range(3):
         square, bare, gamma, kappa, n = fractions(seed, (0, 3), (0, 5), (0, 9), (-1, 1), (2, 9))
         loop = gamma / n * bare
-        own, total = ((square + loop * energy) / (1 + loop * kappa) for energy in (0, 1))
+        own, whole = ((square + loop * total) / (1 + loop * kappa) for total in (0, 1))
         response = 1 / (1 / bare + kappa * gamma / n)
         arguments = {"mean_square": square, "dressed": response, "gamma": gamma, "kappa": kappa}
-        yield arguments | {"n_data": n}, (own, total - own)
+        yield arguments | {"n_data": n}, (own, whole - own)
 
 
 def kept():
-    """The mean that a step returns: m = m - eta lambda m - eta rho (m - 1), for any eta."""
+    """The fixed point m = m - eta lambda m - eta rho (m - 1), for any eta."""
     for seed in range(3):
         v, decay = fractions(seed, (0, 3), (0, 1))
         yield {"eigenvalue": v, "weight_decay": decay}, (decay / (v + decay),)
 
 
 MOMENTS = (
-    "carried_moment",
-    "pulled_moment",
-    "kicked_moment",
+    "propagated_moment",
+    "forced_moment",
+    "injected_moment",
     "cross_moment",
     "next_mean",
     "at_gradient_moment",
-    "noise_moment",
-    "carried_moment_without_memory",
+    "noise_covariance",
+    "propagated_moment_without_memory",
 )
 ORIGINS = {
     "without_replacement_covariance": lambda: covariances("without_replacement"),
@@ -288,17 +305,17 @@ ORIGINS = {
         lambda m: ((m - 1) / m, (m + 1) / m, 2 * (1 + m) / (1 + 2 * m))
     ),
     "recursion_roots": roots,
-    "heavy_ball_sum_at_gradient": lambda: pair_sum("heavy_ball", "gradient"),
-    "heavy_ball_diagonal_sum": lambda: diagonal_sum("heavy_ball"),
-    "nesterov_sum_at_gradient": lambda: pair_sum("nesterov", "gradient"),
-    "nesterov_sum_at_residual": lambda: pair_sum("nesterov", "residual"),
-    "nesterov_diagonal_sum": lambda: diagonal_sum("nesterov"),
+    "heavy_ball_pair_sum_at_gradient": lambda: pair_sum("heavy_ball", "gradient"),
+    "heavy_ball_diagonal_pair_sum": lambda: diagonal_sum("heavy_ball"),
+    "nesterov_pair_sum_at_gradient": lambda: pair_sum("nesterov", "gradient"),
+    "nesterov_pair_sum_at_residual": lambda: pair_sum("nesterov", "residual"),
+    "nesterov_diagonal_pair_sum": lambda: diagonal_sum("nesterov"),
     "dressed_response": dressed,
     "heavy_ball_pole": pole,
     "mean_over_law": mean_over_law,
     "small_rate_response": small_rate,
     **{name: functools.partial(moments, name) for name in MOMENTS},
-    "energy_at_gradient": energies,
+    "squared_residual_at_gradient": squared_residual,
     "kept_fraction": kept,
     "without_replacement_fluctuations": lambda: higher_moments("without_replacement"),
     "with_replacement_fluctuations": lambda: higher_moments("with_replacement"),

@@ -15,11 +15,11 @@ from quadmodel.optimizer import SAMPLING_SCHEMES
 from quadmodel.symbolic import linear, stability
 from quadmodel.symbolic.algebra import names
 from quadmodel.symbolic.algebra.names import mu, r, x, y
-from quadmodel.symbolic.output import robust as _robust
 from quadmodel.symbolic.output.formulas import formulas
+from quadmodel.symbolic.output.response_fractions import symmetric_form
 from quadmodel.theory import _generated as generated
 
-METHODS = {"heavy_ball": linear.HEAVY_BALL, "nesterov": linear.NESTEROV}
+OPTIMIZERS = {"heavy_ball": linear.HEAVY_BALL, "nesterov": linear.NESTEROV}
 PRECISION = 60
 ROUNDING = 2.0**-52
 
@@ -29,7 +29,7 @@ def derived():
     return {formula.name: formula for formula in formulas()}
 
 
-# Digits: errors in double precision, against what rounding the arguments alone would do.
+# Errors in double precision, against the effect of rounding the arguments.
 
 FRACTIONS = (1e-12, 1e-6, 0.1, 0.9, 0.999, 1 - 1e-9)  # of the deterministic edge
 GROWTHS = (1.0, 1 + 1e-9, 1.1)
@@ -74,36 +74,36 @@ def pair_points(name, momenta):
     ("name", "at"), [("heavy_ball", "gradient"), ("nesterov", "gradient"), ("nesterov", "residual")]
 )
 def test_pair_sums_keep_their_digits(name, at, momenta):
-    reference = sp.lambdify([x, y, mu, r], stability.pair_sum(METHODS[name], r, at), "mpmath")
-    function = getattr(generated, f"{name}_sum_at_{at}")
+    reference = sp.lambdify([x, y, mu, r], stability.pair_sum(OPTIMIZERS[name], r, at), "mpmath")
+    function = getattr(generated, f"{name}_pair_sum_at_{at}")
     assert worst_loss(function, reference, pair_points(name, momenta)) < 1
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_expanded_sums_lose_their_digits(name):
-    expression = stability.pair_sum(METHODS[name], r, "gradient")
+    expression = stability.pair_sum(OPTIMIZERS[name], r, "gradient")
     reference, expanded = (sp.lambdify([x, y, mu, r], expression, m) for m in ("mpmath", "numpy"))
     with np.errstate(all="ignore"):
         assert worst_loss(expanded, reference, pair_points(name, (0.99,))) > 1e3
 
 
 @pytest.mark.parametrize("at", ["gradient", "residual"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_small_learning_rates_at_large_momentum(name, at):
     at = "gradient" if name == "heavy_ball" else at
-    reference = sp.lambdify([x, y, mu, r], stability.pair_sum(METHODS[name], r, at), "mpmath")
-    function = getattr(generated, f"{name}_sum_at_{at}")
+    reference = sp.lambdify([x, y, mu, r], stability.pair_sum(OPTIMIZERS[name], r, at), "mpmath")
+    function = getattr(generated, f"{name}_pair_sum_at_{at}")
     for pair in itertools.product((1e-15, 1e-12, 3e-12, 1e-9), repeat=2):
         with mpmath.workdps(PRECISION):
             expected = reference(*(mpmath.mpf(v) for v in (*pair, 0.99, 1.0)))
         assert function(*pair, 0.99, 1.0) == pytest.approx(float(expected), rel=TOLERANCE)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_diagonal_sums_keep_their_digits(name):
-    expression = sp.cancel(stability.pair_sum(METHODS[name]).subs(y, x))
+    expression = sp.cancel(stability.pair_sum(OPTIMIZERS[name]).subs(y, x))
     reference = sp.lambdify([x, mu], expression, "mpmath")
-    function = getattr(generated, f"{name}_diagonal_sum")
+    function = getattr(generated, f"{name}_diagonal_pair_sum")
     momenta = (0.0, 0.5, 0.9, 0.99, -0.3, -0.6, -0.9)
     ends = {m: (m - 1) / m if name == "nesterov" and m < -1 / 3 else edge(name, m) for m in momenta}
     points = [(fraction * ends[m], m) for m in momenta for fraction in FRACTIONS]
@@ -132,10 +132,10 @@ def test_moments_of_weights_keep_their_digits(scheme, n_data):
     "polynomial", [x + y, x**2 + y**2 - 3 * x * y * mu, x**3 * y + x * y**3, mu]
 )
 def test_symmetric_forms(polynomial):
-    form = _robust.symmetric_form(polynomial)
+    form = symmetric_form(polynomial)
     assert sp.expand(form - polynomial) == 0
 
 
 def test_other_polynomials_have_no_symmetric_form():
     with pytest.raises(ValueError, match="not symmetric"):
-        _robust.symmetric_form(x + 2 * y)
+        symmetric_form(x + 2 * y)

@@ -18,8 +18,9 @@ from quadmodel.symbolic.algebra.gaussian import (
     GaussianField,
     kronecker_curvature,
 )
-from quadmodel.symbolic.algebra.indices import DATA, Tensor, data_indices, delta, parameter_indices
+from quadmodel.symbolic.algebra.indices import DATA, data_indices, parameter_indices
 from quadmodel.symbolic.algebra.matrices import as_matrix
+from quadmodel.symbolic.algebra.polynomials import Tensor, delta
 from quadmodel.symbolic.algebra.sampling import weight_covariance
 from quadmodel.symbolic.dynamics import (
     NTK,

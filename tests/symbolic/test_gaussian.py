@@ -26,17 +26,10 @@ from quadmodel.symbolic.algebra.gaussian import (
     independent_curvature,
     kronecker_curvature,
 )
-from quadmodel.symbolic.algebra.indices import (
-    DATA,
-    PARAMETERS,
-    Tensor,
-    constant,
-    data_indices,
-    delta,
-    parameter_indices,
-)
+from quadmodel.symbolic.algebra.indices import DATA, PARAMETERS, data_indices, parameter_indices
+from quadmodel.symbolic.algebra.polynomials import Tensor, constant, delta
 from tests.oracles.quadratic import discrete_curvatures
-from tests.symbolic._exact import fraction, rationals
+from tests.symbolic._exact import fraction, rationals, refused
 
 a, b, c, d, e = data_indices("abcde")
 i, j, k, m, n, o = parameter_indices("ijkmno")
@@ -221,15 +214,6 @@ def test_pairings_are_all_different_and_cover_all_places(size):
     assert len({frozenset(map(frozenset, pairing)) for pairing in found}) == len(found)
     assert len(found) == math.prod(range(1, size, 2))
     assert all(sorted(itertools.chain(*pairing)) == list(range(size)) for pairing in found)
-
-
-def refused(function, *arguments, names):
-    with pytest.raises(InputError) as refusal:
-        function(*arguments)
-    message = str(refusal.value)
-    assert "\n" not in message
-    for name in names:
-        assert name in message
 
 
 LOPSIDED_DATA = Tensor("A", (DATA, DATA))

@@ -16,9 +16,9 @@ USES = {
 ntk = np.diag([1.0, 0.5, 0.0])
 for nesterov in (False, True):
     sgd = qm.SGD(0.1, 2, momentum=0.5, nesterov=nesterov, weight_decay=0.1)
-    for method in ("paper", "finite", "exact"):
-        qm.noise_kernel_norm(ntk, sgd, method=method)
-        qm.critical_learning_rate(ntk, sgd, method=method)
+    for norm in ("paper", "finite", "exact"):
+        qm.noise_kernel_norm(ntk, sgd, norm=norm)
+        qm.critical_learning_rate(ntk, sgd, norm=norm)
     qm.edge_of_stability(ntk, sgd)
     qm.late_time_rate(ntk, sgd)
     qm.loss_floor(ntk, [1.0, 1.0, 1.0], sgd)
@@ -43,6 +43,7 @@ def loaded_by(code):
     return done.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", USES.values(), ids=USES.keys())
 def test_numbers_load_no_sympy(use):
     assert loaded_by(f"import sys\nimport numpy as np\nimport quadmodel as qm\n{use}") == "False"

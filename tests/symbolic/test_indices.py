@@ -18,13 +18,10 @@ from quadmodel.symbolic.algebra.indices import (
     DATA,
     PARAMETERS,
     Index,
-    Polynomial,
-    Tensor,
-    constant,
     data_indices,
-    delta,
     parameter_indices,
 )
+from quadmodel.symbolic.algebra.polynomials import Polynomial, Tensor, constant, delta
 from tests.symbolic._exact import rationals
 
 A = Tensor("A", (DATA, DATA))

@@ -1,4 +1,4 @@
-"""The loss in the closure: Volterra equation, rate and floor, against the numeric theory."""
+"""Volterra equation, rate and floor of the mean loss, against the numeric theory."""
 
 from __future__ import annotations
 
@@ -13,32 +13,17 @@ import quadmodel as qm
 from quadmodel import symbolic
 from quadmodel.symbolic import late_time
 from quadmodel.symbolic.algebra.names import D, eta, gamma, kappa, lam, lam_other, r
-from quadmodel.symbolic.late_time import energies, energy, null, time
+from quadmodel.symbolic.late_time import null, squared_residual, time, total
 from quadmodel.symbolic.stability import eigenvalues
-from tests.oracles import enumeration
+from tests.symbolic._exact import SCHEMES, gamma_and_kappa, is_zero, summand
 
-SCHEMES = ("without_replacement", "with_replacement", "bernoulli")
-DECAY = (1 - eta * lam) ** 2 - kappa * eta**2 * gamma * lam**2 / D  # of a mode's own energy
-
-
-def is_zero(expression):
-    return sp.cancel(sp.together(expression)) == 0
-
-
-def summand(expression):
-    """Return what a multiple of a sum over all modes adds up, its factor in it."""
-    (total,) = expression.atoms(sp.Sum)
-    factor = expression / total
-    assert not factor.has(sp.Sum)
-    ((mode, first, last),) = total.limits
-    assert (first, last) == (0, D - 1)
-    return factor * total.function.subs(eigenvalues[mode], lam)
+DECAY = (
+    1 - eta * lam
+) ** 2 - kappa * eta**2 * gamma * lam**2 / D  # part of its squared residual that a mode keeps
 
 
 def covariance(n_data, sgd):
-    matrix = enumeration.weight_covariance(n_data, sgd.batch_size, sgd.sampling)
-    size = float(matrix[0][0] - matrix[0][1])
-    return size, -n_data * float(matrix[0][1]) / size
+    return map(float, gamma_and_kappa(n_data, sgd.batch_size, sgd.sampling))
 
 
 def random_model(seed, n_data, n_params):
@@ -49,7 +34,7 @@ def random_model(seed, n_data, n_params):
 def problem(sampling, level, n_params=9):
     """Return a model of 6 points and the SGD at which its finite K has that value."""
     model, sgd = random_model(4, 6, n_params), qm.SGD(1.0, 2, sampling=sampling)
-    rate = qm.critical_learning_rate(model.ntk(), sgd, method="finite", level=level)
+    rate = qm.critical_learning_rate(model.ntk(), sgd, norm="finite", level=level)
     return model, qm.SGD(rate, 2, sampling=sampling)
 
 
@@ -64,8 +49,8 @@ def known(lam, sgd):
 
 def check_mode_energy(module):
     """Compare with p' = (1 - eta lambda)^2 p + (eta^2 gamma / D) lambda^2 (sum p - kappa p)."""
-    drive = eta**2 * gamma / D * lam**2
-    expected = (1 - eta * lam) ** 2 * energy + drive * (energies - kappa * energy)
+    source = eta**2 * gamma / D * lam**2 * (total - kappa * squared_residual)
+    expected = (1 - eta * lam) ** 2 * squared_residual + source
     assert is_zero(module.mode_energy_equation().rhs - expected)
 
 
@@ -96,9 +81,9 @@ def test_kernel_is_what_a_mode_keeps_of_its_noise():
 
 def test_sum_of_the_kernel_is_the_finite_norm():
     norm = symbolic.noise_kernel_norm("finite").rhs
-    total = summand(symbolic.volterra_sum())
-    assert is_zero(total - summand(norm))
-    assert is_zero(total - eta**2 * gamma / D * lam**2 / (1 - DECAY))
+    kernel_sum = summand(symbolic.volterra_sum())
+    assert is_zero(kernel_sum - summand(norm))
+    assert is_zero(kernel_sum - eta**2 * gamma / D * lam**2 / (1 - DECAY))
 
 
 @pytest.mark.parametrize("sampling", SCHEMES)
@@ -163,7 +148,7 @@ def test_floor_with_a_null_space(sampling, level):
     assert unreached @ unreached > 1e-3
     equation = symbolic.loss_floor()
     floor = equation.rhs.subs({null: unreached @ unreached, D: model.n_data, "K": level})
-    expected = qm.loss_floor(model.ntk(), model.residual, sgd, method="finite")
+    expected = qm.loss_floor(model.ntk(), model.residual, sgd, norm="finite")
     assert float(floor) == pytest.approx(expected, rel=1e-9)
     assert equation.lhs == late_time.loss
 
@@ -173,18 +158,20 @@ def test_floor():
     assert is_zero(symbolic.loss_floor().rhs - null / (2 * D) / (1 - norm))
 
 
-def test_energy_at_the_gradient_solves_its_equation():
+def test_squared_residual_at_the_gradient_solves_its_equation():
     """Its own mean, and the noise of all modes: e = m2 + (gamma/D) S0 (sum - kappa e)."""
     mean, bare, dressed = sp.symbols("m2 S0 S")
-    found = symbolic.energy_at_gradient().subs(dressed, 1 / (1 / bare + kappa * gamma / D))
-    loop = gamma / D * bare * (energies - kappa * found)
+    found = symbolic.squared_residual_at_gradient().subs(
+        dressed, 1 / (1 / bare + kappa * gamma / D)
+    )
+    loop = gamma / D * bare * (total - kappa * found)
     assert is_zero(found - mean - loop)
 
 
-def test_energies_at_the_gradient_of_plain_sgd_stay():
-    """Where a mode's mean keeps still, one more step returns the energy: p' = p, with m = 0."""
-    bare = symbolic.pair_response().subs(lam_other, lam)
+def test_stationary_squared_residuals_of_plain_sgd_stay():
+    """With a mean of zero, one more step returns the squared residual: p' = p."""
+    bare = symbolic.bare_response().subs(lam_other, lam)
     dressed = symbolic.dressed_response(bare)
-    still = symbolic.energy_at_gradient().subs({"m2": 0, "S": dressed})
-    following = symbolic.mode_energy_equation().rhs.subs(energy, still)
+    still = symbolic.squared_residual_at_gradient().subs({"m2": 0, "S": dressed})
+    following = symbolic.mode_energy_equation().rhs.subs(squared_residual, still)
     assert is_zero(following - still)

@@ -12,20 +12,18 @@ import sympy as sp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from quadmodel._util.checks import InputError
 from quadmodel.symbolic.algebra import matrices, names
 from quadmodel.symbolic.algebra.gaussian import CURVATURE
 from quadmodel.symbolic.algebra.indices import (
     DATA,
     PARAMETERS,
     Index,
-    Tensor,
-    constant,
     data_indices,
-    delta,
     parameter_indices,
 )
 from quadmodel.symbolic.algebra.matrices import as_matrix, matrix_of
+from quadmodel.symbolic.algebra.polynomials import Tensor, constant, delta
+from tests.symbolic._exact import refused
 
 A = Tensor("A", (DATA, DATA))
 M = Tensor("M", (DATA, DATA), (0, 0))
@@ -157,6 +155,7 @@ def polynomials(draw):
 SLOW = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
+@pytest.mark.slow
 @given(polynomials())
 @settings(SLOW, max_examples=80)
 def test_matrix_forms_of_random_networks(polynomial):
@@ -265,15 +264,6 @@ def test_latex_of_known_forms():
     assert sp.latex(as_matrix((Z(a) * Z(a)).sum(a))) == r"\left(z^{T} z\right)"
     assert sp.latex(as_matrix(delta(a, b))) == "I"
     assert sp.latex(as_matrix(A(a, b).sum(b))) == r"A \mathbf{1}"
-
-
-def refused(function, *arguments, names):
-    with pytest.raises(InputError) as refusal:
-        function(*arguments)
-    message = str(refusal.value)
-    assert "\n" not in message
-    for name in names:
-        assert name in message
 
 
 def test_three_free_indices_are_refused():

@@ -12,9 +12,9 @@ import sympy as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quadmodel._util.checks import InputError
 from quadmodel.symbolic.algebra import names, sampling
-from quadmodel.symbolic.algebra.indices import DATA, Tensor, constant, data_indices
+from quadmodel.symbolic.algebra.indices import DATA, data_indices
+from quadmodel.symbolic.algebra.polynomials import Tensor, constant
 from quadmodel.symbolic.algebra.sampling import (
     SamplingScheme,
     average_batches,
@@ -29,6 +29,7 @@ from tests.symbolic._exact import (
     at,
     product_mean,
     rationals,
+    refused,
     scheme_of,
 )
 
@@ -204,15 +205,6 @@ def test_any_data_and_batch_size(n_data, data, scheme):
     points = data.draw(st.lists(st.integers(0, n_data - 1), min_size=1, max_size=6))
     expected = product_mean(batches(n_data, batch_size, scheme), tuple(points))
     assert at(weight_moment(points, scheme), n_data, batch_size) == expected
-
-
-def refused(function, *arguments, names):
-    with pytest.raises(InputError) as refusal:
-        function(*arguments)
-    message = str(refusal.value)
-    assert "\n" not in message
-    for name in names:
-        assert str(name) in message
 
 
 @pytest.mark.parametrize("scheme", [*SCHEMES, None, scheme_of(PERMUTED)])

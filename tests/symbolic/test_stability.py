@@ -19,31 +19,27 @@ from quadmodel._util.checks import InputError
 from quadmodel.symbolic import stability
 from quadmodel.symbolic.algebra import names
 from quadmodel.symbolic.algebra.names import D, beta, eta, gamma, kappa, lam, lam_other, mu, rho
-from quadmodel.symbolic.linear import HEAVY_BALL, NESTEROV, SGD_METHOD, LinearMethod
+from quadmodel.symbolic.linear import HEAVY_BALL, NESTEROV, PLAIN_SGD, LinearOptimizer
 from tests.oracles import enumeration, linear_memory
+from tests.symbolic._exact import SCHEMES, gamma_and_kappa, is_zero, summand
 
-SCHEMES = ("without_replacement", "with_replacement", "bernoulli")
-CARRY, LOOK = (
+UPDATE, EXTRAPOLATION = (
     (Fraction(6, 5), Fraction(-3, 10), Fraction(1, 10)),
     (Fraction(4, 5), 0, Fraction(1, 5)),
 )
-MEMORY_3 = LinearMethod(CARRY, LOOK)
-MEMORY_4 = LinearMethod(
+MEMORY_3 = LinearOptimizer(UPDATE, EXTRAPOLATION)
+MEMORY_4 = LinearOptimizer(
     (Fraction(1, 2), Fraction(1, 4), Fraction(1, 8), Fraction(1, 8)),
     (Fraction(3, 2), Fraction(-1, 3), Fraction(1, 2), Fraction(-2, 3)),
 )
-# What moves a mode without noise, in numbers, for a momentum
-METHODS = {
-    "sgd": (SGD_METHOD, lambda m: ((1,), (1,))),
+# Optimizer, and its coefficients in numbers for a momentum
+OPTIMIZERS = {
+    "sgd": (PLAIN_SGD, lambda m: ((1,), (1,))),
     "heavy ball": (HEAVY_BALL, lambda m: ((1 + m, -m), (1, 0))),
     "nesterov": (NESTEROV, lambda m: ((1 + m, -m), (1 + m, -m))),
-    "memory 3": (MEMORY_3, lambda m: (CARRY, LOOK)),
+    "memory 3": (MEMORY_3, lambda m: (UPDATE, EXTRAPOLATION)),
 }
 OPTIONS = {"sgd": {}, "heavy ball": {"momentum": True}, "nesterov": {"nesterov": True}}
-
-
-def is_zero(expression):
-    return sp.cancel(sp.together(expression)) == 0
 
 
 def rational(value):
@@ -52,13 +48,15 @@ def rational(value):
 
 def check_response(module, name, decay, momentum, growth, at):
     """Compare with the sum solved for in fractions, and with the sum itself step by step."""
-    method, coefficients = METHODS[name]
-    carry, look = coefficients(momentum)
+    optimizer, coefficients = OPTIMIZERS[name]
+    update, extrapolation = coefficients(momentum)
     step, first, second = Fraction(1, 2), Fraction(1), Fraction(3, 4)
-    recursions = [linear_memory.recursion(carry, look, step * (v + decay)) for v in (first, second)]
-    seen = look if at == "gradient" else (1,) + (0,) * (len(look) - 1)
-    found = module.pair_response(
-        method, weight_decay=decay != 0, growth=growth and rational(growth), at=at
+    recursions = [
+        linear_memory.recursion(update, extrapolation, step * (v + decay)) for v in (first, second)
+    ]
+    seen = extrapolation if at == "gradient" else (1,) + (0,) * (len(extrapolation) - 1)
+    found = module.bare_response(
+        optimizer, weight_decay=decay != 0, growth=growth and rational(growth), at=at
     )
     numbers = {eta: step, lam: first, lam_other: second, rho: decay, mu: momentum}
     found = found.subs({symbol: rational(value) for symbol, value in numbers.items()})
@@ -73,15 +71,15 @@ def check_response(module, name, decay, momentum, growth, at):
 )
 @pytest.mark.parametrize("decay", [Fraction(0), Fraction(1, 5)])
 @pytest.mark.parametrize(
-    ("method", "momentum"),
+    ("optimizer", "momentum"),
     [
         ("sgd", Fraction(0)),
         *itertools.product(("heavy ball", "nesterov"), (Fraction(2, 5), Fraction(-1, 3))),
         ("memory 3", Fraction(0)),
     ],
 )
-def test_pair_response_is_the_sum_over_all_steps(method, decay, momentum, growth, at):
-    check_response(stability, method, decay, momentum, growth, at)
+def test_bare_response_is_the_sum_over_all_steps(optimizer, decay, momentum, growth, at):
+    check_response(stability, optimizer, decay, momentum, growth, at)
 
 
 @pytest.mark.parametrize(
@@ -89,8 +87,8 @@ def test_pair_response_is_the_sum_over_all_steps(method, decay, momentum, growth
     [
         ("companion[k + 1, k] = 1", "companion[k, k + 1] = 1"),
         ("eta**2 * lam * lam_other * pair", "eta**2 * lam**2 * pair"),
-        ("pull = rho if weight_decay else 0", "pull = 0"),
-        ('seen = look if at == "gradient" else', 'seen = look if at == "residual" else'),
+        ("decay = rho if weight_decay else 0", "decay = 0"),
+        ('if at == "gradient" else (1,)', 'if at == "residual" else (1,)'),
         ("system = growth * sp.eye(size**2)", "system = sp.eye(size**2)"),
     ],
 )
@@ -101,60 +99,60 @@ def test_a_wrong_response_fails_the_comparison(mutated, old, new):
         check_response(module, "nesterov", *arguments)
 
 
-@pytest.mark.parametrize("method", [SGD_METHOD, HEAVY_BALL])
-def test_growth_as_a_symbol(method):
-    response = symbolic.pair_response(method, growth=names.r)
-    assert is_zero(response.subs(names.r, 1) - symbolic.pair_response(method))
-    at_growth = symbolic.pair_response(method, growth=sp.Rational(9, 8))
+@pytest.mark.parametrize("optimizer", [PLAIN_SGD, HEAVY_BALL])
+def test_growth_as_a_symbol(optimizer):
+    response = symbolic.bare_response(optimizer, growth=names.r)
+    assert is_zero(response.subs(names.r, 1) - symbolic.bare_response(optimizer))
+    at_growth = symbolic.bare_response(optimizer, growth=sp.Rational(9, 8))
     assert is_zero(response.subs(names.r, sp.Rational(9, 8)) - at_growth)
 
 
 def test_response_of_plain_sgd():
-    assert is_zero(symbolic.pair_response() - eta / (1 / lam + 1 / lam_other - eta))
+    assert is_zero(symbolic.bare_response() - eta / (1 / lam + 1 / lam_other - eta))
 
 
 @pytest.mark.parametrize("weight_decay", [False, True])
 def test_response_of_the_heavy_ball(weight_decay):
-    pull = rho if weight_decay else 0
-    a, b = (1 + mu - eta * (v + pull) for v in (lam, lam_other))
+    decay = rho if weight_decay else 0
+    a, b = (1 + mu - eta * (v + decay) for v in (lam, lam_other))
     memory = mu * (a**2 + b**2 - 2 * mu * a * b) / (1 - mu**2)
     expected = eta**2 * lam * lam_other / (1 - a * b - mu**2 + memory)
-    assert is_zero(symbolic.pair_response(HEAVY_BALL, weight_decay=weight_decay) - expected)
+    assert is_zero(symbolic.bare_response(HEAVY_BALL, weight_decay=weight_decay) - expected)
 
 
 def test_response_of_a_mode_with_itself():
-    diagonal = symbolic.pair_response(HEAVY_BALL).subs(lam_other, lam)
+    diagonal = symbolic.bare_response(HEAVY_BALL).subs(lam_other, lam)
     expected = eta * lam * (1 + mu) / ((1 - mu) * (2 * (1 + mu) - eta * lam))
     assert is_zero(diagonal - expected)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_special_cases_of_the_response(method):
-    chosen, _ = METHODS[method]
-    response = symbolic.pair_response(chosen)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_special_cases_of_the_response(optimizer):
+    chosen, _ = OPTIMIZERS[optimizer]
+    response = symbolic.bare_response(chosen)
     exchanged = response.subs({lam: lam_other, lam_other: lam}, simultaneous=True)
     assert is_zero(response - exchanged)
-    decayed = symbolic.pair_response(chosen, weight_decay=True)
+    decayed = symbolic.bare_response(chosen, weight_decay=True)
     assert is_zero(decayed.subs(rho, 0) - response)
-    if method != "memory 3":
-        assert is_zero(response.subs(mu, 0) - symbolic.pair_response())
+    if optimizer != "memory 3":
+        assert is_zero(response.subs(mu, 0) - symbolic.bare_response())
 
 
 @pytest.mark.parametrize("weight_decay", [False, True])
-@pytest.mark.parametrize("method", METHODS)
-def test_small_learning_rates(method, weight_decay):
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_small_learning_rates(optimizer, weight_decay):
     # The simple root 1 of the recursion moves by -x / slope, whatever the others do.
-    chosen, _ = METHODS[method]
-    slope = 1 + sum(age * c for age, c in enumerate(chosen.carry))
+    chosen, _ = OPTIMIZERS[optimizer]
+    slope = 1 + sum(age * c for age, c in enumerate(chosen.update))
     limit = stability.small_learning_rate_limit(chosen, weight_decay=weight_decay)
     expected = lam**2 / (lam + (rho if weight_decay else 0)) / (2 * slope)
     assert is_zero(limit - expected)
 
 
-@pytest.mark.parametrize("method", [HEAVY_BALL, NESTEROV])
-def test_small_learning_rate_of_momentum(method):
+@pytest.mark.parametrize("optimizer", [HEAVY_BALL, NESTEROV])
+def test_small_learning_rate_of_momentum(optimizer):
     """K -> eta tr(Theta) / (2 B (1 - mu)) for small batches."""
-    assert is_zero(stability.small_learning_rate_limit(method) - lam / (2 * (1 - mu)))
+    assert is_zero(stability.small_learning_rate_limit(optimizer) - lam / (2 * (1 - mu)))
 
 
 def test_dressed_response():
@@ -167,64 +165,55 @@ def test_dressed_response():
     assert is_zero(given.subs({size: gamma, correlation: kappa}) - dressed)
 
 
-def summand(expression):
-    """Return what a multiple of one sum adds up, without its factor, and the factor."""
-    (total,) = expression.atoms(sp.Sum)
-    factor = expression / total
-    assert not factor.has(sp.Sum)
-    (mode, first, last) = total.limits[0]
-    assert (first, last) == (0, D - 1)
-    return total.function.subs(stability.eigenvalues[mode], lam), factor
-
-
 def test_norms_of_plain_sgd():
-    own, factor = summand(symbolic.noise_kernel_norm("paper").rhs)
-    assert is_zero(own * factor - eta * (1 / beta - 1) / D * lam / (2 - eta * lam))
-    own, factor = summand(symbolic.noise_kernel_norm("finite").rhs)
+    own = summand(symbolic.noise_kernel_norm("paper").rhs)
+    assert is_zero(own - eta * (1 / beta - 1) / D * lam / (2 - eta * lam))
+    own = summand(symbolic.noise_kernel_norm("finite").rhs)
     expected = eta * gamma / D * lam / (2 - eta * lam * (1 - kappa * gamma / D))
-    assert is_zero(own * factor - expected)
+    assert is_zero(own - expected)
 
 
 @pytest.mark.parametrize(
-    ("method", "weight_decay"),
+    ("optimizer", "weight_decay"),
     [("sgd", True), ("heavy ball", True), ("nesterov", False), ("memory 3", False)],
 )
-def test_finite_norm_sums_the_dressed_diagonal(method, weight_decay):
-    chosen, _ = METHODS[method]
-    equation = symbolic.noise_kernel_norm("finite", method=chosen, weight_decay=weight_decay)
-    own, factor = summand(equation.rhs)
-    diagonal = symbolic.pair_response(chosen, weight_decay=weight_decay).subs(lam_other, lam)
-    assert is_zero(own * factor - gamma / D / (1 / diagonal + kappa * gamma / D))
+def test_finite_norm_sums_the_dressed_diagonal(optimizer, weight_decay):
+    chosen, _ = OPTIMIZERS[optimizer]
+    equation = symbolic.noise_kernel_norm("finite", optimizer=chosen, weight_decay=weight_decay)
+    own = summand(equation.rhs)
+    diagonal = symbolic.bare_response(chosen, weight_decay=weight_decay).subs(lam_other, lam)
+    assert is_zero(own - gamma / D / (1 / diagonal + kappa * gamma / D))
 
 
 def test_one_data_point_of_random_curvature():
     """Mean a, variance s^2 = gamma a^2: 1/eta = a / (2 (1 + mu)) + s^2 / (2 a (1 - mu))."""
-    own, factor = summand(symbolic.noise_kernel_norm("finite", momentum=True).rhs)
-    norm = (own * factor).subs({D: 1, kappa: 0})
+    own = summand(symbolic.noise_kernel_norm("finite", momentum=True).rhs)
+    norm = own.subs({D: 1, kappa: 0})
     inverse = lam / (2 * (1 + mu)) + gamma * lam / (2 * (1 - mu))
     assert is_zero(norm.subs(eta, 1 / inverse) - 1)
 
 
 @functools.cache
-def numeric(kind, method, weight_decay):
+def numeric(norm, optimizer, weight_decay):
     """Return a function of arrays, numbers by name: of i and j too where it is a matrix entry."""
-    own = {"method": METHODS[method][0]} if method not in OPTIONS else OPTIONS[method]
-    equation = symbolic.noise_kernel_norm(kind, weight_decay=weight_decay, **own)
-    entries = list(equation.lhs.indices) if kind == "exact" else []
+    own = (
+        {"optimizer": OPTIMIZERS[optimizer][0]} if optimizer not in OPTIONS else OPTIONS[optimizer]
+    )
+    equation = symbolic.noise_kernel_norm(norm, weight_decay=weight_decay, **own)
+    entries = list(equation.lhs.indices) if norm == "exact" else []
     assert equation.lhs == sp.IndexedBase("G")[tuple(entries)] if entries else sp.Symbol("K")
     numbers = [eta, mu, rho, beta, gamma, kappa, D]
     arrays = [stability.eigenvalues, stability.eigenvectors]
     return sp.lambdify([*entries, *arrays, *numbers], equation.rhs, "numpy")
 
 
-def norm_by_formula(kind, method, ntk, sgd):
+def norm_by_formula(norm, optimizer, ntk, sgd):
     n_data = len(ntk)
-    matrix = enumeration.weight_covariance(n_data, sgd.batch_size, sgd.sampling)
-    size = matrix[0][0] - matrix[0][1]
-    function = numeric(kind, method, sgd.weight_decay > 0)
+    covariance = map(float, gamma_and_kappa(n_data, sgd.batch_size, sgd.sampling))
+    function = numeric(norm, optimizer, sgd.weight_decay > 0)
     known = [*np.linalg.eigh(ntk), sgd.learning_rate, sgd.momentum, sgd.weight_decay]
-    known += [sgd.batch_size / n_data, float(size), float(-n_data * matrix[0][1] / size), n_data]
-    if kind != "exact":
+    known += [sgd.batch_size / n_data, *covariance, n_data]
+    if norm != "exact":
         return function(*known)
     kernel = [[function(i, j, *known) for j in range(n_data)] for i in range(n_data)]
     return np.linalg.eigvalsh(kernel)[-1]
@@ -238,7 +227,7 @@ def random_ntk(seed, n_data, n_params):
 @pytest.mark.parametrize("sampling", SCHEMES)
 @pytest.mark.parametrize("decay", [0.0, 0.3])
 @pytest.mark.parametrize(
-    ("method", "momentum"),
+    ("optimizer", "momentum"),
     [
         ("sgd", 0.0),
         ("heavy ball", 0.8),
@@ -247,31 +236,31 @@ def random_ntk(seed, n_data, n_params):
         ("nesterov", -0.6),
     ],
 )
-@pytest.mark.parametrize("kind", ["paper", "finite", "exact"])
-def test_norms_of_arrays_are_the_numeric_ones(kind, method, momentum, decay, sampling):
+@pytest.mark.parametrize("norm", ["paper", "finite", "exact"])
+def test_norms_of_arrays_are_the_numeric_ones(norm, optimizer, momentum, decay, sampling):
     ntk = random_ntk(3, 4, 9)
-    sgd = qm.SGD(1.0, 2, momentum, method == "nesterov", decay, sampling)
+    sgd = qm.SGD(1.0, 2, momentum, optimizer == "nesterov", decay, sampling)
     for fraction in (0.1, 0.7):
         sgd = replace(sgd, learning_rate=fraction * qm.edge_of_stability(ntk, sgd))
-        expected = qm.noise_kernel_norm(ntk, sgd, method=kind)
-        assert norm_by_formula(kind, method, ntk, sgd) == pytest.approx(expected, rel=1e-12)
+        expected = qm.noise_kernel_norm(ntk, sgd, norm=norm)
+        assert norm_by_formula(norm, optimizer, ntk, sgd) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.3])
-@pytest.mark.parametrize("kind", ["paper", "finite", "exact"])
-def test_norms_of_an_ntk_with_a_null_space(kind, decay):
-    # modes of eigenvalue zero carry nothing; between two of them the formula itself reads 0/0
-    tiny = 1e-300 if kind == "exact" else 0.0
+@pytest.mark.parametrize("norm", ["paper", "finite", "exact"])
+def test_norms_of_an_ntk_with_a_null_space(norm, decay):
+    # modes of eigenvalue zero update nothing; between two of them the formula itself reads 0/0
+    tiny = 1e-300 if norm == "exact" else 0.0
     ntk, sgd = np.diag([tiny, tiny, 1.0, 2.0]), qm.SGD(0.4, 2, weight_decay=decay)
-    expected = qm.noise_kernel_norm(ntk, sgd, method=kind)
-    assert norm_by_formula(kind, "sgd", ntk, sgd) == pytest.approx(expected, rel=1e-12)
+    expected = qm.noise_kernel_norm(ntk, sgd, norm=norm)
+    assert norm_by_formula(norm, "sgd", ntk, sgd) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("sampling", SCHEMES)
 @pytest.mark.parametrize("decay", [0.0, 0.3])
-def test_threshold_of_a_method_with_memory_of_three(sampling, decay):
+def test_threshold_of_a_methodwith_memory_of_three(sampling, decay):
     ntk, batch_size = random_ntk(8, 3, 6), 1 if sampling == "without_replacement" else 2
-    carry, look = ([float(c) for c in given] for given in (CARRY, LOOK))
+    update, extrapolation = ([float(c) for c in given] for given in (UPDATE, EXTRAPOLATION))
     edge = least_positive(MEMORY_3) / (np.linalg.eigvalsh(ntk)[-1] + decay)
 
     def norm(learning_rate):
@@ -280,7 +269,7 @@ def test_threshold_of_a_method_with_memory_of_three(sampling, decay):
 
     def radius(learning_rate):
         settings = learning_rate, decay, batch_size, sampling
-        return linear_memory.spectral_radius(ntk, carry, look, *settings)
+        return linear_memory.spectral_radius(ntk, update, extrapolation, *settings)
 
     threshold = brentq(lambda step: norm(step) - 1, 1e-3 * edge, 0.999 * edge, xtol=1e-15)
     assert 0.1 * edge < threshold < 0.9 * edge
@@ -291,9 +280,9 @@ def test_threshold_of_a_method_with_memory_of_three(sampling, decay):
         assert (radius(factor * threshold) < 1) == stable
 
 
-def least_positive(method, momentum=0.0):
+def least_positive(optimizer, momentum=0.0):
     """Return the deterministic edge, in eta (lambda + rho)."""
-    places = [complex(e.subs(mu, momentum)) for e in symbolic.edge_of_stability(method)]
+    places = [complex(e.subs(mu, momentum)) for e in symbolic.edge_of_stability(optimizer)]
     return min(e.real for e in places if abs(e.imag) < 1e-9 and e.real > 0)
 
 
@@ -301,15 +290,15 @@ MOMENTA = [*np.random.default_rng(0).uniform(-0.97, 0.97, 8), -0.34, -0.32]
 
 
 @pytest.mark.parametrize(
-    ("method", "momentum"),
+    ("optimizer", "momentum"),
     [
         ("sgd", 0.0),
         *itertools.product(("heavy ball", "nesterov"), MOMENTA),
         ("memory 3", 0.0),
     ],
 )
-def test_edge_is_where_roots_leave_the_unit_circle(method, momentum):
-    chosen, coefficients = METHODS[method]
+def test_edge_is_where_roots_leave_the_unit_circle(optimizer, momentum):
+    chosen, coefficients = OPTIMIZERS[optimizer]
     expected = enumeration.first_crossing(
         lambda x: linear_memory.deterministic_radius(*coefficients(momentum), x), 1e-3
     )
@@ -317,9 +306,11 @@ def test_edge_is_where_roots_leave_the_unit_circle(method, momentum):
 
 
 def test_edge_of_the_longest_memory():
-    carry, look = ([float(c) for c in given] for given in (MEMORY_4.carry, MEMORY_4.look))
+    update, extrapolation = (
+        [float(c) for c in given] for given in (MEMORY_4.update, MEMORY_4.extrapolation)
+    )
     expected = enumeration.first_crossing(
-        lambda x: linear_memory.deterministic_radius(carry, look, x), 1e-3
+        lambda x: linear_memory.deterministic_radius(update, extrapolation, x), 1e-3
     )
     assert least_positive(MEMORY_4) == pytest.approx(expected, rel=1e-9)
 
@@ -334,10 +325,10 @@ def test_known_edges():
     )
 
 
-def test_a_memory_that_is_idle_changes_nothing():
-    idle = LinearMethod((1, 0, 0), (1,))
+def test_a_memory_with_zero_coefficients_changes_nothing():
+    idle = LinearOptimizer((1, 0, 0), (1,))
     assert symbolic.edge_of_stability(idle) == [2]
-    assert is_zero(symbolic.pair_response(idle) - symbolic.pair_response())
+    assert is_zero(symbolic.bare_response(idle) - symbolic.bare_response())
 
 
 def random_polynomials(degree):
@@ -407,16 +398,16 @@ def test_refused_coefficients(coefficients):
         symbolic.schur_cohn_conditions(coefficients)
 
 
-@pytest.mark.parametrize("kind", ["", "Paper", "modes", 3])
-def test_an_unknown_kind_is_refused(kind):
-    with pytest.raises(InputError, match="kind must be one of paper, finite, exact"):
-        symbolic.noise_kernel_norm(kind)
+@pytest.mark.parametrize("norm", ["", "Paper", "modes", 3])
+def test_an_unknown_norm_is_refused(norm):
+    with pytest.raises(InputError, match="norm must be one of paper, finite, exact"):
+        symbolic.noise_kernel_norm(norm)
 
 
 @pytest.mark.parametrize("at", ["", "z", None])
 def test_an_unknown_place_is_refused(at):
     with pytest.raises(InputError, match="at must be one of gradient, residual"):
-        symbolic.pair_response(at=at)
+        symbolic.bare_response(at=at)
 
 
 def test_full_batches_have_no_noise():

@@ -1,4 +1,4 @@
-"""One-step variance of the form that grows exactly, against sums over all batches."""
+"""One-step variance of the quadratic form that grows exactly, against sums over all batches."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.symbolic._exact import SCHEMES, at, rationals
 
 ETA = Fraction(2, 7)
 SIZES = [(2, 1), (3, 1), (3, 2), (4, 3)]
-METHODS = {"plain": (0, 0), "heavy ball": (Fraction(1, 2), 0), "Nesterov": (Fraction(-1, 3), 1)}
+OPTIMIZERS = {"plain": (0, 0), "heavy ball": (Fraction(1, 2), 0), "Nesterov": (Fraction(-1, 3), 1)}
 
 
 @functools.cache
@@ -48,14 +48,14 @@ def steps(ntk, batches, momentum, nesterov):
     """Yield the matrix of every batch on (z_t, z_(t-1)); plain SGD remembers nothing."""
     n = len(ntk)
     unit = np.eye(n, dtype=int).astype(object) * Fraction(1)
-    ahead, behind = (1 + momentum, momentum) if nesterov else (Fraction(1), Fraction(0))
-    for p, w in batches:
-        kick = ETA * ntk * w
+    p, q = (1 + momentum, momentum) if nesterov else (Fraction(1), Fraction(0))
+    for probability, w in batches:
+        gradient = ETA * ntk * w
         if momentum == 0:
-            yield p, unit - kick
+            yield probability, unit - gradient
             continue
-        first = (1 + momentum) * unit - ahead * kick
-        yield p, np.block([[first, -momentum * unit + behind * kick], [unit, 0 * unit]])
+        now, old = (1 + momentum) * unit - p * gradient, -momentum * unit + q * gradient
+        yield probability, np.block([[now, old], [unit, 0 * unit]])
 
 
 def product(first, second, covariance):
@@ -65,9 +65,9 @@ def product(first, second, covariance):
 
 
 @functools.cache
-def case(n_data, batch_size, scheme, method):
+def case(n_data, batch_size, scheme, optimizer):
     """Return the arrays of the formula, and the enumerated variance."""
-    momentum, nesterov = METHODS[method]
+    momentum, nesterov = OPTIMIZERS[optimizer]
     n_state = n_data if momentum == 0 else 2 * n_data
     ntk, form, covariance = symmetric(1, n_data), symmetric(2, n_state), symmetric(3, n_state)
     all_steps = list(steps(ntk, drawn(n_data, batch_size, scheme), momentum, nesterov))
@@ -75,16 +75,18 @@ def case(n_data, batch_size, scheme, method):
     mean = sum(p * f for p, f in forms)
     variance = sum(p * product(f, f, covariance) for p, f in forms)
     variance -= product(mean, mean, covariance)
-    quiet = sum(p * step for p, step in all_steps)
-    look = np.eye(n_data, n_state, dtype=int).astype(object) * Fraction(1)
+    noise_free = sum(p * step for p, step in all_steps)
+    to_point = np.eye(n_data, n_state, dtype=int).astype(object) * Fraction(1)
     if nesterov:
-        look = np.hstack([(1 + momentum) * look[:, :n_data], -momentum * look[:, :n_data]])
-    pull = ETA * ntk @ (form @ quiet)[:n_data]  # g = pull s
+        to_point = np.hstack(
+            [(1 + momentum) * to_point[:, :n_data], -momentum * to_point[:, :n_data]]
+        )
+    to_slope = ETA * ntk @ (form @ noise_free)[:n_data]
     values = {
         "N": ETA**2 * ntk @ form[:n_data, :n_data] @ ntk,
-        "U": look @ covariance @ look.T,
-        "Y": pull @ covariance @ look.T,
-        "Z": pull @ covariance @ pull.T,
+        "U": to_point @ covariance @ to_point.T,
+        "Y": to_slope @ covariance @ to_point.T,
+        "Z": to_slope @ covariance @ to_slope.T,
         "D": Fraction(n_data),
         "B": Fraction(batch_size),
     }
@@ -96,23 +98,23 @@ def variance_of(module, scheme):
     return module.one_step_variance(scheme)
 
 
-def check_variance(module, n_data, batch_size, scheme, method="plain"):
-    values, variance = case(n_data, batch_size, scheme, method)
+def check_variance(module, n_data, batch_size, scheme, optimizer="plain"):
+    values, variance = case(n_data, batch_size, scheme, optimizer)
     assert sum(part.evaluate(values) for part in variance_of(module, scheme)) == variance
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize(("n_data", "batch_size"), SIZES)
-def test_variance_is_that_of_all_batches(n_data, batch_size, scheme, method):
-    check_variance(typical, n_data, batch_size, scheme, method)
-    assert case(n_data, batch_size, scheme, method)[1] > 0
+def test_variance_is_that_of_all_batches(n_data, batch_size, scheme, optimizer):
+    check_variance(typical, n_data, batch_size, scheme, optimizer)
+    assert case(n_data, batch_size, scheme, optimizer)[1] > 0
 
 
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("* pulled(a) * kicked(b, c) * 2", "* pulled(a) * kicked(b, c)"),
+        ("* first_order(a) * second_order(b, c) * 2", "* first_order(a) * second_order(b, c)"),
         (" - pair * other", ""),
         ("-2 * _linear", "2 * _linear"),
         ("law = symbolic_fluctuations()", "law = fluctuations('bernoulli')"),
@@ -161,13 +163,13 @@ def test_deviation_and_mean_square():
     values = {"Theta": ntk, "L": form, "eta": ETA, "z": state, "M": covariance}
     batches = drawn(3, 2, "without_replacement")
     for (_, w), (_, step) in zip(batches, steps(ntk, batches, 0, False), strict=True):
-        quiet = (np.eye(3, dtype=int) - ETA * ntk) @ state
-        whole = step @ state @ form @ step @ state - quiet @ form @ quiet
+        noise_free = (np.eye(3, dtype=int) - ETA * ntk) @ state
+        whole = step @ state @ form @ step @ state - noise_free @ form @ noise_free
         parts = typical.deviation()
         assert sum(part.evaluate(values | {"x": w - 1}) for part in parts) == whole
         # g u x and N u u x x of the variance
-        pull = ETA * ntk @ form @ quiet
-        assert parts[0].evaluate(values | {"x": w - 1}) == -2 * pull @ (state * (w - 1))
+        g = ETA * ntk @ form @ noise_free
+        assert parts[0].evaluate(values | {"x": w - 1}) == -2 * g @ (state * (w - 1))
     assert typical.mean_square().evaluate(values) == product(form, form, covariance)
 
 
@@ -178,7 +180,7 @@ def test_noise_form_obeys_the_equation_of_the_second_moment():
     inner = typical.adjoint_step().rename({a: c, b: d})
     stepped = (names.eta**2 * theta(a, c) * inner * theta(d, b)).sum(c, d)
     stepped = fold(stepped, (theta(a, c) * L(c, d) * theta(d, b)).sum(c, d), N, names.eta**-2)
-    (moment,) = linear.second_moments(linear.SGD_METHOD).values()
+    (moment,) = linear.second_moments(linear.PLAIN_SGD).values()
     assert moment.replace(linear.moment(0, 0), N).equals(stepped)
 
 
@@ -223,15 +225,15 @@ def test_moments_of_few_points(n_data, batch_size, sampling):
 def test_moments_of_the_fluctuations(scheme):
     law = fluctuations(scheme)
     for n_data, batch_size in SIZES:
-        for word in ("i", "ii", "ij", "iij", "ijk", "iiij", "iijj", "iijk"):
-            if len(set(word)) > n_data:
+        for pattern in ("i", "ii", "ij", "iij", "ijk", "iiij", "iijj", "iijk"):
+            if len(set(pattern)) > n_data:
                 continue
-            points = ["ijk".index(letter) for letter in word]
+            points = ["ijk".index(label) for label in pattern]
             met = sum(
                 p * np.prod([w[i] - 1 for i in points], initial=Fraction(1))
                 for p, w in drawn(n_data, batch_size, scheme)
             )
-            assert at(weight_moment(word, law), n_data, batch_size) == met
+            assert at(weight_moment(pattern, law), n_data, batch_size) == met
 
 
 def test_weights_of_a_fixed_batch_size_fluctuate_against_each_other():

@@ -2,47 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import sympy as sp
 
 from quadmodel._util.checks import InputError
+from quadmodel.symbolic.algebra.indices import KRONECKER, Index, Terms
 from quadmodel.symbolic.algebra.names import D
 
-if TYPE_CHECKING:
-    from quadmodel.symbolic.algebra.indices import Index, Polynomial, Space, Tensor
 
-
-def evaluate(
-    polynomial: Polynomial, values: Mapping[str, Any], unit: Mapping[Space, Tensor]
-) -> Any:
+def evaluate(terms: Terms, free: Sequence[Index], values: Mapping[str, Any]) -> Any:
     """Return the value for given arrays, in the arithmetic of their entries."""
     known = {name: _as_sympy(v) for name, v in values.items() if np.ndim(v) == 0}
     total: Any = 0
-    for scale, array in _contracted(polynomial, values, unit):
+    for scale, array in _contracted(terms, free, values):
         total = total + _number(scale, known) * array
     return total
 
 
 def _contracted(
-    polynomial: Polynomial, values: Mapping[str, Any], unit: Mapping[Space, Tensor]
+    terms: Terms, free: Sequence[Index], values: Mapping[str, Any]
 ) -> Iterator[tuple[sp.Expr, Any]]:
     """Yield every term's coefficient and the contraction of its arrays."""
-    free = polynomial.free
     sizes = {
-        space: int(values[space.dimension.name]) for space in unit if space.dimension.name in values
+        space: int(values[space.dimension.name])
+        for space in KRONECKER
+        if space.dimension.name in values
     }
-    for monomial in polynomial.terms:
+    for monomial in terms:
         for tensor, indices in monomial:
-            if tensor not in unit.values():
+            if tensor not in KRONECKER.values():
                 shape = np.shape(values[tensor.name])
                 sizes |= {i.space: n for i, n in zip(indices, shape, strict=True)}
-    units = {unit[space]: np.eye(n, dtype=int).astype(object) for space, n in sizes.items()}
-    ones = [(unit[index.space], (index, index)) for index in free]
-    for monomial, scale in polynomial.terms.items():
+    units = {KRONECKER[space]: np.eye(n, dtype=int).astype(object) for space, n in sizes.items()}
+    ones = [(KRONECKER[index.space], (index, index)) for index in free]
+    for monomial, scale in terms.items():
         numbering: dict[Index, int] = {}
         operands: list[Any] = []
         for tensor, indices in (*monomial, *ones):
@@ -55,7 +52,7 @@ def _number(scale: sp.Expr, known: Mapping[str, sp.Expr]) -> Any:
     """Put numbers in place of symbols; a rational result is a Python fraction."""
     number = _substituted(scale, known)
     if not number.is_finite:
-        # Moments of more points than there are have poles in D, which B takes away.
+        # Moments of more points than there are have poles in D, which cancel once B has its value.
         others = {name: value for name, value in known.items() if name != D.name}
         number = sp.cancel(_substituted(scale, others)).subs(D, known.get(D.name, D))
         if not number.is_finite:

@@ -1,4 +1,4 @@
-"""Folding: a product of tensors that recurs in a polynomial gets a name of its own."""
+"""Folding: a tensor in place of a product of tensors that recurs in a polynomial."""
 
 from __future__ import annotations
 
@@ -7,24 +7,26 @@ from collections.abc import Iterator, Sequence
 
 import sympy as sp
 
-from quadmodel.symbolic.algebra.indices import Factor, Index, Polynomial, Tensor, Term
+from quadmodel.symbolic.algebra.indices import Factor, Index, TensorType, Term
+from quadmodel.symbolic.algebra.polynomials import Polynomial
 
 Match = dict[Index, Index]
 
 
 def fold(
-    polynomial: Polynomial, product: Polynomial, tensor: Tensor, scale: sp.Expr = sp.S.One
+    polynomial: Polynomial, product: Polynomial, tensor: TensorType, scale: sp.Expr = sp.S.One
 ) -> Polynomial:
     r"""Put a tensor in place of a product of others, wherever the product stands by itself.
 
     Parameters
     ----------
     polynomial : Polynomial
-        Where.
+        Where to replace the product.
     product : Polynomial
         One term with coefficient 1, as many free indices as the tensor has, in their order.
-    tensor : Tensor
-        What to put in its place; :func:`~quadmodel.symbolic.delta` counts as one too.
+    tensor : TensorType
+        What to put in its place; also one of
+        :data:`~quadmodel.symbolic.algebra.indices.KRONECKER`.
     scale : SymPy expression, optional
         The product is `scale` times the tensor.
 
@@ -53,7 +55,7 @@ def fold(
 def _places(
     wanted: Sequence[Factor], inner: Sequence[Index], factors: Sequence[Factor], kept: list[Index]
 ) -> Iterator[tuple[Match, list[int]]]:
-    """Yield where the product stands with summed indices that occur nowhere else."""
+    """Yield occurrences of the product whose summed indices occur nowhere else."""
     for match, used in _matches(wanted, factors, {}, []):
         outside = {i for n, (_, ii) in enumerate(factors) if n not in used for i in ii}
         if all(match[i] in kept and match[i] not in outside for i in inner):
@@ -71,14 +73,16 @@ def _matches(
     for n, (candidate, found) in enumerate(factors):
         if candidate != tensor or n in used:
             continue
-        for turned in _turns(tensor, found):
-            new = dict(zip(indices, turned, strict=True))
+        for order in _equivalent_orders(tensor, found):
+            new = dict(zip(indices, order, strict=True))
             if all(match.get(i, k) == k for i, k in new.items()):
                 yield from _matches(others, factors, match | new, [*used, n])
 
 
-def _turns(tensor: Tensor, indices: tuple[Index, ...]) -> Iterator[tuple[Index, ...]]:
-    """Yield the orders of indices that mean the same entry."""
+def _equivalent_orders(
+    tensor: TensorType, indices: tuple[Index, ...]
+) -> Iterator[tuple[Index, ...]]:
+    """Yield the orders of indices that stand for one entry of the tensor."""
     for order in itertools.permutations(range(len(indices))):
         if all(tensor.classes[k] == tensor.classes[n] for n, k in enumerate(order)):
             yield tuple(indices[k] for k in order)

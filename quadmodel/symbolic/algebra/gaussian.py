@@ -3,7 +3,7 @@ r"""Gaussian averages by Wick's theorem, in index form.
 A field is a tensor with mean zero whose second moments are a polynomial in other tensors, e.g. the
 curvature, :math:`E[Q_{aij}Q_{bkl}] = C_{ab}(S_{ik}S_{jl} + S_{il}S_{jk})`. The average of a product
 is the sum over all pairings. To second order in a field only its second moments matter, so those
-results hold for every law with the same ones.
+results hold for every law with these second moments.
 """
 
 from __future__ import annotations
@@ -17,14 +17,11 @@ from quadmodel.symbolic.algebra.indices import (
     DATA,
     PARAMETERS,
     Index,
-    Polynomial,
-    Tensor,
-    constant,
     data_indices,
-    delta,
     parameter_indices,
 )
 from quadmodel.symbolic.algebra.names import s, sigma
+from quadmodel.symbolic.algebra.polynomials import Polynomial, Tensor, constant, delta
 
 # A product of n fields has (n-1)!! pairings: 945 at 10.
 HIGHEST_ORDER = 10
@@ -93,7 +90,7 @@ def average(polynomial: Polynomial, *fields: GaussianField) -> Polynomial:
     polynomial : Polynomial
         What to average.
     *fields : GaussianField
-        Over what.
+        The fields to average over.
 
     Returns
     -------
@@ -134,17 +131,7 @@ def average(polynomial: Polynomial, *fields: GaussianField) -> Polynomial:
 
 
 def pairings(count: int) -> Iterator[list[tuple[int, int]]]:
-    """Yield all ways to join `count` places in pairs; none if their number is odd.
-
-    Parameters
-    ----------
-    count : int
-        Number of places.
-
-    Yields
-    ------
-    list of tuple of two int
-    """
+    """Yield all ways to join `count` places in pairs; none if their number is odd."""
 
     def join(places: list[int]) -> Iterator[list[tuple[int, int]]]:
         if not places:

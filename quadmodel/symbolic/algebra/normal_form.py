@@ -1,40 +1,45 @@
-"""Normal form of a term: Kronecker deltas carried out, summed indices numbered, factors sorted."""
+"""Normal form of a term: deltas contracted, summed indices numbered, factors sorted."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import sympy as sp
 
 from quadmodel.symbolic.algebra.canonical import canonical_order
+from quadmodel.symbolic.algebra.indices import (
+    KRONECKER,
+    Factor,
+    Index,
+    Monomial,
+    Space,
+    factor_key,
+    index_key,
+    renamed,
+)
 
-if TYPE_CHECKING:
-    from quadmodel.symbolic.algebra.indices import Factor, Index, Monomial, Space, Tensor
+_DELTAS = frozenset(KRONECKER.values())
 
 
 def contract_deltas(
-    units: Container[Tensor],
-    coefficient: sp.Expr,
-    factors: Sequence[Factor],
-    summed: Sequence[Index],
+    coefficient: sp.Expr, factors: Sequence[Factor], summed: Sequence[Index]
 ) -> tuple[sp.Expr, list[Factor], list[Index]]:
-    """Carry out the sums over indices of Kronecker deltas, and those over nothing."""
+    """Do the sums over indices of Kronecker deltas, and those over indices of no factor."""
     left, kept = list(factors), list(summed)
-    pending = [factor for factor in left if factor[0] in units]
+    pending = [factor for factor in left if factor[0] in _DELTAS]
     while pending:
-        unit = pending.pop()
-        left.remove(unit)
-        i, k = sorted(unit[1], key=lambda index: (index in kept, index_key(index)))
+        delta = pending.pop()
+        left.remove(delta)
+        i, k = sorted(delta[1], key=lambda index: (index in kept, index_key(index)))
         if i == k:
             continue
-        # Elsewhere the two are one: k goes, being summed over or the later of two free ones.
+        # In all other factors i replaces k, which is summed over or the later of two free indices.
         left = renamed(left, {k: i})
         pending = renamed(pending, {k: i})
         if k in kept:
             kept.remove(k)
         else:
-            left.append(unit)
+            left.append(delta)
     used = {i for _, indices in left for i in indices}
     sizes = (index.space.dimension for index in kept if index not in used)
     return sp.Mul(coefficient, *sizes), left, [i for i in kept if i in used]
@@ -42,11 +47,9 @@ def contract_deltas(
 
 def normal_form(factors: Sequence[Factor], summed: Sequence[Index]) -> Monomial:
     """Name the summed indices so that equal terms become equal, and sort the factors."""
-    described = [(t.name, t.classes, indices) for t, indices in factors]
-    order = canonical_order(described, summed)
     counts: dict[Space, int] = {}
     names: dict[Index, Index] = {}
-    for index in order:
+    for index in canonical_order(factors, summed):
         counts[index.space] = counts.get(index.space, -1) + 1
         names[index] = index._replace(label=counts[index.space])
     return tuple(sorted((_slots_sorted(f) for f in renamed(factors, names)), key=factor_key))
@@ -56,23 +59,8 @@ def _slots_sorted(factor: Factor) -> Factor:
     """Order the indices within slots that may be exchanged."""
     tensor, indices = factor
     pools: dict[int, list[Index]] = {}
-    for kind, index in zip(tensor.classes, indices, strict=True):
-        pools.setdefault(kind, []).append(index)
+    for slot_class, index in zip(tensor.classes, indices, strict=True):
+        pools.setdefault(slot_class, []).append(index)
     for pool in pools.values():
         pool.sort(key=index_key, reverse=True)
-    return tensor, tuple(pools[kind].pop() for kind in tensor.classes)
-
-
-def renamed(factors: Iterable[Factor], names: Mapping[Index, Index]) -> list[Factor]:
-    """Put other indices in place of some."""
-    return [(tensor, tuple(names.get(i, i) for i in indices)) for tensor, indices in factors]
-
-
-def index_key(index: Index) -> tuple[str, bool, str]:
-    """Return what indices are sorted by: free ones before summed ones."""
-    return index.space.name, isinstance(index.label, int), str(index.label)
-
-
-def factor_key(factor: Factor) -> tuple[str, list[tuple[str, bool, str]]]:
-    """Return what factors are sorted by."""
-    return factor[0].name, [index_key(i) for i in factor[1]]
+    return tensor, tuple(pools[slot_class].pop() for slot_class in tensor.classes)

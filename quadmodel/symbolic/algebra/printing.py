@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import sympy as sp
 
-if TYPE_CHECKING:
-    from quadmodel.symbolic.algebra.indices import Index, Monomial
-
-
-Terms = Mapping["Monomial", sp.Expr]
+from quadmodel.symbolic.algebra.indices import Index, Monomial, Terms
 
 
 def latex(terms: Terms) -> str:
     """Return LaTeX; indices that occur on one side only are summed over."""
     parts = []
-    for scale, factors in _spelled(terms):
+    for scale, factors in _with_letters(terms):
         names = [_entry(name, letters) for name, letters in factors]
         number = sp.latex(scale) if not scale.is_Add else rf"\left({sp.latex(scale)}\right)"
         if names and scale in (1, -1):
@@ -27,22 +22,22 @@ def latex(terms: Terms) -> str:
 
 
 def plain(terms: Terms) -> str:
-    """Return plain text of the same kind."""
+    """Return plain text; indices that occur on one side only are summed over."""
     parts = (
         "*".join([f"({scale})", *(f"{name}_{letters}" for name, letters in factors)])
-        for scale, factors in _spelled(terms)
+        for scale, factors in _with_letters(terms)
     )
     return " + ".join(parts) or "0"
 
 
-def _spelled(terms: Terms) -> Iterator[tuple[sp.Expr, list[tuple[str, str]]]]:
+def _with_letters(terms: Terms) -> Iterator[tuple[sp.Expr, list[tuple[str, str]]]]:
     for monomial, scale in terms.items():
         letters = _letters(monomial)
         yield scale, [(t.name, "".join(letters[i] for i in ii)) for t, ii in monomial]
 
 
 def _entry(name: str, letters: str) -> str:
-    """Return a tensor's entry in LaTeX, its indices after those of its own name."""
+    """Return a tensor's entry in LaTeX, with its indices after any subscript of its name."""
     base, subscript, rest = sp.latex(sp.Symbol(name)).partition("_{")
     return f"{base}_{{{rest[:-1]}, {letters}}}" if subscript else f"{base}_{{{letters}}}"
 

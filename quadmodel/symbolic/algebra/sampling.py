@@ -21,8 +21,9 @@ from sympy.utilities.iterables import multiset_partitions
 
 from quadmodel._util.checks import InputError
 from quadmodel.optimizer import SAMPLING_SCHEMES
-from quadmodel.symbolic.algebra.indices import Index, Polynomial, Tensor, constant, delta
+from quadmodel.symbolic.algebra.indices import Index
 from quadmodel.symbolic.algebra.names import B, D, gamma, kappa
+from quadmodel.symbolic.algebra.polynomials import Polynomial, Tensor, constant, delta
 
 # A product of k weights has Bell(k) coincidence patterns: 4140 at 8.
 HIGHEST_ORDER = 8
@@ -120,22 +121,7 @@ _SCHEMES = {
 
 
 def as_scheme(sampling: str | SamplingScheme | None) -> SamplingScheme:
-    r"""Return the scheme of that name; None stands for any, by :math:`\gamma` and :math:`\kappa`.
-
-    Parameters
-    ----------
-    sampling : str, SamplingScheme or None
-        "without_replacement", "with_replacement", "bernoulli", moments of your own, or None.
-
-    Returns
-    -------
-    SamplingScheme
-
-    Raises
-    ------
-    InputError
-        If there is no scheme of that name.
-    """
+    r"""Return the scheme of that name; None has :math:`\gamma` and :math:`\kappa` as symbols."""
     if isinstance(sampling, SamplingScheme):
         return sampling
     if sampling is not None and sampling not in SAMPLING_SCHEMES:
@@ -309,9 +295,9 @@ def average_batches(
 
     Examples
     --------
-    >>> from quadmodel.symbolic.algebra import indices, sampling
+    >>> from quadmodel.symbolic.algebra import indices, polynomials, sampling
     >>> a, b = indices.data_indices("ab")
-    >>> w = indices.Tensor("w", (indices.DATA,))
+    >>> w = polynomials.Tensor("w", (indices.DATA,))
     >>> sampling.average_batches(w(a) * w(b), w, "bernoulli")
     (1) + (-1 + D/B)*delta_ab
     """
@@ -333,17 +319,7 @@ def average_batches(
 
 
 def partitions(count: int) -> list[list[list[int]]]:
-    """Return all partitions of `count` places into blocks.
-
-    Parameters
-    ----------
-    count : int
-        Number of places.
-
-    Returns
-    -------
-    list of list of list of int
-    """
+    """Return all partitions of `count` places into blocks."""
     return list(multiset_partitions(list(range(count))))
 
 

@@ -11,6 +11,7 @@ import sympy as sp
 from quadmodel.symbolic import (
     all_time,
     dynamics,
+    fock,
     large_p,
     late_time,
     linear,
@@ -18,22 +19,15 @@ from quadmodel.symbolic import (
     stability,
     typical,
 )
-from quadmodel.symbolic import fock as words
 from quadmodel.symbolic.algebra import gaussian
-from quadmodel.symbolic.algebra.indices import (
-    DATA,
-    Index,
-    Polynomial,
-    Tensor,
-    data_indices,
-    parameter_indices,
-)
+from quadmodel.symbolic.algebra.indices import DATA, Index, data_indices, parameter_indices
 from quadmodel.symbolic.algebra.matrices import as_matrix
 from quadmodel.symbolic.algebra.names import B, D, P, beta, eta, lam, sigma, x
+from quadmodel.symbolic.algebra.polynomials import Polynomial, Tensor
 from quadmodel.symbolic.algebra.sampling import average_batches, weight_covariance, weight_moment
-from quadmodel.symbolic.linear import HEAVY_BALL, NESTEROV, SGD_METHOD
+from quadmodel.symbolic.linear import HEAVY_BALL, NESTEROV, PLAIN_SGD
 from quadmodel.symbolic.output.ntk_formulas import expected_ntk_formulas
-from quadmodel.symbolic.output.robust import diagonal_fraction, symmetric_form
+from quadmodel.symbolic.output.response_fractions import diagonal_fraction, symmetric_form
 
 Equations = dict[str, str]
 _SCHEMES = ("without_replacement", "with_replacement", "bernoulli")
@@ -92,7 +86,7 @@ def batch_weights() -> Equations:
         )
     a, b, c = data_indices("abc")
     w = Tensor("w", (DATA,))
-    M = late_second_moment()
+    M = linear.moment(0, 0)
     third = average_batches(w(a) * w(b) * w(c), w, "bernoulli")
     full = sp.cancel(weight_covariance("without_replacement")[0].subs(B, beta * D))
     return {
@@ -106,22 +100,12 @@ def batch_weights() -> Equations:
     }
 
 
-def late_second_moment() -> Tensor:
-    """Return the second moment of the residual as a tensor.
-
-    Returns
-    -------
-    Tensor
-    """
-    return linear.moment(0, 0)
-
-
 def second_moment() -> Equations:
     a, b = data_indices("ab")
-    (moment,) = linear.second_moments(SGD_METHOD).values()
+    (moment,) = linear.second_moments(PLAIN_SGD).values()
     mean = dynamics.expected("residual", curvature="none")
     exact = linear.second_moment_equation("without_replacement")
-    M, theta = late_second_moment(), linear.NTK
+    M, theta = linear.moment(0, 0), linear.NTK
     c, d = data_indices("cd")
     own = (
         M(a, b)
@@ -147,9 +131,9 @@ def second_moment() -> Equations:
         "heavy_ball": _blocks(map(_equation, heavy)),
         "nesterov": _blocks(map(_equation, linear.second_moment_equation(nesterov=True))),
         "weight_decay": _equation(decayed),
-        "carried": _display(r"\text{carried}", modes.carried),
-        "pulled": _display(r"\text{pulled}", modes.pulled),
-        "kicked": _display(r"\text{kicked}", modes.kicked),
+        "propagated": _display(r"\text{propagated}", modes.propagated),
+        "forced": _display(r"\text{forced}", modes.forced),
+        "injected": _display(r"\text{injected}", modes.injected),
         "mode_noise": _display(r"\Omega", modes.noise),
         "mode_at_gradient": _display("U", modes.at_gradient),
         "mode_cross": _display("X^{+}", modes.cross),
@@ -159,21 +143,18 @@ def second_moment() -> Equations:
 
 def noise_kernel() -> Equations:
     S0 = sp.Symbol("S^0")
-    plain = stability.pair_response()
+    plain = stability.bare_response()
     heavy = sp.fraction(stability.pair_sum(HEAVY_BALL))
     nesterov = sp.fraction(stability.pair_sum(NESTEROV))
-    general = sp.fraction(sp.factor(stability.two_step_sum()))
+    general = sp.fraction(sp.factor(stability.two_step_pair_sum()))
     pole = sp.Symbol("pole")
-    own, _ = late_time._closure()
+    kept, _ = late_time.closure()
     return {
         "recursion": _display(
             "z^{+}",
             sum(
-                (
-                    p * sp.Symbol(f"z_{{t-{k}}}" if k else "z_t")
-                    for k, p in enumerate(HEAVY_BALL.recursion(x))
-                ),
-                sp.S.Zero,
+                a * z
+                for a, z in zip(HEAVY_BALL.recursion(x), sp.symbols("z_t z_{t-1}"), strict=True)
             ),
         ),
         "bare": _display("S^0", plain),
@@ -181,7 +162,7 @@ def noise_kernel() -> Equations:
         "exact": _equation(stability.noise_kernel_norm("exact")),
         "finite": _equation(stability.noise_kernel_norm("finite")),
         "paper": _equation(stability.noise_kernel_norm("paper")),
-        "general_sum": _display(r"\sum_n r^{-n-1} h_n h'_n", general[0] / general[1]),
+        "pair_sum": _display(r"\sum_n r^{-n-1} h_n h'_n", general[0] / general[1]),
         "heavy_ball": _display(
             r"\frac{S^0}{\eta^2\lambda\lambda'}", sp.factor(heavy[0]) / symmetric_form(heavy[1])
         ),
@@ -202,12 +183,12 @@ def noise_kernel() -> Equations:
             stability.small_learning_rate_limit(HEAVY_BALL, weight_decay=True),
         ),
         "mode_energy": _equation(late_time.mode_energy_equation()),
-        "kept": _display("a_\\alpha", own),
+        "kept": _display("a_\\alpha", kept),
         "kernel": _display("k_n", late_time.volterra_kernel()),
         "kernel_sum": _display(r"\sum_n k_n", late_time.volterra_sum()),
         "rate": _equation(late_time.rate_equation()),
         "floor": _equation(late_time.loss_floor()),
-        "energy": _display("e", late_time.energy_at_gradient()),
+        "squared_residual": _display("e", late_time.squared_residual_at_gradient()),
         "law": _display(
             r"\frac{\lambda}{p - q\lambda}",
             sp.apart(lam / (sp.Symbol("q") * (pole - lam)), lam).subs(
@@ -221,8 +202,8 @@ def _fraction(parts: tuple[sp.Expr, sp.Expr]) -> sp.Expr:
     return parts[0] / parts[1]
 
 
-def _edges(method: linear.LinearMethod) -> str:
-    edges = ", ".join(sp.latex(edge) for edge in stability.edge_of_stability(method))
+def _edges(optimizer: linear.LinearOptimizer) -> str:
+    edges = ", ".join(sp.latex(edge) for edge in stability.edge_of_stability(optimizer))
     return _display(rf"x \in \left\lbrace {edges} \right\rbrace")
 
 
@@ -316,7 +297,7 @@ def two_steps() -> Equations:
 
 def expected_ntk() -> Equations:
     a, b = data_indices("ab")
-    drive, diffusion = all_time.drive(), all_time.diffusion()
+    source, diffusion = all_time.source(), all_time.diffusion()
 
     def matrix(left: str, polynomial: Polynomial) -> str:
         return _display(left, as_matrix(polynomial, a, b))
@@ -324,22 +305,18 @@ def expected_ntk() -> Equations:
     mean_square = r"E\left[(Q\theta_t)(Q\theta_t)^T\right]"
     emitted = {formula.name: formula.results[0] for formula in expected_ntk_formulas()}
     return {
-        "drive": matrix("A", drive),
+        "source": matrix("A", source),
         "diffusion": matrix(mean_square, diffusion),
-        "drive_independent": matrix("A", _unit_data(drive)),
+        "source_independent": matrix("A", all_time.over_data(all_time.independent(source, sigma))),
         "diffusion_independent": matrix(mean_square, all_time.independent(diffusion, sigma)),
-        "drive_over_data": matrix("A", all_time.over_data(drive)),
+        "source_over_data": matrix("A", all_time.over_data(source)),
         "diffusion_over_data": matrix(mean_square, all_time.over_data(diffusion)),
-        "summed": matrix(r"\sum_s A_s", all_time.summed_drive()),
+        "summed": matrix(r"\sum_s A_s", all_time.summed_source()),
         "fluctuation": _display(
             r"D^2 E\left(v_\alpha^T \delta\Theta v_\beta\right)^2", emitted["mode_fluctuation"]
         ),
-        "shift": _display(r"\Delta", emitted["level_shift"]),
+        "shift": _display(r"\Delta", emitted["eigenvalue_shift"]),
     }
-
-
-def _unit_data(drive: Polynomial) -> Polynomial:
-    return all_time.over_data(all_time.independent(drive, sigma))
 
 
 def typical_stability() -> Equations:
@@ -366,17 +343,17 @@ def typical_stability() -> Equations:
 
 def large_p_limit() -> Equations:
     a, b, c, d, e, f = data_indices("abcdef")
-    system, network = large_p.large_p_step(2), large_p.level_one()
+    system, network = large_p.large_p_step(2), large_p.order_one_network()
 
-    def moment(*letters: Index) -> str:
-        product = " ".join(f"Q_{letter.label}" for letter in letters)
+    def moment(*points: Index) -> str:
+        product = " ".join(f"Q_{point.label}" for point in points)
         return _display(
-            rf"E\left[J_a {product} J_b^T\right]", words.word_moment(letters, (a, b))._latex()
+            rf"E\left[J_a {product} J_b^T\right]", fock.fock_moment(points, (a, b))._latex()
         )
 
-    def fluctuation(*letters: Index) -> str:
-        product = " ".join(f"Q_{letter.label}" for letter in letters)
-        leading = words.word_variance(letters, (a, b)).map(
+    def fluctuation(*points: Index) -> str:
+        product = " ".join(f"Q_{point.label}" for point in points)
+        leading = fock.fock_variance(points, (a, b)).map(
             lambda scale: sp.limit(scale * P, P, sp.oo)
         )
         return _display(
@@ -385,8 +362,8 @@ def large_p_limit() -> Equations:
         )
 
     return {
-        "two_letters": moment(c, d),
-        "four_letters": moment(c, d, e, f),
+        "two_factors": moment(c, d),
+        "four_factors": moment(c, d, e, f),
         "fluctuation_one": fluctuation(c),
         "fluctuation_two": fluctuation(c, d),
         "residual": _display("z_a", system.residual._latex()),

@@ -70,12 +70,7 @@ class Document:
 
 
 def documents() -> list[Document]:
-    """Return all documents.
-
-    Returns
-    -------
-    list of Document
-    """
+    """Return all documents."""
     return [
         Document("01-batch-weights", _equations.batch_weights),
         Document("02-second-moment", _equations.second_moment),

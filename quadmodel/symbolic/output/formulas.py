@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import sympy as sp
 
 from quadmodel.optimizer import SAMPLING_SCHEMES
@@ -14,17 +12,18 @@ from quadmodel.symbolic.algebra.sampling import weight_covariance
 from quadmodel.symbolic.linear import HEAVY_BALL, NESTEROV
 from quadmodel.symbolic.output.formula import Formula
 from quadmodel.symbolic.output.ntk_formulas import expected_ntk_formulas
-from quadmodel.symbolic.output.robust import diagonal_fraction, two_step_fraction
+from quadmodel.symbolic.output.response_fractions import (
+    diagonal_fraction,
+    two_step_coefficients,
+    two_step_fraction,
+)
 from quadmodel.symbolic.typical import higher_moments
+
+_OPTIMIZERS = {"heavy_ball": HEAVY_BALL, "nesterov": NESTEROV}
 
 
 def formulas() -> list[Formula]:
-    """Derive everything that the numeric theory calls.
-
-    Returns
-    -------
-    list of Formula
-    """
+    """Derive everything that the numeric theory calls."""
     return [
         *_batches(),
         *_recursions(),
@@ -63,22 +62,22 @@ def _batches() -> list[Formula]:
 
 def _recursions() -> list[Formula]:
     found = []
-    for name, method in (("heavy_ball", HEAVY_BALL), ("nesterov", NESTEROV)):
-        first, second = method.recursion(x)
+    for name, optimizer in _OPTIMIZERS.items():
+        first, second = optimizer.recursion(x)
         found.append(
             Formula(
                 f"{name}_recursion",
-                "Return a, b of a mode's noiseless z_(t+1) = a z_t - b z_(t-1).",
+                "Return a, b of a mode's noise-free z_(t+1) = a z_t - b z_(t-1).",
                 {"x": x, "momentum": mu},
                 (sp.factor(first), sp.factor(-second)),
                 "02-second-moment",
             )
         )
-        edges = tuple(stability.edge_of_stability(method))
+        edges = tuple(stability.edge_of_stability(optimizer))
         found.append(
             Formula(
                 f"{name}_edges",
-                "Return where x = eta (lambda + rho) may leave stability: the least positive does.",
+                "Return candidates for the edge in eta (lambda + rho), the least positive of them.",
                 {"momentum": mu},
                 edges,
                 "03-noise-kernel",
@@ -91,7 +90,7 @@ def _recursions() -> list[Formula]:
         *found,
         Formula(
             "recursion_roots",
-            "Return the factors per step of a mode's two solutions.",
+            "Return the growth factors per step of the two solutions of a mode's recursion.",
             {"a": a, "b": b},
             tuple(roots),
             "02-second-moment",
@@ -100,81 +99,71 @@ def _recursions() -> list[Formula]:
 
 
 def _responses() -> list[Formula]:
-    a, b, a_other, b_other, c, d = sp.symbols("a b a' b' c d")
-    python = dict(zip(("a", "b", "a_other", "b_other"), (a, b, a_other, b_other), strict=True))
-    found = []
-    for name, method in (("heavy_ball", HEAVY_BALL), ("nesterov", NESTEROV)):
-        numerator, at_one, rest = two_step_fraction(method)
-        coefficients = [*method.recursion(x), *method.recursion(y)]
-        steps = {
-            key: sp.factor(-value if key.startswith("b") else value)
-            for key, value in zip(python, coefficients, strict=True)
-        }
-        steps = {key: value for key, value in steps.items() if value.free_symbols & {x, y}}
-        constants = {
-            symbol: sp.factor(-value if key.startswith("b") else value)
-            for (key, symbol), value in zip(python.items(), coefficients, strict=True)
-            if key not in steps
-        }
-        steps["at_one"], steps["rest"] = at_one, rest.subs(constants)
-        denominator = sp.Symbol("at_one") + (r - 1) * sp.Symbol("rest")
-        seen = {c: method.look[0], d: -method.look[1]}
-        for suffix, look in (("gradient", seen), ("residual", {c: 1, d: 0})):
-            found.append(
-                Formula(
-                    f"{name}_sum_at_{suffix}",
-                    f"Return sum_n r^(-n-1) h_n h'_n of a pair of modes, h the response of the "
-                    f"{suffix if suffix == 'residual' else 'point of the gradient'}.",
-                    {"x": x, "y": y, "momentum": mu, "growth": r},
-                    (numerator.subs(look).subs(constants) / denominator,),
-                    "03-noise-kernel",
-                    {k: v.subs(constants) for k, v in steps.items()},
-                )
-            )
-            if method.look == (1, 0):
-                break  # the heavy ball takes its gradient at the residual
-        over, under = diagonal_fraction(method)
-        found.append(
-            Formula(
-                f"{name}_diagonal_sum",
-                "Return sum_n h_n^2 of a mode at the gradient's point, free of common factors.",
-                {"x": x, "momentum": mu},
-                (over / under,),
-                "03-noise-kernel",
-            )
-        )
     S0 = sp.Symbol("S0")
-    diagonal = stability.pair_response(HEAVY_BALL).subs(names.lam_other, lam)
+    diagonal = stability.bare_response(HEAVY_BALL).subs(names.lam_other, lam)
     over, under = sp.fraction(sp.cancel(stability.dressed_response(sp.cancel(diagonal))))
     line = sp.Poly(sp.cancel(under * eta * lam / over), lam)
+    batch = {"gamma": gamma, "kappa": kappa, "n_data": D}
     return [
-        *found,
+        *(formula for name in _OPTIMIZERS for formula in _pair_sums(name)),
         Formula(
             "dressed_response",
             "Return S = 1 / (1/S0 + kappa gamma/D).",
-            {"bare": S0, "gamma": gamma, "kappa": kappa, "n_data": D},
+            {"bare": S0} | batch,
             (stability.dressed_response(S0),),
             "03-noise-kernel",
         ),
         Formula(
             "heavy_ball_pole",
             "Return p, q of the dressed response eta lambda / (p - q lambda) of a mode, rho = 0.",
-            {
-                "learning_rate": eta,
-                "momentum": mu,
-                "gamma": gamma,
-                "kappa": kappa,
-                "n_data": D,
-            },
+            {"learning_rate": eta, "momentum": mu} | batch,
             (sp.factor(line.coeff_monomial(1)), -sp.expand(sp.apart(line.coeff_monomial(lam), D))),
             "03-noise-kernel",
         ),
         _mean_over_law(),
         Formula(
             "small_rate_response",
-            "Return the limit of a mode's response over the learning rate as that goes to zero.",
+            "Return the ratio of a mode's response to the learning rate, for small learning rates.",
             {"eigenvalue": lam, "weight_decay": rho, "momentum": mu},
             (stability.small_learning_rate_limit(HEAVY_BALL, weight_decay=True),),
+            "03-noise-kernel",
+        ),
+    ]
+
+
+def _pair_sums(name: str) -> list[Formula]:
+    """Return the pair sums of one optimizer, in forms without cancellation."""
+    optimizer = _OPTIMIZERS[name]
+    numerator, at_one, rest = two_step_fraction(optimizer)
+    coefficients = {k: sp.factor(v) for k, v in two_step_coefficients(optimizer).items()}
+    constants = {k: v for k, v in coefficients.items() if not v.free_symbols & {x, y}}
+    varying = {k: v for k, v in coefficients.items() if k not in constants}
+    steps = {symbol.name.replace("'", "_other"): value for symbol, value in varying.items()}
+    steps |= {"at_one": at_one, "rest": rest.subs(constants)}
+    denominator = sp.Symbol("at_one") + (r - 1) * sp.Symbol("rest")
+    c, d = sp.symbols("c d")  # of the point c z_t - d z_(t-1) whose response is summed
+    points = {"gradient": {c: optimizer.extrapolation[0], d: -optimizer.extrapolation[1]}}
+    if optimizer.extrapolation != (1, 0):
+        points["residual"] = {c: 1, d: 0}
+    found = [
+        Formula(
+            f"{name}_pair_sum_at_{place}",
+            f"Return the pair sum of r^(-n-1) h_n h'_n, h the response at the {place}.",
+            {"x": x, "y": y, "momentum": mu, "growth": r},
+            (numerator.subs(point).subs(constants) / denominator,),
+            "03-noise-kernel",
+            steps,
+        )
+        for place, point in points.items()
+    ]
+    over, under = diagonal_fraction(optimizer)
+    return [
+        *found,
+        Formula(
+            f"{name}_diagonal_pair_sum",
+            "Return the pair sum of a mode with itself at the gradient, common factors cancelled.",
+            {"x": x, "momentum": mu},
+            (over / under,),
             "03-noise-kernel",
         ),
     ]
@@ -198,61 +187,62 @@ def _mean_over_law() -> Formula:
 def _moments() -> list[Formula]:
     moments = linear.mode_moments()
     python = (
-        "a a_other b b_other drive drive_other pull pull_other now cross cross_other old mean "
-        "mean_other old_mean old_mean_other ahead behind at_gradient noise spread"
+        "a a_other b b_other effective_step effective_step_other weight_decay_force "
+        "weight_decay_force_other now cross cross_other old mean mean_other old_mean "
+        "old_mean_other coefficient_now coefficient_old at_gradient noise point_noise"
     )
     paper = "a a' b b' f f' c c' N X X' O m m' n n' p q U Omega E"
     symbols = dict(zip(sp.symbols(python), sp.symbols(paper), strict=True))
     symbols = {str(name): symbol for name, symbol in symbols.items()}
     known = symbols | {"gamma": gamma, "kappa": kappa, "n_data": D}
-    summaries = {
-        "carried": "Return the part of the second moment's next value that needs no batch.",
-        "pulled": "Return the part of it that weight decay's pull towards z_0 adds.",
-        "kicked": "Return the part of it that the batch's noise adds.",
-        "cross": "Return E z_(t+1) z_t' of two modes.",
-        "mean": "Return E z_(t+1) of a mode.",
-        "at_gradient": "Return E u u' of two modes at the point of the gradient.",
-        "noise": "Return the covariance of the batch's noise between two modes.",
+    noise_free = "Return the noise-free part of the next second moment of two modes."
+    derived = {
+        "propagated_moment": (noise_free, moments.propagated),
+        "forced_moment": (
+            "Return the part of the next second moment that is due to weight decay.",
+            moments.forced,
+        ),
+        "injected_moment": (
+            "Return the part of the next second moment that the batch noise injects.",
+            moments.injected,
+        ),
+        "cross_moment": ("Return E z_(t+1) z_t' of two modes.", moments.cross),
+        "next_mean": ("Return E z_(t+1) of a mode.", moments.mean),
+        "at_gradient_moment": (
+            "Return E u u' of two modes at the point where the gradient is taken.",
+            moments.at_gradient,
+        ),
+        "noise_covariance": (
+            "Return the covariance of the batch noise between two modes.",
+            moments.noise,
+        ),
+        "propagated_moment_without_memory": (
+            noise_free,
+            moments.propagated.subs({symbols["b"]: 0, symbols["b_other"]: 0}),
+        ),
     }
-    found = [
-        _moment(f"{name}_moment" if name != "mean" else "next_mean", summary, known, expression)
-        for (name, summary), expression in zip(summaries.items(), moments, strict=True)
-    ]
-    without = moments.carried.subs({symbols["b"]: 0, symbols["b_other"]: 0})
-    return [
-        *found,
-        _moment("carried_moment_without_memory", summaries["carried"], known, without),
-    ]
-
-
-def _moment(
-    name: str, summary: str, known: Mapping[str, sp.Symbol], expression: sp.Expr
-) -> Formula:
-    arguments = {k: v for k, v in known.items() if v in expression.free_symbols}
-    return Formula(name, summary, arguments, (expression,), "02-second-moment")
+    found = []
+    for name, (summary, expression) in derived.items():
+        arguments = {k: v for k, v in known.items() if v in expression.free_symbols}
+        found.append(Formula(name, summary, arguments, (expression,), "02-second-moment"))
+    return found
 
 
 def _stationary() -> list[Formula]:
     m2, dressed = sp.symbols("m2 S")
-    energy = late_time.energy_at_gradient()
-    of_total = energy.coeff(late_time.energies)
+    squared = late_time.squared_residual_at_gradient()
+    of_total = squared.coeff(late_time.total)
     return [
         Formula(
-            "energy_at_gradient",
-            "Return a mode's stationary energy at the gradient: own part, share of the total.",
-            {
-                "mean_square": m2,
-                "dressed": dressed,
-                "gamma": gamma,
-                "kappa": kappa,
-                "n_data": D,
-            },
-            (sp.expand(energy - of_total * late_time.energies), of_total),
+            "squared_residual_at_gradient",
+            "Return own part and share of the total of a mode's stationary squared residual.",
+            {"mean_square": m2, "dressed": dressed, "gamma": gamma, "kappa": kappa, "n_data": D},
+            (sp.expand(squared - of_total * late_time.total), of_total),
             "03-noise-kernel",
         ),
         Formula(
             "kept_fraction",
-            "Return the part of z_0 that a mode's mean keeps for ever under weight decay.",
+            "Return the fraction of z_0 at which weight decay holds a mode's mean for ever.",
             {"eigenvalue": lam, "weight_decay": rho},
             (_kept_fraction(),),
             "02-second-moment",

@@ -7,49 +7,46 @@ import sympy as sp
 from quadmodel.symbolic import all_time
 from quadmodel.symbolic.algebra.fold import fold
 from quadmodel.symbolic.algebra.gaussian import OVER_DATA, OVER_PARAMETERS
-from quadmodel.symbolic.algebra.indices import Index, data_indices, delta
-from quadmodel.symbolic.algebra.matrices import Tr, as_matrix, matrix_of
+from quadmodel.symbolic.algebra.indices import Index, data_indices
+from quadmodel.symbolic.algebra.matrices import as_matrix, matrix_of
+from quadmodel.symbolic.algebra.matrix_expressions import Tr
 from quadmodel.symbolic.algebra.names import D, P, eta
+from quadmodel.symbolic.algebra.polynomials import delta
 from quadmodel.symbolic.output.formula import Formula
 
 
 def expected_ntk_formulas() -> list[Formula]:
-    """Derive what the mean NTK at all times needs.
-
-    Returns
-    -------
-    list of Formula
-    """
+    """Derive what the mean NTK at all times needs."""
     a, b = data_indices("ab")
     trace = sp.Symbol("s")
     names_of = {
         "over_data": OVER_DATA,
-        "unmoved": all_time.UNMOVED,
-        "answered": all_time.ANSWERED,
-        "spread_out": all_time.SPREAD,
-        "moved": all_time.MOVED_SUM,
+        "unconstrained_sum": all_time.UNCONSTRAINED_SUM,
+        "data_response_sum": all_time.DATA_RESPONSE_SUM,
+        "trace_sum": all_time.TRACE_SUM,
+        "displacement_sum": all_time.DISPLACEMENT_SUM,
         "skew": all_time.SKEW,
         "twice": all_time.TWICE,
         "inner": all_time.INNER,
         "inner_twice": all_time.INNER_TWICE,
-        "displaced": all_time.MOVED,
-        "drive_sum": all_time.SUMMED,
+        "displaced": all_time.DISPLACEMENT,
+        "source_sum": all_time.SOURCE_SUM,
         "diffusion": all_time.DIFFUSION,
     }
     known = {name: matrix_of(tensor) for name, tensor in names_of.items()}
     known |= {"trace": trace, "learning_rate": eta, "n_data": D, "n_params": P}
     full_trace = Tr(matrix_of(OVER_PARAMETERS))
     derived = {
-        "ntk_drive": ("Return the summed drive of the mean NTK.", all_time.summed_drive()),
-        "ntk_drive_unit": (
-            "Return the same where the curvature's covariance over parameters is S = I.",
-            all_time.summed_drive()
+        "ntk_source": ("Return the summed source terms of the mean NTK.", all_time.summed_source()),
+        "ntk_source_unit": (
+            "Return the summed source terms of the mean NTK for covariance S = I over parameters.",
+            all_time.summed_source()
             .replace(all_time.SKEW, delta)
             .replace(all_time.TWICE, delta)
             .replace(OVER_PARAMETERS, delta),
         ),
         "ntk_diffusion": (
-            "Return the mean square of what the displacement adds to the Jacobian.",
+            "Return the mean square of the Jacobian's change with the parameters' displacement.",
             all_time.over_data(all_time.diffusion()),
         ),
         "ntk_change": ("Return the mean change of the NTK.", all_time.change()),
@@ -60,17 +57,17 @@ def expected_ntk_formulas() -> list[Formula]:
         used = expression.free_symbols
         arguments = {k: v for k, v in known.items() if v in used}
         found.append(Formula(name, summary, arguments, (expression,), "06-expected-ntk"))
-    return [*found, _repulsion(), _level_shift()]
+    return [*found, _repulsion(), _eigenvalue_shift()]
 
 
-def _level_shift() -> Formula:
-    """Solve two levels that fluctuate into each other; wide gaps give second-order perturbation."""
+def _eigenvalue_shift() -> Formula:
+    """Diagonalise two modes with a coupling; wide gaps give second-order perturbation theory."""
     gap, square = sp.symbols("g f", positive=True)
-    levels = sp.Matrix([[gap, sp.sqrt(square)], [sp.sqrt(square), 0]]).eigenvals(multiple=True)
-    shift = next(level for level in levels if level.subs({gap: 1, square: 2}) > 0) - gap
+    values = sp.Matrix([[gap, sp.sqrt(square)], [sp.sqrt(square), 0]]).eigenvals(multiple=True)
+    shift = next(value for value in values if value.subs({gap: 1, square: 2}) > 0) - gap
     return Formula(
-        "level_shift",
-        "Return how far the upper of two levels is pushed by a fluctuation between them.",
+        "eigenvalue_shift",
+        "Return how far the larger of two eigenvalues is pushed by a fluctuation between them.",
         {"gap": gap, "square": square},
         (_without_cancellation(shift),),
         "06-expected-ntk",
@@ -86,9 +83,9 @@ def _without_cancellation(shift: sp.Expr) -> sp.Expr:
 
 
 def _repulsion() -> Formula:
-    """Spell the fluctuation between two modes with numbers, to be broadcast over pairs."""
+    """Write the fluctuation between two modes with scalars, which broadcast over pairs."""
     a, b, c, d = data_indices("abcd")
-    W, N, Y = all_time.FLUCTUATION, all_time.SKEW, all_time.MOVED
+    W, N, Y = all_time.FLUCTUATION, all_time.SKEW, all_time.DISPLACEMENT
     polynomial = all_time.over_data(all_time.repulsion())
     polynomial = fold(polynomial, (N(a, c) * Y(c, d) * N(b, d)).sum(c, d), W)
     distance = sp.Symbol("theta_2")
