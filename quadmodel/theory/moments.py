@@ -75,15 +75,18 @@ def late_time_rate(ntk: Any, sgd: SGD, *, norm: str = "finite") -> float:
 
 def rate_on_spectrum(spectrum: Spectrum, sgd: SGD, norm: str) -> float:
     """Return the late-time growth factor on checked input."""
-    lam = spectrum.eigenvalues
-    if lam[0] == 0:
+    if spectrum.edge == 0:
         return 1.0
-    slowest = formulas.noiseless_decay(lam[lam > 0], sgd)
-    if formulas.batch_weight_covariance(sgd, spectrum.n_data)[0] == 0:
-        return slowest
-    return _noise.root_in_growth(
-        lambda growth: _noise.norm_on_spectrum(spectrum, sgd, norm, growth=growth), slowest
-    )
+    moving = spectrum.eigenvalues > 0
+    lam, n_data = spectrum.eigenvalues[moving], spectrum.n_data
+    found: float | None = None
+    if formulas.batch_weight_covariance(sgd, n_data)[0] > 0:
+        found = _noise.closure_growth(lam, sgd, n_data)
+        if norm == "exact":
+            vectors = need_vectors(spectrum)[1][:, moving]
+            exact = _noise.exact_growth(lam, vectors, sgd, found or 0.0, np.ones(n_data))
+            found = None if exact is None else exact.factor
+    return formulas.noiseless_decay(lam, sgd) if found is None else found
 
 
 def loss_floor(ntk: Any, residual: ArrayLike, sgd: SGD, *, norm: str = "finite") -> float:

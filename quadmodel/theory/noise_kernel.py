@@ -202,19 +202,7 @@ def critical_learning_rate(
     level = as_number("level", level, above=0.0)
     spectrum = as_spectrum(ntk, n_data=n_data)
     check_sgd(sgd, spectrum.n_data)
-    return critical_on_spectrum(spectrum, sgd, norm, level)
-
-
-def critical_on_spectrum(
-    spectrum: Spectrum | LimitSpectrum, sgd: SGD, norm: str, level: float = 1.0
-) -> float:
-    """Return the critical learning rate on checked input."""
-    edge = formulas.noiseless_edge(spectrum.edge, sgd)
-    if norm == "exact":
-        return _noise.exact_root_in_learning_rate(spectrum, sgd, edge, level)
-    return _noise.root_in_learning_rate(
-        lambda trial: _noise.norm_on_spectrum(spectrum, trial, norm), sgd, edge, level
-    )
+    return _noise.critical_on_spectrum(spectrum, sgd, norm, level)
 
 
 def phase_boundaries(
@@ -272,8 +260,8 @@ def phase_boundaries(
     check_sgd(replace(template, batch_size=1), spectrum.n_data)
     norms = NORMS if spectrum.vectors is not None else NORMS[:2]
     critical = [
-        [critical_on_spectrum(spectrum, replace(template, batch_size=b), m) for b in sizes]
-        for m in norms
+        [_noise.critical_on_spectrum(spectrum, template._at(batch_size=b), n) for b in sizes]
+        for n in norms
     ]
     lam, edge = spectrum.eigenvalues, formulas.noiseless_edge(spectrum.edge, template)
     responses = generated.small_rate_response(

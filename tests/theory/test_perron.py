@@ -1,15 +1,13 @@
-"""Largest eigenvalue of the noise kernel matrix: Lanczos, single precision first, Newton's root."""
+"""Largest eigenvalue of the noise kernel matrix: Lanczos, single precision first."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import pytest
 
 import quadmodel as qm
 from quadmodel.theory import _perron
-from quadmodel.theory._perron import perron, rayleigh, root_in_log
+from quadmodel.theory._perron import perron, rayleigh
 
 
 def dense_matrix(vectors, response):
@@ -69,30 +67,3 @@ def test_large_problem_by_both_ways(monkeypatch):
         monkeypatch.setattr(_perron, "_LARGE", large)
         both.append(qm.noise_kernel_norm(model.ntk(), sgd, norm="exact"))
     assert both[0] == pytest.approx(both[1], rel=1e-11)
-
-
-@pytest.mark.parametrize("guess", [1e-6, 0.3, 0.7, 1.9])
-@pytest.mark.parametrize("level", [1e-3, 1.0, 1e3])
-def test_newton_finds_the_root(level, guess):
-    """x / (2 - x) grows from 0 to infinity at the edge."""
-    calls = []
-
-    def value_and_slope(x):
-        calls.append(x)
-        return x / (2 - x), 2 / (2 - x)
-
-    found = root_in_log(value_and_slope, guess, 2.0, level)
-    assert found == pytest.approx(2 * level / (1 + level), rel=1e-12)
-    assert len(calls) < 40
-
-
-def test_newton_at_a_jump():
-    """A function that stays below the level up to the edge has its root there."""
-    found = root_in_log(lambda x: (0.2 * x, 1.0), 0.5, 2.0, 1.0)
-    assert found == 2.0
-
-
-def test_newton_with_useless_slopes():
-    for slope in (0.0, math.inf, math.nan):
-        found = root_in_log(lambda x, slope=slope: (x, slope), 0.9, 2.0, 0.5)
-        assert found == pytest.approx(0.5, rel=1e-9)

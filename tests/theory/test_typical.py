@@ -11,7 +11,7 @@ import pytest
 
 import quadmodel as qm
 from quadmodel._util.checks import InputError
-from quadmodel.theory import _fluctuation, typical
+from quadmodel.theory import _fluctuation, _noise, typical
 from quadmodel.theory._inputs import as_finite_spectrum
 from quadmodel.theory.typical import typical_critical_learning_rate, typical_growth
 from tests.oracles import enumeration
@@ -77,8 +77,8 @@ def matrices_of(ntk: np.ndarray, sgd: qm.SGD) -> tuple[_fluctuation.Eigenmatrice
     spectrum = as_finite_spectrum(ntk)
     reached = spectrum.eigenvalues > 0
     lam, vectors = spectrum.eigenvalues[reached], spectrum.vectors[:, reached]
-    perron = typical._perron(lam, vectors, sgd, 1.0, np.ones(len(ntk)))
-    return _fluctuation.eigenmatrices(lam, vectors, sgd, perron.growth, perron.energies), vectors
+    found = _noise.exact_growth(lam, vectors, sgd, 1.0, np.ones(len(ntk)))
+    return _fluctuation.eigenmatrices(lam, vectors, sgd, found.factor, found.per_point), vectors
 
 
 @pytest.mark.parametrize(("ntk", "sgd"), CONFIGURATIONS)
@@ -107,8 +107,8 @@ def test_eigenmatrices_of_the_dense_operator(ntk, sgd):
         np.testing.assert_allclose(
             whole / np.trace(whole), matrix, atol=1e-10 * np.abs(matrix).max()
         )
-    energies = np.diagonal(vectors @ found.at_gradient @ vectors.T)
-    participation = len(ntk) * np.sum(energies**2) / energies.sum() ** 2
+    per_point = np.diagonal(vectors @ found.at_gradient @ vectors.T)
+    participation = len(ntk) * np.sum(per_point**2) / per_point.sum() ** 2
     assert float(typical_growth(ntk, sgd).participation) == pytest.approx(participation, rel=1e-9)
 
 
@@ -208,7 +208,7 @@ def test_full_batches(momentum):
 
 
 def test_noise_below_rounding():
-    """A slow mode that outlives what noise feeds: no noise to speak of, and no NaN."""
+    """A mode that decays more slowly than the noise it leaves behind: no noise, and no NaN."""
     ntk = np.diag([1.0, 1.0, 1e-14])
     found = typical_growth(ntk, qm.SGD(0.1, 1))
     assert float(found.typical_growth) == pytest.approx(0, abs=1e-12)
