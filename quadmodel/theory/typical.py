@@ -10,6 +10,7 @@ import xarray as xr
 from numpy.typing import ArrayLike
 
 from quadmodel._util.checks import FloatArray, InputError, check_memory
+from quadmodel._util.results import variable
 from quadmodel._util.roots import newton_in_bracket
 from quadmodel.optimizer import SGD
 from quadmodel.theory import _formulas as formulas
@@ -128,7 +129,7 @@ def typical_growth(ntk: ArrayLike, sgd: SGD) -> xr.Dataset:
         "valid": (at.valid, "whether the prediction holds", "1"),
     }
     return xr.Dataset(
-        {k: ((), v, {"long_name": name, "units": unit}) for k, (v, name, unit) in values.items()},
+        {name: variable((), *labelled) for name, labelled in values.items()},
         attrs={"kind": "prediction", "n_data": spectrum.n_data, **sgd.spec()},
     )
 
