@@ -140,10 +140,7 @@ def naive_values(model, sgd, theta, weights):
         "ntk_eigenvalue": values[::-1],
         "noise_kernel_norm": qm.noise_kernel_norm(ntk, sgd),
         "noise_kernel_norm_finite": qm.noise_kernel_norm(ntk, sgd, norm="finite"),
-        "noise_kernel_norm_exact": dense_noise_kernel.noise_kernel_norm(
-            ntk, sgd.learning_rate, sgd.batch_size, sgd.sampling,
-            sgd.momentum, sgd.nesterov, sgd.weight_decay,
-        ),
+        "noise_kernel_norm_exact": dense_noise_kernel.noise_kernel_norm(ntk, sgd),
         "hessian_largest_eigenvalue": np.linalg.eigvalsh(oracle.hessian())[-1],
         "batch_sharpness": oracle.batch_sharpness([(1.0, w) for w in weights]),
         "gradient_noise_interaction": oracle.gradient_noise_interaction(all_batches),

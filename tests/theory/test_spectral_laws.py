@@ -36,17 +36,11 @@ def test_norm_of_a_law_is_an_average_over_it(ratio, momentum, nesterov, weight_d
     sgd = qm.SGD(1.0, 12, momentum, nesterov, weight_decay)
     edge = qm.edge_of_stability(law, sgd)
     assert edge == pytest.approx(
-        enumeration.edge_of_stability(
-            np.eye(1) * (1 + np.sqrt(ratio)) ** 2, momentum, nesterov, weight_decay
-        )
+        enumeration.edge_of_stability(np.eye(1) * (1 + np.sqrt(ratio)) ** 2, sgd)
     )
     for fraction in (0.2, 0.95):
         sgd = replace(sgd, learning_rate=fraction * edge)
-        sums = np.diag(
-            dense_noise_kernel.response_sums(
-                nodes, sgd.learning_rate, momentum, nesterov, weight_decay
-            )
-        )
+        sums = np.diag(dense_noise_kernel.response_sums(nodes, sgd))
         paper = qm.noise_kernel_norm(law, sgd, n_data=90)
         assert paper == pytest.approx((90 / 12 - 1) * weights @ sums, rel=1e-9)
         gamma = 90 * 78 / (12 * 89)

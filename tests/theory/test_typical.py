@@ -29,14 +29,6 @@ def random_ntk(seed: int, n_data: int, n_params: int) -> np.ndarray:
     return jacobian @ jacobian.T / n_data
 
 
-def of_oracle(sgd: qm.SGD) -> tuple:
-    """Return what the oracles take behind the NTK."""
-    return (
-        sgd.learning_rate, sgd.batch_size, sgd.sampling, sgd.momentum, sgd.nesterov,
-        sgd.weight_decay,
-    )  # fmt: skip
-
-
 def configurations() -> list:
     """Return (ntk, sgd): all schemes and kinds of momentum, at K = 0.6 to 2."""
     found = []
@@ -83,7 +75,7 @@ def matrices_of(ntk: np.ndarray, sgd: qm.SGD) -> tuple[_fluctuation.Eigenmatrice
 
 @pytest.mark.parametrize(("ntk", "sgd"), CONFIGURATIONS)
 def test_growth_and_variance_of_all_batches(ntk, sgd):
-    found, expected = typical_growth(ntk, sgd), one_step(ntk, *of_oracle(sgd))
+    found, expected = typical_growth(ntk, sgd), one_step(ntk, sgd)
     assert float(found.mean_growth) == pytest.approx(math.log(expected.growth), abs=1e-11)
     assert float(found.one_step_variance) == pytest.approx(expected.variance, rel=1e-10)
     assert expected.variance > 1e-4
@@ -96,7 +88,7 @@ def test_growth_and_variance_of_all_batches(ntk, sgd):
 
 @pytest.mark.parametrize(("ntk", "sgd"), CONFIGURATIONS)
 def test_eigenmatrices_of_the_dense_operator(ntk, sgd):
-    expected = one_step(ntk, *of_oracle(sgd))
+    expected = one_step(ntk, sgd)
     found, vectors = matrices_of(ntk, sgd)
     for blocks, matrix in (
         ((found.now, found.cross, found.old), expected.moment),
@@ -134,7 +126,7 @@ def test_moments_of_the_weights(n_data, batch_size, sampling):
 def test_wrong_variances_fail_against_enumeration(monkeypatch):
     """Negative control: without some third or fourth moments, or at those of another scheme."""
     ntk, sgd = random_ntk(3, 5, 8), qm.SGD(0.4, 2)
-    expected = one_step(ntk, *of_oracle(sgd)).variance
+    expected = one_step(ntk, sgd).variance
     assert float(typical_growth(ntk, sgd).one_step_variance) == pytest.approx(expected, rel=1e-10)
     moments = _fluctuation.weight_moments
     for change in (
@@ -170,13 +162,13 @@ def test_one_mode_is_a_product_of_numbers(sampling):
 def test_what_does_not_change_it():
     ntk, sgd = random_ntk(4, 40, 60), qm.SGD(1.0, 3, momentum=0.3, weight_decay=0.1)
     sgd = replace(sgd, learning_rate=qm.critical_learning_rate(ntk, sgd, norm="exact"))
-    here = typical_growth(ntk, sgd)
+    found = typical_growth(ntk, sgd)
     order = np.random.default_rng(0).permutation(40)
     scaled = replace(sgd, learning_rate=sgd.learning_rate / 2, weight_decay=0.2)
-    for there in (typical_growth(ntk[order][:, order], sgd), typical_growth(2 * ntk, scaled)):
+    for other in (typical_growth(ntk[order][:, order], sgd), typical_growth(2 * ntk, scaled)):
         for name in NUMBERS:
-            assert float(there[name]) == pytest.approx(float(here[name]), rel=1e-8, abs=1e-11)
-    assert typical_growth(ntk, sgd).identical(here)
+            assert float(other[name]) == pytest.approx(float(found[name]), rel=1e-8, abs=1e-11)
+    assert typical_growth(ntk, sgd).identical(found)
 
 
 def test_layout():
@@ -197,7 +189,7 @@ def test_full_batches(momentum):
     ntk = random_ntk(5, 8, 12)
     sgd = qm.SGD(0.1, 8, momentum)
     found = typical_growth(ntk, sgd)
-    radius = enumeration.deterministic_radius(ntk, 0.1, momentum)
+    radius = enumeration.deterministic_radius(ntk, sgd)
     assert float(found.typical_growth) == pytest.approx(2 * math.log(radius), rel=1e-9)
     assert float(found.one_step_variance) == 0
     assert bool(found.valid)
