@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import quadmodel as qm
 from tests.oracles import enumeration
-
-SCHEMES = ("without_replacement", "with_replacement", "bernoulli")
-MOMENTA = [(0.0, False), *itertools.product((0.5, 0.9, -0.3, -0.6), (False, True))]
-RECORDS = json.loads((Path(__file__).parents[1] / "data" / "linear.json").read_text("utf-8"))
-
-
-def random_ntk(seed: int, n_data: int, n_params: int) -> np.ndarray:
-    jacobian = np.random.default_rng(seed).normal(size=(n_data, n_params))
-    return jacobian @ jacobian.T / n_data
+from tests.theory._cases import MOMENTA, RECORDS, SCHEMES, random_ntk
 
 
 def configurations() -> list:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,16 +13,7 @@ from hypothesis import strategies as st
 
 import quadmodel as qm
 from tests.oracles import dense_noise_kernel, enumeration
-
-SCHEMES = ("without_replacement", "with_replacement", "bernoulli")
-# (momentum, nesterov); Nesterov below -1/3 has its own edge
-MOMENTA = [(0.0, False), *itertools.product((0.5, 0.9, -0.3, -0.6), (False, True))]
-RECORDS = json.loads((Path(__file__).parents[1] / "data" / "linear.json").read_text("utf-8"))
-
-
-def random_ntk(seed: int, n_data: int, n_params: int) -> np.ndarray:
-    jacobian = np.random.default_rng(seed).normal(size=(n_data, n_params))
-    return jacobian @ jacobian.T / n_data
+from tests.theory._cases import MOMENTA, RECORDS, SCHEMES, random_ntk
 
 
 def well_conditioned_ntk(seed: int, n_data: int, n_params: int) -> np.ndarray:

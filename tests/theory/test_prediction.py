@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import quadmodel as qm
 from tests.oracles import enumeration, naive_sgd
+from tests.theory._cases import MOMENTA, RECORDS, SCHEMES
 
-SCHEMES = ("without_replacement", "with_replacement", "bernoulli")
-MOMENTA = [(0.0, False), *itertools.product((0.5, 0.9, -0.3, -0.6), (False, True))]
-RECORDS = json.loads((Path(__file__).parents[1] / "data" / "linear.json").read_text("utf-8"))
 NORMS = {
     "noise_kernel_norm": "paper",
     "noise_kernel_norm_finite": "finite",

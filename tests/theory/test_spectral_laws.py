@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -10,13 +9,7 @@ import pytest
 
 import quadmodel as qm
 from tests.oracles import dense_noise_kernel, enumeration
-
-MOMENTA = [(0.0, False), *itertools.product((0.5, 0.9, -0.3, -0.6), (False, True))]
-
-
-def random_ntk(seed: int, n_data: int, n_params: int) -> np.ndarray:
-    jacobian = np.random.default_rng(seed).normal(size=(n_data, n_params))
-    return jacobian @ jacobian.T / n_data
+from tests.theory._cases import MOMENTA, random_ntk
 
 
 def marchenko_pastur_nodes(ratio: float) -> tuple[np.ndarray, np.ndarray]:

@@ -16,17 +16,12 @@ from quadmodel.theory._inputs import as_finite_spectrum
 from quadmodel.theory.typical import typical_critical_learning_rate, typical_growth
 from tests.oracles import enumeration
 from tests.oracles.one_step import one_step, weight_fluctuations
+from tests.theory._cases import SCHEMES, random_ntk
 
-SCHEMES = ("without_replacement", "with_replacement", "bernoulli")
 NUMBERS = (
     "typical_growth", "mean_growth", "one_step_variance", "relaxation_steps", "participation",
     "valid",
 )  # fmt: skip
-
-
-def random_ntk(seed: int, n_data: int, n_params: int) -> np.ndarray:
-    jacobian = np.random.default_rng(seed).normal(size=(n_data, n_params))
-    return jacobian @ jacobian.T / n_data
 
 
 def configurations() -> list:
