@@ -117,11 +117,11 @@ def _root_in_learning_rate(
     """Return where K, which grows from 0, reaches `level`; `edge` if it stays below up to there."""
 
     def excess(log_rate: float) -> tuple[float, float]:
-        # In the logarithms: K is a power of small learning rates.
+        # In logarithms, in which K is linear at small learning rates.
         rate = math.exp(log_rate)
         norm, slope = norm_and_slope(rate)
         if not 0 < norm < math.inf:
-            return (math.inf if norm > 0 else -math.inf), math.inf
+            return (-math.inf if norm <= 0 else math.inf), math.inf
         return math.log(norm / level), slope * rate / norm
 
     if guess == edge:
@@ -145,12 +145,9 @@ class Growth(NamedTuple):
     """Growth factor r of the second moment, where the noise kernel discounted by r has norm 1."""
 
     factor: float
-    # Perron vector: mean squared residuals of the data points
-    per_point: FloatArray
-    # of the pairs of modes, discounted
-    response: FloatArray
-    # -dK/dr
-    slope: float
+    per_point: FloatArray  # Perron vector: mean squared residuals of the data points
+    response: FloatArray  # of the pairs of modes, discounted
+    slope: float  # -dK/dr
 
 
 def exact_growth(

@@ -188,24 +188,15 @@ class Statistics:
     :math:`J^+` is the pseudoinverse of the Jacobian J.
     """
 
-    # eigenvalues of the NTK
-    lam: FloatArray
-    # sigma^2 C
-    over_data: FloatArray
-    # J S J^T
-    outer: FloatArray
-    # J^+T S J^+
-    inner: FloatArray
-    # J^+T S^2 J^+
-    inner_twice: FloatArray
-    # N = J S J^+
-    skew: FloatArray
-    # J S^2 J^+
-    twice: FloatArray
-    # tr S
-    trace: float
-    # whether S is the unit matrix, and so are skew and twice
-    unit: bool = False
+    lam: FloatArray  # eigenvalues of the NTK
+    over_data: FloatArray  # sigma^2 C
+    outer: FloatArray  # J S J^T
+    inner: FloatArray  # J^+T S J^+
+    inner_twice: FloatArray  # J^+T S^2 J^+
+    skew: FloatArray  # N = J S J^+
+    twice: FloatArray  # J S^2 J^+
+    trace: float  # tr S
+    unit: bool = False  # whether S is the unit matrix, and so are skew and twice
 
 
 class Change(NamedTuple):
@@ -300,12 +291,9 @@ class _Sums(NamedTuple):
     Y_s = E (u - z_0) (u - z_0)^T; first axis: their parts from the mean of u and from its noise.
     """
 
-    # X_s times the response of parameters that no data point constrains
-    unconstrained: FloatArray
-    # X_s N^T R_n
-    data_response: FloatArray
-    # R_n N Y_s
-    displacement: FloatArray
+    unconstrained: FloatArray  # X_s times the response of parameters that no data point constrains
+    data_response: FloatArray  # X_s N^T R_n
+    displacement: FloatArray  # R_n N Y_s
 
 
 class _SourceSums:

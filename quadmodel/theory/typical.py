@@ -27,14 +27,10 @@ _VALID = 0.4
 class Typical(NamedTuple):
     """The prediction at one learning rate and batch size."""
 
-    # growth per step of the log of the mean loss
-    mean: float
-    # of the log loss per step
-    variance: float
-    # steps in which the spread of the residual over the data relaxes
-    relaxation: float
-    # mean squared residuals of the data points, up to a factor
-    per_point: FloatArray
+    mean: float  # growth per step of the log of the mean loss
+    variance: float  # of the log loss per step
+    relaxation: float  # steps in which the spread of the residual over the data relaxes
+    per_point: FloatArray  # mean squared residuals of the data points, up to a factor
 
     @property
     def growth(self) -> float:
