@@ -65,11 +65,12 @@ def pair_response(
     growth: float = 1.0,
     at_gradient: bool = True,
 ) -> FloatArray:
-    r"""Return the pair response sum :math:`S^0` of two modes to a unit of gradient noise.
+    r"""Return the bare response :math:`S^0` of two modes to a unit of gradient noise.
 
-    It sums over all later steps the product of the two modes' responses, discounted by `growth` per
-    step: responses of the residual at the point where the gradient is evaluated (`at_gradient`), or
-    of the residual itself. It is zero where either eigenvalue is zero.
+    It is :math:`\eta^2\lambda\lambda'` times their pair sum: over all later steps, the product of
+    both modes' responses, discounted by `growth` per step. These are responses of the residual at
+    the point where the gradient is evaluated (`at_gradient`), or of the residual itself. It is zero
+    where either eigenvalue is zero.
     """
     eta, mu = sgd.learning_rate, sgd.momentum
     x, y = eta * (lam + sgd.weight_decay), eta * (lam_other + sgd.weight_decay)
@@ -89,9 +90,9 @@ def pair_response(
 
 
 def dressed_response(bare: FloatArray, gamma: float, kappa: float, n_data: int) -> FloatArray:
-    r"""Return the pair response sum with the noise between data points, which feeds back into it.
+    r"""Return the response of two modes with the correlation of the batch weights.
 
-    :math:`S = 1/(1/S^0 + \kappa\gamma/D)`, also where :math:`S^0` is infinite.
+    :math:`S = 1/(1/S^0 + \kappa\gamma/D)`, also where the bare response :math:`S^0` is infinite.
     """
     with np.errstate(invalid="ignore"):
         dressed = generated.dressed_response(bare, gamma, kappa, n_data)
