@@ -32,7 +32,7 @@ def norm_on_spectrum(spectrum: Spectrum | LimitSpectrum, sgd: SGD, norm: str) ->
     if norm == "exact":
         lam, vectors = need_vectors(spectrum)
         response = _dressed(lam[:, None], lam[None, :], sgd, gamma, kappa, n_data)
-        return gamma * perron(vectors, response).root
+        return gamma * perron(vectors, response).value
     if isinstance(spectrum, LimitSpectrum):
         return gamma * _law_average(spectrum, sgd, gamma, kappa)
     lam = spectrum.eigenvalues

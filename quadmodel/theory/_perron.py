@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 
 from quadmodel._util.checks import FloatArray
-from quadmodel._util.lanczos import largest_eigenpair
+from quadmodel._util.lanczos import Eigenpair, largest_eigenpair
 
 # Below this size the matrix is built whole.
 _SMALL = 24
 # From this size on the first iterations are in single precision.
 _LARGE = 500
 _TOLERANCE = 1e-12
-
-
-class Perron(NamedTuple):
-    """Largest eigenvalue and its vector, which is nonnegative, of norm 1."""
-
-    root: float
-    vector: FloatArray
 
 
 def noise_kernel_product(
@@ -49,7 +41,7 @@ def perron(
     start: FloatArray | None = None,
     *,
     residual: float | None = None,
-) -> Perron:
+) -> Eigenpair:
     r"""Return the largest eigenvalue of the noise kernel matrix, without its factor gamma.
 
     Parameters
@@ -66,8 +58,8 @@ def perron(
 
     Returns
     -------
-    Perron
-        The eigenvalue to a relative error of 1e-12.
+    Eigenpair
+        The eigenvalue to a relative error of 1e-12, and its vector, which is nonnegative.
 
     Notes
     -----
@@ -83,13 +75,13 @@ def perron(
         product = partial(noise_kernel_product, vectors, response)
         matrix = np.column_stack([product(unit) for unit in np.eye(n_data)])
         values, columns = np.linalg.eigh(0.5 * (matrix + matrix.T))
-        return Perron(float(values[-1]), np.abs(columns[:, -1]))
+        return Eigenpair(float(values[-1]), np.abs(columns[:, -1]))
     guess = np.ones(n_data) if start is None else np.maximum(start, 0.0)
     # A Krylov space never leaves the data points that share modes with its first vector.
     guess = guess + 1e-8 * guess.max()
     scale = float(response.max())
     if not 0 < scale < np.inf:
-        return Perron(scale, guess / np.linalg.norm(guess))
+        return Eigenpair(scale, guess / np.linalg.norm(guess))
     scaled = response / scale
     if n_data >= _LARGE:
         rough = partial(noise_kernel_product, vectors.astype(np.float32), scaled.astype(np.float32))
@@ -108,4 +100,4 @@ def perron(
         residual=residual or 0.0,
         check_every=1,
     )
-    return Perron(root * scale, np.abs(vector))
+    return Eigenpair(root * scale, np.abs(vector))

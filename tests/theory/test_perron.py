@@ -41,20 +41,20 @@ def test_root_and_vector(kind, large, scale, monkeypatch):
     vectors, response = problem(kind)
     values, columns = np.linalg.eigh(dense_matrix(vectors, response))
     found = perron(vectors, scale * response)
-    assert found.root / scale == pytest.approx(values[-1], rel=1e-11)
-    assert found.root / scale > values[-2] * (1 + 1e-9)
+    assert found.value / scale == pytest.approx(values[-1], rel=1e-11)
+    assert found.value / scale > values[-2] * (1 + 1e-9)
     close = perron(vectors, scale * response, found.vector, residual=1e-11)
     np.testing.assert_allclose(close.vector, np.abs(columns[:, -1]), atol=1e-9)
     assert rayleigh(vectors, response, close.vector) == pytest.approx(values[-1], rel=1e-11)
     # From a guess that sees a single point.
     point = perron(vectors, response, np.eye(len(vectors))[3])
-    assert point.root == pytest.approx(values[-1], rel=1e-10)
+    assert point.value == pytest.approx(values[-1], rel=1e-10)
 
 
 def test_single_precision_alone_would_be_seen():
     vectors, response = problem("random")
-    exact = perron(vectors, response).root
-    rough = perron(vectors.astype(np.float32), response.astype(np.float32)).root
+    exact = perron(vectors, response).value
+    rough = perron(vectors.astype(np.float32), response.astype(np.float32)).value
     assert abs(rough / exact - 1) > 1e-10
 
 

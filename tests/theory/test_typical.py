@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -264,10 +265,8 @@ def test_bad_input(function):
 
 
 def test_memory(monkeypatch):
-    monkeypatch.setattr("quadmodel._util.checks.psutil.virtual_memory", lambda: _Memory())
+    monkeypatch.setattr(
+        "quadmodel._util.checks.psutil.virtual_memory", lambda: SimpleNamespace(available=1000)
+    )
     with pytest.raises(MemoryError, match="the prediction needs"):
         typical_growth(np.eye(4), qm.SGD(0.1, 2))
-
-
-class _Memory:
-    available = 1000
