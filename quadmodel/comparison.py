@@ -11,10 +11,11 @@ from scipy.special import ndtri
 
 from quadmodel._util.checks import FloatArray, InputError, as_choice, as_number
 
-# Values that rounding alone separates; used where a measurement has no spread.
+# Relative difference of two values that is taken for rounding.
 _ROUNDING = 1e-9
-_RESAMPLES = 400
-# What the batches of a run are a function of, beside its replica and the step.
+# Redraws of the growth rates for the standard error of their crossing.
+_REDRAWS = 400
+# Attributes that determine, with the number of a replica and a step, the batch of that step.
 _BATCHES = ("seed", "model_index", "batch_size", "sampling")
 
 
@@ -28,8 +29,8 @@ def compare(sim: xr.Dataset, pred: xr.Dataset, *, family_wise_error: float = 1e-
         named ``..._standard_error``.
     pred : xarray.Dataset
         From :func:`quadmodel.predict`: variables of the same names; or from
-        :func:`quadmodel.large_p_limit`, with runs of its own. Steps that only one of the two has
-        are left out.
+        :func:`quadmodel.large_p_limit`, with replicas of its own. Steps that only one of the two
+        has are left out.
     family_wise_error : float, optional
         Probability, inside (0, 1), that a right prediction is called wrong anywhere.
 
@@ -53,12 +54,12 @@ def compare(sim: xr.Dataset, pred: xr.Dataset, *, family_wise_error: float = 1e-
     Values without spread agree if they are equal to a relative 1e-9. A mean that overflowed agrees
     with an infinite prediction only.
 
-    Runs of the large-P limit see the batches of a simulation with the same seed, model index, batch
-    size and sampling scheme. Then what both have in common is compared run by run: the standard
-    error is that of the mean difference, and replicas that only one of the two has are left out.
-    With other batches the standard errors of both means add in quadrature. The draw of the
-    curvature, of which simulated runs share one, moves them by about :math:`P^{-1/2}`: that is in
-    the difference, but in no standard error. What is NaN on both sides (after divergence) agrees.
+    Replicas of the large-P limit see the batches of a simulation with the same seed, model index,
+    batch size and sampling scheme. Then they are compared in pairs: the standard error is that of
+    the mean difference, and replicas that only one of the two has are left out. With other batches
+    the standard errors of both means add in quadrature. All simulated replicas share one draw of
+    the curvature, which shifts them by about :math:`P^{-1/2}`: the difference contains this shift,
+    no standard error does. What is NaN on both sides (after divergence) agrees.
 
     References
     ----------
@@ -87,19 +88,7 @@ def compare(sim: xr.Dataset, pred: xr.Dataset, *, family_wise_error: float = 1e-
             f"sim and pred must share a variable along step, got {list(sim)} and {list(pred)}"
         )
     pred = pred[[n for n in pred.data_vars if str(n).removesuffix("_standard_error") in names]]
-    paired = all(key in sim.attrs and sim.attrs[key] == pred.attrs.get(key) for key in _BATCHES)
-    if paired and "replica" in sim.coords and "replica" in pred.coords:
-        sim, pred = xr.align(sim, pred, join="inner", exclude={"mode", "step"})
-    for which, runs in (("sim", sim), ("pred", pred)):
-        if runs.sizes.get("replica", 2) < 2:
-            shared = " in common" if paired and "replica" in pred.coords else ""
-            raise InputError(
-                f"{which} must hold at least 2 replicas{shared} for a standard error, "
-                f"got {runs.sizes['replica']}"
-            )
-    sim, pred = xr.align(sim, pred, join="inner", exclude={"mode", "replica"})
-    if sim.sizes["step"] == 0:
-        raise InputError("sim and pred must share steps, got none in common")
+    sim, pred, paired = _aligned(sim, pred)
     columns = [_rows(name, sim, pred, paired) for name in names]
     joined = {key: np.concatenate([c[key] for c in columns]) for key in columns[0]}
     rows = joined["z"].size
@@ -120,34 +109,42 @@ def compare(sim: xr.Dataset, pred: xr.Dataset, *, family_wise_error: float = 1e-
     )
 
 
+def _aligned(sim: xr.Dataset, pred: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset, bool]:
+    """Return both on their common steps and, if they saw the same batches, replicas; whether so."""
+    paired = all(key in sim.attrs and sim.attrs[key] == pred.attrs.get(key) for key in _BATCHES)
+    if paired and "replica" in sim.coords and "replica" in pred.coords:
+        sim, pred = xr.align(sim, pred, join="inner", exclude={"mode", "step"})
+    for which, runs in (("sim", sim), ("pred", pred)):
+        if runs.sizes.get("replica", 2) < 2:
+            shared = " in common" if paired and "replica" in pred.coords else ""
+            raise InputError(
+                f"{which} must hold at least 2 replicas{shared} for a standard error, "
+                f"got {runs.sizes['replica']}"
+            )
+    sim, pred = xr.align(sim, pred, join="inner", exclude={"mode", "replica"})
+    if sim.sizes["step"] == 0:
+        raise InputError("sim and pred must share steps, got none in common")
+    return sim, pred, paired
+
+
 def _rows(name: str, sim: xr.Dataset, pred: xr.Dataset, paired: bool) -> dict[str, np.ndarray]:
     """Return predicted, measured, standard error and z of one variable, flattened."""
-    measured, error = _mean(name, sim)
-    runs = "replica" in pred.dims
+    measured, error = _mean_and_error(name, sim)
+    random = "replica" in pred.dims
     predicted = pred[name]
-    if runs:
-        predicted, its_error = _mean(name, pred)
+    if random:
+        predicted, error_of_prediction = _mean_and_error(name, pred)
         with np.errstate(over="ignore", invalid="ignore"):
             if paired and "replica" in sim[name].dims:
-                error = _error(sim[name] - pred[name])
+                error = _standard_error(sim[name] - pred[name])
             else:
-                error = (error**2 + its_error**2) ** 0.5
-    predicted = predicted.transpose(*measured.dims)
+                error = (error**2 + error_of_prediction**2) ** 0.5
     m, p, s = (
-        np.asarray(a.values, dtype=np.float64)
-        for a in (measured, predicted, error.transpose(*measured.dims))
+        np.asarray(a.transpose(*measured.dims).values, dtype=np.float64)
+        for a in (measured, predicted, error)
     )
-    with np.errstate(divide="ignore", invalid="ignore"):
-        gap = m - p
-        # Relative to the value, and to the variable's largest one: a mode may pass through zero.
-        largest = np.abs(m[np.isfinite(m)]).max(initial=0.0)
-        rounding = np.maximum(_ROUNDING * np.maximum(np.abs(m), np.abs(p)), 1e-12 * largest)
-        z = np.where(np.isfinite(gap) & (np.abs(gap) <= rounding), 0.0, gap / s)
-    same = (m == p) | (runs & np.isnan(m) & np.isnan(p))
-    z = np.where(same, 0.0, np.where(np.isnan(z), np.inf, z))
-    at = {dim: measured.coords[dim].values for dim in measured.dims}
-    mesh = np.meshgrid(*at.values(), indexing="ij")
-    index = {dim: grid.ravel() for dim, grid in zip(at, mesh, strict=True)}
+    mesh = np.meshgrid(*(measured.coords[dim].values for dim in measured.dims), indexing="ij")
+    index = {dim: grid.ravel() for dim, grid in zip(measured.dims, mesh, strict=True)}
     return {
         "variable": np.full(m.size, name),
         "step": index["step"],
@@ -155,19 +152,33 @@ def _rows(name: str, sim: xr.Dataset, pred: xr.Dataset, paired: bool) -> dict[st
         "predicted": p.ravel(),
         "measured": m.ravel(),
         "standard_error": s.ravel(),
-        "z": z.ravel(),
+        "z": _z_scores(m, p, s, nan_agrees=random).ravel(),
     }
 
 
-def _mean(name: str, runs: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
-    """Return the mean over replicas and its standard error, or what stands there for them."""
+def _z_scores(m: FloatArray, p: FloatArray, s: FloatArray, *, nan_agrees: bool) -> FloatArray:
+    """Return (measured - predicted) / standard error; 0 where they agree up to rounding."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        difference = m - p
+        # Relative to the value, and to the variable's largest one: a mode may pass through zero.
+        largest = np.abs(m[np.isfinite(m)]).max(initial=0.0)
+        rounding = np.maximum(_ROUNDING * np.maximum(np.abs(m), np.abs(p)), 1e-12 * largest)
+        z = np.where(
+            np.isfinite(difference) & (np.abs(difference) <= rounding), 0.0, difference / s
+        )
+    same = (m == p) | (nan_agrees & np.isnan(m) & np.isnan(p))
+    return np.where(same, 0.0, np.where(np.isnan(z), np.inf, z))
+
+
+def _mean_and_error(name: str, runs: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
+    """Return the mean over replicas and its standard error; where they are given, as they are."""
     value = runs[name]
     if "replica" not in value.dims:
         return value, runs[f"{name}_standard_error"]
-    return value.mean("replica", skipna=False), _error(value)
+    return value.mean("replica", skipna=False), _standard_error(value)
 
 
-def _error(value: xr.DataArray) -> xr.DataArray:
+def _standard_error(value: xr.DataArray) -> xr.DataArray:
     """Return the standard error of the mean over replicas."""
     with np.errstate(invalid="ignore"):
         spread = value.std("replica", ddof=1, skipna=False)
@@ -209,14 +220,20 @@ def critical_noise_kernel_norm(
 
     Notes
     -----
-    Growth rates of the grid's column and of its finer scan are made monotone in the learning rate
-    (weighted isotonic regression); the crossing is interpolated linearly in log learning
-    rate. Its standard error adds in quadrature the spread over 400 redraws of the growth rates from
-    their standard errors, and the spacing of the points around the crossing over
-    :math:`\sqrt{12}`. Near the deterministic edge growth has a kink at the threshold: where the
-    line through the two points above crosses later, by more than two spreads, the middle of both
-    is taken and half their distance added to the error. K is interpolated in the same points; the
-    pooled value weighs log K by 1/variance.
+    Growth rates of the grid and of its finer scan are made monotone in the learning rate (weighted
+    isotonic regression [1]_); the crossing is interpolated linearly in log learning rate. Its
+    standard error adds in quadrature the spread over 400 redraws of the growth rates from their
+    standard errors, and the spacing of the points around the crossing over :math:`\sqrt{12}`.
+
+    Near the deterministic edge the slope of the growth rate jumps upwards: it is convex, lies below
+    the chord of the two points around the crossing, and above the line extrapolated from the two
+    points above it. So it crosses zero between the two lines, and on the second one if it is
+    linear on both sides of the kink and still negative there. If the second line crosses later by
+    more than two spreads, the middle of both crossings is taken, and half their distance is added
+    to the error in quadrature.
+
+    K is interpolated between the same points; the pooled value is the mean of log K weighted by
+    1/variance.
 
     References
     ----------
@@ -231,10 +248,10 @@ def critical_noise_kernel_norm(
     width = float(ndtri(0.5 + confidence / 2))
     columns = []
     for b in grid.batch_size.values:
-        x, g, s, k = _column(grid.sel(batch_size=b, norm=norm), growth)
-        root, error = _crossing(x, g, s)
-        at = root + width * error * np.array([0.0, -1.0, 1.0])
-        columns.append([*np.exp(at), *_norm_at(at, x, k)])
+        x, growth_rate, error, k = _column(grid.sel(batch_size=b, norm=norm), growth)
+        crossing, crossing_error = _crossing(x, growth_rate, error)
+        interval = crossing + width * crossing_error * np.array([0.0, -1.0, 1.0])
+        columns.append([*np.exp(interval), *_norm_at(interval, x, k)])
     names = [
         f"{name}{end}"
         for name in ("learning_rate", "noise_kernel_norm")
@@ -258,11 +275,13 @@ def critical_noise_kernel_norm(
     )
 
 
-def _column(cell: xr.Dataset, growth: str) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+def _column(
+    column: xr.Dataset, growth: str
+) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
     """Return log learning rates, growth, its error and K of one batch size, grid and scan."""
 
     def both(coarse: str, fine: str) -> FloatArray:
-        return np.concatenate([cell[coarse].values, cell[fine].values])
+        return np.concatenate([column[coarse].values, column[fine].values])
 
     x = np.log(both("learning_rate", "scan_learning_rate"))
     g = both(f"{growth}_growth", f"scan_{growth}_growth")
@@ -278,42 +297,47 @@ def _crossing(x: FloatArray, growth: FloatArray, error: FloatArray) -> tuple[flo
     if x.size < 2:
         return math.nan, math.nan
     weight = 1 / np.maximum(error, 1e-12) ** 2
-    root, from_above = _monotone_root(x, growth, weight)
-    if math.isnan(root):
+    by_chord, by_extrapolation = _monotone_crossings(x, growth, weight)
+    if math.isnan(by_chord):
         return math.nan, math.nan
     rng = np.random.default_rng(0)
-    noise = error * rng.standard_normal((_RESAMPLES, x.size))
-    redrawn = np.array([_monotone_root(x, growth + n, weight)[0] for n in noise])
-    above = min(int(np.searchsorted(x, root)), x.size - 1)
-    spacing = x[above] - x[max(above - 1, 0)]
+    noise = error * rng.standard_normal((_REDRAWS, x.size))
+    redrawn = np.array([_monotone_crossings(x, growth + n, weight)[0] for n in noise])
+    right = min(int(np.searchsorted(x, by_chord)), x.size - 1)
+    spacing = x[right] - x[max(right - 1, 0)]
     spread = float(np.nanstd(redrawn)) if np.isfinite(redrawn).any() else math.nan
-    # A kink: the points above lead to a later crossing than the chord, by more than noise would.
-    kink = from_above - root if from_above - root > 2 * spread else 0.0
-    return root + kink / 2, math.hypot(spread, spacing / math.sqrt(12), kink / 2)
+    # Growth that is convex, as at a kink, crosses zero between these two: it lies below its chord
+    # and above the line through two points further up. Take the middle, and half the gap as error.
+    gap = by_extrapolation - by_chord
+    if gap <= 2 * spread:  # no more than noise explains
+        gap = 0.0
+    return by_chord + gap / 2, math.hypot(spread, spacing / math.sqrt(12), gap / 2)
 
 
-def _monotone_root(x: FloatArray, growth: FloatArray, weight: FloatArray) -> tuple[float, float]:
-    """Return the crossing by the chord, and by the line through the two points above it."""
-    level = isotonic_regression(growth, weights=weight).x
-    above = int(np.searchsorted(level, 0.0))
-    if above == 0 or above == level.size:
+def _monotone_crossings(
+    x: FloatArray, growth: FloatArray, weight: FloatArray
+) -> tuple[float, float]:
+    """Return where the chord crosses zero, and where the line through the two points above does."""
+    y = isotonic_regression(growth, weights=weight).x
+    right = int(np.searchsorted(y, 0.0))
+    if right == 0 or right == y.size:
         return math.nan, math.nan
-    below = above - 1
-    chord = x[below] - level[below] * (x[above] - x[below]) / (level[above] - level[below])
-    line = chord
-    if above + 1 < level.size and level[above + 1] > level[above]:
-        slope = (level[above + 1] - level[above]) / (x[above + 1] - x[above])
-        line = min(max(x[above] - level[above] / slope, x[below]), x[above])
-    return float(chord), float(line)
+    left = right - 1
+    by_chord = x[left] - y[left] * (x[right] - x[left]) / (y[right] - y[left])
+    by_extrapolation = by_chord
+    if right + 1 < y.size and y[right + 1] > y[right]:
+        slope = (y[right + 1] - y[right]) / (x[right + 1] - x[right])
+        by_extrapolation = min(max(x[right] - y[right] / slope, x[left]), x[right])
+    return float(by_chord), float(by_extrapolation)
 
 
-def _norm_at(at: FloatArray, x: FloatArray, norm: FloatArray) -> FloatArray:
-    """Interpolate K in log learning rate; K/(1+K) is bounded where K is not."""
-    if np.isnan(at).any() or not np.any((norm > 0) & np.isfinite(norm)):
+def _norm_at(log_rates: FloatArray, x: FloatArray, norm: FloatArray) -> FloatArray:
+    """Interpolate K in log learning rate, through K/(1+K), which is bounded where K is not."""
+    if np.isnan(log_rates).any() or not np.any((norm > 0) & np.isfinite(norm)):
         return np.full(3, np.nan)
     with np.errstate(invalid="ignore", divide="ignore"):
         bounded = np.where(np.isinf(norm), 1.0, norm / (1 + norm))
-        y = np.interp(at, x, bounded)
+        y = np.interp(log_rates, x, bounded)
         return np.where(y >= 1, np.inf, y / (1 - y))
 
 

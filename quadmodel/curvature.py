@@ -107,7 +107,7 @@ class CurvatureLaw(ABC):
         Returns
         -------
         ndarray of shape (n_data, n_params, n_params), or LowRankCurvature
-            Symmetric in its last two indices. Beside it, memory for a few matrices is used.
+            Symmetric in its last two indices. A draw needs memory for a few more matrices.
 
         Raises
         ------
@@ -262,11 +262,13 @@ class KroneckerCurvature(CurvatureLaw):
 
     def sample(self, rng: np.random.Generator, n_data: int, n_params: int) -> FloatArray:
         """Draw the curvature; see `CurvatureLaw.sample`."""
-        mixing, shaping = self._roots(n_data, n_params)
+        data, parameter, _ = self.kronecker(n_data, n_params)
+        mixing = None if data is None else _square_root("data_covariance", data)
+        shaping = None if parameter is None else _square_root("parameter_covariance", parameter)
         curvature = np.empty((n_data, n_params, n_params))
         rng.standard_normal(out=curvature)
         if mixing is not None:
-            # Over blocks of columns: a product at one stroke would hold a second array.
+            # By blocks of columns: the product of the whole would need a second array.
             flat = curvature.reshape(n_data, -1)
             width = max(flat.shape[1] // 32, 1)
             for start in range(0, flat.shape[1], width):
@@ -289,23 +291,12 @@ class KroneckerCurvature(CurvatureLaw):
         self, n_data: int, n_params: int
     ) -> tuple[FloatArray | None, FloatArray | None, float]:
         """Return both matrices and the scale; see `CurvatureLaw.kronecker`."""
-        self.nbytes(n_data, n_params)
-        data, parameter = self.data_covariance, self.parameter_covariance
-        return (
-            None if data is None else np.asarray(data),
-            None if parameter is None else np.asarray(parameter),
-            self.scale,
+        self.nbytes(n_data, n_params)  # checks the sizes
+        data, parameter = (
+            None if matrix is None else np.asarray(matrix)
+            for matrix in (self.data_covariance, self.parameter_covariance)
         )
-
-    def _roots(self, n_data: int, n_params: int) -> tuple[FloatArray | None, FloatArray | None]:
-        self.nbytes(n_data, n_params)
-        data, parameter = self.data_covariance, self.parameter_covariance
-        return (
-            None if data is None else _square_root("data_covariance", np.asarray(data)),
-            None
-            if parameter is None
-            else _square_root("parameter_covariance", np.asarray(parameter)),
-        )
+        return data, parameter, self.scale
 
 
 @dataclass(frozen=True)
@@ -352,7 +343,7 @@ class RandomLowRankCurvature(CurvatureLaw):
 
 
 def _symmetrise(matrix: FloatArray, scale: float) -> None:
-    """Turn independent entries of variance 1 into scale^2 off and 2 scale^2 on the diagonal."""
+    """Symmetrise independent entries: variance scale^2 off the diagonal, 2 scale^2 on it."""
     matrix += matrix.T
     matrix *= scale / np.sqrt(2.0)
 

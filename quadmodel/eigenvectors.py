@@ -47,16 +47,16 @@ class Haar(EigenvectorLaw):
 
 @dataclass(frozen=True)
 class Localised(EigenvectorLaw):
-    r"""Leading eigenvectors that live mostly on a few data points.
+    r"""Leading eigenvectors that are concentrated on a few data points.
 
     Parameters
     ----------
     row_fraction : float
-        Fraction of heavy data points, inside (0, 1/2]: :math:`n` = `row_fraction` times
-        :math:`D`, rounded, of them, chosen at random.
+        Fraction of the data points, inside (0, 1/2], on which the leading modes are concentrated.
+        These :math:`n` heavy points (`row_fraction` times :math:`D`, rounded) are chosen at random.
     share : float
-        Part :math:`s` of the squared norm of each of the :math:`n` leading modes that the heavy
-        points carry, between 0 and 1.
+        Part :math:`s`, between 0 and 1, of the squared norm of each of the :math:`n` leading modes
+        that lies on the heavy points.
 
     Raises
     ------
@@ -69,7 +69,7 @@ class Localised(EigenvectorLaw):
     A leading mode is :math:`\sqrt s\,o` on the heavy points and :math:`\sqrt{1-s}\,o'` on the
     others, with :math:`o` from a Haar-distributed :math:`n \times n` matrix and :math:`o'` from a
     Haar-distributed frame. The other :math:`D-n` modes are a Haar-distributed basis of the
-    complement. At `share` = `row_fraction` points carry equal parts on average.
+    complement. At `share` = `row_fraction` all points have equal parts on average.
     """
 
     row_fraction: float

@@ -122,7 +122,7 @@ class Ensemble:
         if modes is None and residual.needs_modes:
             modes = ntk_eigensystem(jacobian @ jacobian.T / self.n_data)
         if modes is None:
-            modes = np.full(self.n_data, np.nan), np.empty((self.n_data, 0))  # not looked at
+            modes = np.full(self.n_data, np.nan), np.empty((self.n_data, 0))  # not used
         z = residual.sample(rngs[3], *modes)
         curvature = _as_curvature(self.curvature)
         q = None if curvature is None else curvature.sample(rngs[2], self.n_data, self.n_params)
@@ -131,7 +131,7 @@ class Ensemble:
     def _sample_jacobian(
         self, rng: np.random.Generator, rng_vectors: np.random.Generator
     ) -> tuple[FloatArray, tuple[FloatArray, FloatArray] | None]:
-        """Draw the Jacobian, and return the eigensystem of the NTK if it's known."""
+        """Draw the Jacobian, with the eigensystem of its NTK where that is known."""
         law = _as_spectrum(self.jacobian)
         if isinstance(law, IndependentGaussian) and self.eigenvectors is None:
             return law.sample_jacobian(rng, self.n_data, self.n_params), None

@@ -310,7 +310,7 @@ def ntk_eigensystem(ntk: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 
 def clean_eigenvalues(descending: FloatArray) -> FloatArray:
-    """Set eigenvalues that are zero up to rounding to zero; refuse negative ones.
+    """Set eigenvalues to zero that are zero up to rounding; refuse negative ones.
 
     Parameters
     ----------
@@ -320,7 +320,7 @@ def clean_eigenvalues(descending: FloatArray) -> FloatArray:
     Returns
     -------
     ndarray, shape (n_data,)
-        The same, non-negative.
+        Non-negative eigenvalues, in the same order.
 
     Raises
     ------

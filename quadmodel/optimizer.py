@@ -79,6 +79,19 @@ class SGD:
         put(self, "weight_decay", as_number("weight_decay", self.weight_decay, least=0.0))
         put(self, "sampling", as_choice("sampling", self.sampling, SAMPLING_SCHEMES))
 
+    def _at(self, *, learning_rate: float | None = None, batch_size: int | None = None) -> SGD:
+        """Return a copy at another learning rate or batch size, for callers within the package.
+
+        Nothing is checked: searches and grids run over values that are known to be valid.
+        """
+        copy = object.__new__(SGD)
+        copy.__dict__.update(self.__dict__)
+        if learning_rate is not None:
+            copy.__dict__["learning_rate"] = learning_rate
+        if batch_size is not None:
+            copy.__dict__["batch_size"] = batch_size
+        return copy
+
     def check_batch_size(self, n_data: int) -> None:
         """Check the batch size against the number of data points.
 

@@ -1,4 +1,4 @@
-"""Laws of the initial residual: random, along chosen NTK modes, partly out of reach."""
+"""Laws of the initial residual: random, along chosen NTK modes, partly in the null space."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ResidualLaw(ABC):
 
     @property
     def needs_modes(self) -> bool:
-        """Whether `sample` looks at the eigensystem; if not, only at the number of data points."""
+        """Whether `sample` uses the eigensystem, and not only the number of data points."""
         return True
 
     @abstractmethod
@@ -55,8 +55,8 @@ class GaussianResidual(ResidualLaw):
     scale : float, optional
         Standard deviation :math:`s \ge 0` of an entry, in units of the residual.
     null_fraction : float, optional
-        Part of :math:`|z|^2`, inside [0, 1), in the null space of the NTK, which no parameter
-        reaches. Left out, it is what chance gives, on average the share of zero eigenvalues.
+        Part of :math:`|z|^2`, inside [0, 1), in the null space of the NTK, which no change of the
+        parameters affects. If left out it is random, on average the share of zero eigenvalues.
 
     Raises
     ------
@@ -91,9 +91,9 @@ class GaussianResidual(ResidualLaw):
         residual = self.scale * rng.standard_normal(len(eigenvalues))
         if self.null_fraction is None:
             return residual
-        out_of_reach = _null_part(residual, eigenvalues, eigenvectors, self.null_fraction)
+        null_part = _null_part(residual, eigenvalues, eigenvectors, self.null_fraction)
         norm = float(np.linalg.norm(residual))
-        return _mix(residual - out_of_reach, out_of_reach, self.null_fraction, norm)
+        return _mix(residual - null_part, null_part, self.null_fraction, norm)
 
 
 @dataclass(frozen=True)
@@ -103,11 +103,11 @@ class AlignedResidual(ResidualLaw):
     Parameters
     ----------
     modes : sequence of int
-        Which, all different; 0 is the mode with the largest eigenvalue. Their eigenvalues must
-        not be zero.
+        Indices of the modes, all different; 0 is the mode with the largest eigenvalue. Their
+        eigenvalues must not be zero.
     coefficients : array_like, shape (n_modes,), optional
-        Components along these modes, in units of `scale`; Gaussian if left out. The sign of
-        an eigenvector, and so of what a coefficient means, is a convention.
+        Components along these modes, in units of `scale`; Gaussian if left out. The sign of an
+        eigenvector, and so that of a component, is a convention.
     scale : float, optional
         :math:`s > 0`, in units of the residual.
     null_fraction : float, optional
@@ -121,9 +121,9 @@ class AlignedResidual(ResidualLaw):
 
     Notes
     -----
-    Without `coefficients` the whole residual has norm :math:`|z|^2 = Ds^2` exactly. With
-    them, :math:`v_k^\top z = s\,c_k` exactly, and a null part comes on top of
-    :math:`|z|^2 = s^2|c|^2`, making it :math:`s^2|c|^2/(1-f)` at `null_fraction` :math:`f`.
+    Without `coefficients` the whole residual has :math:`|z|^2 = Ds^2` exactly. With them,
+    :math:`v_k^\top z = s\,c_k` exactly, and a part in the null space is added, so that
+    :math:`|z|^2 = s^2|c|^2/(1-f)` at `null_fraction` :math:`f`.
     """
 
     modes: Sequence[int]
@@ -162,9 +162,9 @@ class AlignedResidual(ResidualLaw):
         else:
             coefficients = self.scale * np.array(self.coefficients)
             norm = float(np.linalg.norm(coefficients)) / (1.0 - self.null_fraction) ** 0.5
-        reached = eigenvectors[:, list(self.modes)] @ coefficients
-        out_of_reach = _null_part(background, eigenvalues, eigenvectors, self.null_fraction)
-        return _mix(reached, out_of_reach, self.null_fraction, norm)
+        in_range = eigenvectors[:, list(self.modes)] @ coefficients
+        null_part = _null_part(background, eigenvalues, eigenvectors, self.null_fraction)
+        return _mix(in_range, null_part, self.null_fraction, norm)
 
 
 def _as_fraction(value: float) -> float:
@@ -174,7 +174,7 @@ def _as_fraction(value: float) -> float:
 def _null_part(
     vector: FloatArray, eigenvalues: FloatArray, eigenvectors: FloatArray, fraction: float
 ) -> FloatArray:
-    """Project on the null space, which must be there if `fraction` is positive."""
+    """Project on the null space, which must not be empty if `fraction` is positive."""
     null = eigenvectors[:, eigenvalues == 0.0]
     if fraction > 0.0 and null.shape[1] == 0:
         raise InputError(
@@ -186,10 +186,10 @@ def _null_part(
     return np.asarray(null @ (null.T @ vector))
 
 
-def _mix(reached: FloatArray, null: FloatArray, fraction: float, norm: float) -> FloatArray:
-    """Add the two parts so that the sum has `norm` and the second `fraction` of its square."""
-    mixed = np.zeros_like(reached)
-    for part, share in ((reached, 1.0 - fraction), (null, fraction)):
+def _mix(in_range: FloatArray, null: FloatArray, fraction: float, norm: float) -> FloatArray:
+    """Rescale both parts so that their sum has `norm` and `null` a `fraction` of its square."""
+    mixed = np.zeros_like(in_range)
+    for part, share in ((in_range, 1.0 - fraction), (null, fraction)):
         size = float(np.linalg.norm(part))
         if share > 0.0 and size > 0.0:
             mixed += part * (norm * share**0.5 / size)

@@ -19,8 +19,8 @@ def eigensystem(n_data=12, rank=12, seed=0):
 
 
 def null_share(z, eigenvalues, vectors):
-    energy = (vectors.T @ z) ** 2
-    return energy[eigenvalues == 0.0].sum() / energy.sum()
+    squared = (vectors.T @ z) ** 2
+    return squared[eigenvalues == 0.0].sum() / squared.sum()
 
 
 @given(

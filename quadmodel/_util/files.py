@@ -1,4 +1,4 @@
-"""Reading arrays that may be damaged, writing files that are never half there."""
+"""Reading of arrays that may be damaged, writing of files as a whole or not at all."""
 
 from __future__ import annotations
 

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from scipy.linalg import eigh_tridiagonal
 
 from quadmodel._util.checks import FloatArray
 
-# Norm of the residual at which an eigenvalue counts as found, relative to the largest one.
-_TOLERANCE = 1e-9
 # Below this a Krylov space is invariant, and what it holds is exact.
 _EXHAUSTED = 1e-13
-# Ritz values are looked at after every so many products.
-_CHECK = 5
 
 
-def largest_eigenvalue(product: Callable[[FloatArray], FloatArray], start: FloatArray) -> float:
-    r"""Return the (algebraically) largest eigenvalue.
+class Eigenpair(NamedTuple):
+    """An eigenvalue and its eigenvector of norm 1."""
+
+    value: float
+    vector: FloatArray
+
+
+def largest_eigenpair(
+    product: Callable[[FloatArray], FloatArray],
+    start: FloatArray,
+    *,
+    residual: float = 1e-9,
+    error: float = 0.0,
+    check_every: int = 5,
+) -> Eigenpair:
+    r"""Return the (algebraically) largest eigenvalue and its eigenvector.
 
     Parameters
     ----------
@@ -26,11 +37,19 @@ def largest_eigenvalue(product: Callable[[FloatArray], FloatArray], start: Float
         Maps a vector of shape (n,) to the symmetric matrix times it.
     start : ndarray, shape (n,)
         First Krylov vector. It must have a part along the top eigenvector.
+    residual : float, optional
+        Norm of the residual at which the pair counts as found, relative to the largest entry of the
+        tridiagonal matrix.
+    error : float, optional
+        Bound on the error of the eigenvalue, relative to that entry too, at which the pair counts
+        as found: the squared residual over the gap to the next Ritz value, or the residual.
+    check_every : int, optional
+        Products between two tests of convergence.
 
     Returns
     -------
-    float
-        Eigenvalue; NaN where products are not finite.
+    Eigenpair
+        NaN where products are not finite.
 
     Notes
     -----
@@ -40,7 +59,8 @@ def largest_eigenvalue(product: Callable[[FloatArray], FloatArray], start: Float
 
     References
     ----------
-    .. [1] B. Parlett, "The symmetric eigenvalue problem" (1998), chapter 13.
+    .. [1] B. Parlett, "The symmetric eigenvalue problem" (1998), section 11.7 for the bounds,
+       chapter 13 for the algorithm.
     """
     n = len(start)
     basis = np.empty((min(n, 32), n))
@@ -54,17 +74,21 @@ def largest_eigenvalue(product: Callable[[FloatArray], FloatArray], start: Float
         found = basis[: k + 1]
         image = product(vector)
         if not np.isfinite(image).all():
-            return float("nan")
+            return Eigenpair(float("nan"), np.full(n, np.nan))
         diagonal.append(float(vector @ image))
         for _ in range(2):  # once leaves what cancellation has spoiled
             image = image - (found @ image) @ found
         length = float(np.linalg.norm(image))
         scale = max(map(abs, (*diagonal, *beside)))
         exhausted = k + 1 == n or length <= _EXHAUSTED * scale
-        if exhausted or (k + 1) % _CHECK == 0:
-            top, weights = eigh_tridiagonal(diagonal, beside, select="i", select_range=(k, k))
-            if exhausted or length * abs(weights[-1, 0]) <= _TOLERANCE * scale:
-                return float(top[0])
+        if exhausted or (k + 1) % check_every == 0:
+            lowest = max(k - 1, 0) if error else k
+            ritz, weights = eigh_tridiagonal(diagonal, beside, select="i", select_range=(lowest, k))
+            left = length * abs(float(weights[-1, -1]))
+            gap = float(ritz[-1] - ritz[0])
+            bound = min(left, left**2 / gap) if gap > 0 else left
+            if exhausted or left <= residual * scale or bound <= error * scale:
+                return Eigenpair(float(ritz[-1]), weights[:, -1] @ found)
         beside.append(length)
         vector = image / length
     raise AssertionError("unreachable: a Krylov space has at most n dimensions")

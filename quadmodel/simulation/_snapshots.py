@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from quadmodel._util.checks import FloatArray, IntArray
-from quadmodel._util.lanczos import largest_eigenvalue
+from quadmodel._util.lanczos import largest_eigenpair
 from quadmodel.optimizer import SAMPLING_SCHEMES
 from quadmodel.simulation import observables
 from quadmodel.simulation._kernels.measurement import draw_weights
@@ -244,9 +244,9 @@ class _QuadraticSnapshot(Snapshot):
         start = np.random.default_rng(0).standard_normal((n_params,))
 
         def of_lane(a: int) -> float:
-            return largest_eigenvalue(
+            return largest_eigenpair(
                 lambda x: ((jacobian[a] @ x) @ jacobian[a] + times(a, x)) / n_data, start
-            )
+            ).value
 
         parts = self._gauge.in_parts(
             lambda part: [of_lane(a) for a in range(part.start, part.stop)],

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quadmodel._util.checks import FloatArray, InputError
-from quadmodel._util.lanczos import largest_eigenvalue
+from quadmodel._util.lanczos import largest_eigenpair
 from quadmodel.curvature import LowRankCurvature
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
@@ -223,7 +223,7 @@ def exact_noise_kernel_norm(eigenvalues: FloatArray, vectors: FloatArray, sgd: S
         returned: FloatArray = np.einsum("ia,ia->i", vectors @ per_pair, vectors)
         return returned
 
-    return (own - mutual) * largest_eigenvalue(product, np.ones(n_data))
+    return (own - mutual) * largest_eigenpair(product, np.ones(n_data)).value
 
 
 def weight_moments(sampling: str, n_data: int, b: Any) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""Laws of the NTK spectrum: eigenvalues of one matrix, averages over the limit of many."""
+"""Laws of the NTK spectrum: eigenvalues of a finite matrix, averages over a limit law."""
 
 from quadmodel.spectra._base import GivenEigenvalues, SpectralLaw
 from quadmodel.spectra._finite import IndependentGaussian, Outliers, PowerLaw

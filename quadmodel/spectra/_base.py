@@ -1,4 +1,4 @@
-"""What a law of the NTK spectrum offers, and the simplest one: given eigenvalues."""
+"""Interface of the laws of the NTK spectrum, and the simplest law: given eigenvalues."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class SpectralLaw(ABC):
 
     Notes
     -----
-    A subclass gives `eigenvalues`. One that has a limit law :math:`\rho` (its spectrum as the
-    number of data points grows) gives `edge`, `mean` and `average` too; for any other, `law`
-    returns the law of one matrix, which has them all.
+    Every subclass has `eigenvalues`. One with a limit law :math:`\rho` (the spectrum as the number
+    of data points grows) has `edge`, `mean` and `average` too. Any other has the method `law`,
+    which returns the law of the eigenvalues of one matrix, with `edge`, `mean` and `average`.
     """
 
     @abstractmethod
@@ -186,6 +186,7 @@ class GivenEigenvalues(SpectralLaw):
 
 
 def descending(name: str, values: ArrayLike) -> tuple[float, ...]:
+    """Return non-negative numbers in descending order."""
     array = as_array(name, values, (None,))
     if array.min() < 0.0:
         raise InputError(f"{name} must not be negative, got {array.min():.6g}")

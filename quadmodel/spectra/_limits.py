@@ -19,8 +19,8 @@ class _ContinuousLaw(SpectralLaw):
     r"""A density on an interval, and possibly an atom at zero.
 
     Integrals run over the angle :math:`\varphi` in
-    :math:`\lambda = a + (b-a)\cos^2(\varphi/2)`: what a density does at its edges, a square root
-    or an inverse square root, is smooth in :math:`\varphi`.
+    :math:`\lambda = a + (b-a)\cos^2(\varphi/2)`: a square root or inverse square root of the
+    density at an edge of the support is smooth in :math:`\varphi`.
     """
 
     _atom = 0.0  # weight of the eigenvalue zero
@@ -179,7 +179,7 @@ class FromDensity(_ContinuousLaw):
         :math:`\rho(\lambda)`, elementwise on arrays, in units of the learning rate.
     support : tuple of float
         :math:`(a, b)` with :math:`0 \le a < b`, in units of 1 / learning rate. The density is
-        asked inside only.
+        evaluated inside only.
 
     Raises
     ------

@@ -292,7 +292,7 @@ def _boundaries(spectrum: Spectrum, sizes: IntArray, template: SGD, pool: Worker
 
     def work(some: slice) -> None:
         for k in range(*some.indices(sizes.size)):
-            sgd = replace(template, batch_size=int(sizes[k]))
+            sgd = template._at(batch_size=int(sizes[k]))
             typical[k] = typical_critical_on_spectrum(spectrum, sgd, float(mean_square[k]))
 
     pool.map(work, [slice(k, k + 1) for k in range(sizes.size)])
@@ -309,7 +309,7 @@ def _norms(
 
     def work(some: slice) -> None:
         for cell in range(*some.indices(rates.size)):
-            sgd = replace(template, learning_rate=rates[cell], batch_size=int(sizes[cell]))
+            sgd = template._at(learning_rate=float(rates[cell]), batch_size=int(sizes[cell]))
             norms[:, cell] = [norm_or_infinity(spectrum, sgd, norm) for norm in NORMS]
 
     pool.map(work, [slice(i, i + 8) for i in range(0, rates.size, 8)])

@@ -14,13 +14,15 @@ from quadmodel._util.checks import FloatArray
 from quadmodel.optimizer import SGD
 from quadmodel.theory import _formulas as formulas
 from quadmodel.theory import _generated as generated
+from quadmodel.theory._recursion import COLUMNS, ROWS
 
 
 class Eigenmatrices(NamedTuple):
     """Eigenmatrices of the second-moment map and of its adjoint, over pairs of modes.
 
-    `now`, `cross`, `old` are the blocks of E s s^T, s = (z_t, z_(t-1)); `adjoint_...` those of L;
-    `at_gradient` is the moment of the point of the gradient, and eta^2 Theta L_now Theta as well.
+    `now`, `cross`, `old` are the blocks of E s s^T, s = (z_t, z_(t-1)), and `adjoint_now`,
+    `adjoint_cross`, `adjoint_old` those of L. `at_gradient` is E u u^T, u the residual where the
+    gradient is evaluated; with this normalisation of L it is eta^2 Theta L_now Theta too.
     """
 
     growth: float
@@ -34,35 +36,35 @@ class Eigenmatrices(NamedTuple):
 
 
 def eigenmatrices(
-    lam: FloatArray, vectors: FloatArray, sgd: SGD, growth: float, energies: FloatArray
+    lam: FloatArray, vectors: FloatArray, sgd: SGD, growth: float, per_point: FloatArray
 ) -> Eigenmatrices:
-    r"""Return both eigenmatrices from the growth factor and the energies of the points.
+    r"""Return both eigenmatrices from the growth factor and the points' mean squared residuals.
 
-    `energies` is the Perron vector of the noise kernel discounted by `growth`; `lam` holds positive
-    eigenvalues only. The noise kernel is symmetric, so the adjoint has the same Perron vector.
+    `per_point` is the Perron vector of the noise kernel discounted by `growth`; `lam` holds
+    positive eigenvalues only. The noise kernel is symmetric, so the adjoint has the same Perron
+    vector.
     """
     n_data = len(vectors)
     gamma, kappa = formulas.batch_weight_covariance(sgd, n_data)
-    here, there = (slice(None), None), (None, slice(None))  # first and second mode of a pair
-    pair = lam[here], lam[there], sgd
+    pair = lam[ROWS], lam[COLUMNS], sgd
     dressed = formulas.dressed_response(
         formulas.bare_response(*pair, growth=growth), gamma, kappa, n_data
     )
-    spread = vectors.T @ (energies[:, None] * vectors)
-    at_gradient = gamma * dressed * spread
-    noise = generated.noise_covariance(at_gradient, spread, gamma, kappa, n_data)
+    point_noise = vectors.T @ (per_point[:, None] * vectors)
+    at_gradient = gamma * dressed * point_noise
+    noise = generated.noise_covariance(at_gradient, point_noise, gamma, kappa, n_data)
     now = at_gradient
     if sgd.nesterov:
         now = formulas.bare_response(*pair, growth=growth, at_gradient=False) * noise
     a, b = formulas.mode_recursion(lam, sgd)
-    a, a_other, b, b_other = a[here], a[there], b[here], b[there]
-    ahead, behind = formulas.extrapolation(sgd)
-    adjoint = at_gradient / (sgd.learning_rate**2 * lam[here] * lam[there])
+    a, a_other, b, b_other = a[ROWS], a[COLUMNS], b[ROWS], b[COLUMNS]
+    coefficient_now, coefficient_old = formulas.extrapolation(sgd)
+    adjoint = at_gradient / (sgd.learning_rate**2 * lam[ROWS] * lam[COLUMNS])
     both = growth**2 - b * b_other
     cross = (growth * a - b * a_other) / both * now
-    seen = ahead * behind * noise
+    source = coefficient_now * coefficient_old * noise
     adjoint_cross = b * b_other * a_other * adjoint - growth * b_other * a * adjoint
-    adjoint_cross = (adjoint_cross + (b_other - growth) * seen) / both
+    adjoint_cross = (adjoint_cross + (b_other - growth) * source) / both
     return Eigenmatrices(
         growth,
         now,
@@ -70,7 +72,7 @@ def eigenmatrices(
         now / growth,
         adjoint,
         adjoint_cross,
-        (b * b_other * adjoint + behind**2 * noise) / growth,
+        (b * b_other * adjoint + coefficient_old**2 * noise) / growth,
         at_gradient,
     )
 
@@ -78,33 +80,32 @@ def eigenmatrices(
 def one_step_variance(lam: FloatArray, vectors: FloatArray, sgd: SGD, m: Eigenmatrices) -> float:
     r"""Return :math:`E_s\mathrm{Var}(\ell'|s)/(r^2E_s\ell^2)` at Gaussian s, over all batches."""
     # l' = r l - 2 sum_i g_i u_i x_i + sum_ij N_ij u_i u_j (x_i x_j - E x_i x_j), x = w - 1,
-    # u the point of the gradient, g = eta Theta [L A s]_now, N = eta^2 Theta L_now Theta.
+    # u the residual at the gradient, g = eta Theta [L A s]_now, N = eta^2 Theta L_now Theta.
     a, b = formulas.mode_recursion(lam, sgd)
-    ahead, behind = formulas.extrapolation(sgd)
-    drive = sgd.learning_rate * lam[:, None]
-    of_now = drive * (m.adjoint_now * a + m.adjoint_cross)  # g = of_now z_t - of_old z_(t-1)
+    coefficient_now, coefficient_old = formulas.extrapolation(sgd)
+    effective_step = sgd.learning_rate * lam[:, None]
+    # g = of_now z_t - of_old z_(t-1)
+    of_now = effective_step * (m.adjoint_now * a + m.adjoint_cross)
     if sgd.momentum == 0.0:
-        slope_point = of_now @ m.now
-        slope_slope = slope_point @ of_now.T
+        mixed = of_now @ m.now
+        slope = mixed @ of_now.T
         product = m.adjoint_now @ m.now
     else:
-        of_old = drive * (m.adjoint_now * b)
+        of_old = effective_step * (m.adjoint_now * b)
         with_now = of_now @ m.now - of_old @ m.cross.T
         with_old = of_now @ m.cross - of_old @ m.old
-        slope_point = ahead * with_now - behind * with_old
-        slope_slope = with_now @ of_now.T - with_old @ of_old.T
+        mixed = coefficient_now * with_now - coefficient_old * with_old
+        slope = with_now @ of_now.T - with_old @ of_old.T
         product = np.block(
             [[m.adjoint_now, m.adjoint_cross], [m.adjoint_cross.T, m.adjoint_old]]
         ) @ np.block([[m.now, m.cross], [m.cross.T, m.old]])
     square = np.trace(product) ** 2 + 2 * np.sum(product * product.T)
-    point, slope_point, slope_slope = (
-        vectors @ matrix @ vectors.T for matrix in (m.at_gradient, slope_point, slope_slope)
-    )
+    point, mixed, slope = (vectors @ matrix @ vectors.T for matrix in (m.at_gradient, mixed, slope))
     weights = weight_moments(sgd, len(vectors))
     gamma, kappa = formulas.batch_weight_covariance(sgd, len(vectors))
     variance = (
-        _second_order(point, slope_point, slope_slope, gamma, kappa)
-        + _third_order(point, slope_point, weights)
+        _second_order(point, mixed, slope, gamma, kappa)
+        + _third_order(point, mixed, weights)
         + _fourth_order(point, weights, gamma, kappa)
     )
     return max(float(variance / (m.growth**2 * square)), 0.0)  # below only by rounding
@@ -163,8 +164,8 @@ class WeightMoments(NamedTuple):
     r"""Third and fourth moments of the batch weights x = w - 1, in products of deltas.
 
     :math:`E[x_ix_jx_k] = c_3\delta_{ijk} + c_{21}(\delta_{ij}+\delta_{jk}+\delta_{ik}) + c_{111}`
-    and in the same way :math:`E[x_ix_jx_kx_l]`: a coefficient belongs to all partitions of the
-    indices into blocks of these sizes.
+    and likewise :math:`E[x_ix_jx_kx_l]`: the digits of a coefficient's name are the block sizes of
+    the partitions of the indices that it multiplies.
     """
 
     c3: float
@@ -186,17 +187,18 @@ _ORDERS = (3, 3, 3, 4, 4, 4, 4, 4)
 
 
 def weight_moments(sgd: SGD, n_data: int) -> WeightMoments:
-    """Return the moments of the scheme; from whole numbers, so that only the end rounds."""
+    """Return the moments of the sampling scheme; exact up to the conversion to float."""
     if sgd.sampling == "without_replacement" and n_data < 4:
         return _of_few_points(n_data, sgd.batch_size)
     return WeightMoments(*map(float, _HIGHER_MOMENTS[sgd.sampling](n_data, sgd.batch_size)))
 
 
 def _of_few_points(n_data: int, batch_size: int) -> WeightMoments:
-    """Return the moments where the formula has poles, of more points than there are.
+    """Return the moments without replacement from at most three data points.
 
-    A batch of one is the same with replacement; of at most three points, any other leaves one out
-    or none, and its x is that of the point left out times a number.
+    There the general formula has poles. A batch of one point is drawn alike with replacement. Any
+    other batch leaves out one point or none, and its x is a multiple of the x of a batch that holds
+    just the point left out.
     """
     scale = 1.0 if batch_size == 1 else -(n_data - batch_size) / batch_size
     single = generated.with_replacement_fluctuations(n_data, 1)

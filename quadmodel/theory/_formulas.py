@@ -29,25 +29,25 @@ def paper_weight_covariance(sgd: SGD, n_data: int) -> tuple[float, float]:
 
 
 def mode_recursion(lam: FloatArray, sgd: SGD) -> tuple[FloatArray, FloatArray]:
-    """Return a and b of each mode's noiseless recursion z_(t+1) = a z_t - b z_(t-1)."""
+    """Return a and b of each mode's recursion without noise, z_(t+1) = a z_t - b z_(t-1)."""
     recursion = generated.nesterov_recursion if sgd.nesterov else generated.heavy_ball_recursion
     a, b = recursion(sgd.learning_rate * (lam + sgd.weight_decay), sgd.momentum)
     return a, np.broadcast_to(b, np.shape(a))
 
 
 def extrapolation(sgd: SGD) -> tuple[float, float]:
-    """Return p, q of the point p z_t - q z_(t-1) where the gradient is evaluated."""
+    """Return p, q of the residual p z_t - q z_(t-1) where the gradient is evaluated."""
     return (1 + sgd.momentum, sgd.momentum) if sgd.nesterov else (1.0, 0.0)
 
 
 def noiseless_edge(largest: float, sgd: SGD) -> float:
-    """Return the learning rate at which the noiseless recursion stops contracting."""
+    """Return the learning rate at which the recursion without noise stops contracting."""
     if largest <= 0:
         return np.inf
     candidates = generated.nesterov_edges if sgd.nesterov else generated.heavy_ball_edges
     with np.errstate(divide="ignore"):
-        places = candidates(np.float64(sgd.momentum))
-    return float(min(x for x in places if x > 0)) / (largest + sgd.weight_decay)
+        edges = candidates(np.float64(sgd.momentum))
+    return float(min(x for x in edges if x > 0)) / (largest + sgd.weight_decay)
 
 
 def noiseless_decay(lam: FloatArray, sgd: SGD) -> float:
@@ -65,10 +65,12 @@ def bare_response(
     growth: float = 1.0,
     at_gradient: bool = True,
 ) -> FloatArray:
-    r"""Return the summed response :math:`S^0` of a pair of modes to a unit of gradient noise.
+    r"""Return the bare response :math:`S^0` of two modes to a unit of gradient noise.
 
-    Of the point where the gradient is evaluated (`at_gradient`) or of the residual itself,
-    discounted by `growth` per step. Modes with :math:`\lambda = 0` carry 0.
+    It is :math:`\eta^2\lambda\lambda'` times their pair sum: over all later steps, the product of
+    both modes' responses, discounted by `growth` per step. These are responses of the residual at
+    the point where the gradient is evaluated (`at_gradient`), or of the residual itself. It is zero
+    where either eigenvalue is zero.
     """
     eta, mu = sgd.learning_rate, sgd.momentum
     x, y = eta * (lam + sgd.weight_decay), eta * (lam_other + sgd.weight_decay)
@@ -84,17 +86,20 @@ def bare_response(
         )
     else:
         of_pair, of_mode = generated.nesterov_pair_sum_at_residual, None
-    drive = eta * eta * lam * lam_other
+    squared_step = eta * eta * lam * lam_other
     with np.errstate(divide="ignore", invalid="ignore"):
         response = of_pair(x, y, mu, growth)
         if growth == 1.0 and of_mode is not None:
-            # On the diagonal a factor of both can vanish at the edge.
+            # On the diagonal numerator and denominator can vanish together at the edge.
             response = np.where(x == y, of_mode(x, mu), response)
-        return np.where(drive > 0, drive * response, 0.0)
+        return np.where(squared_step > 0, squared_step * response, 0.0)
 
 
 def dressed_response(bare: FloatArray, gamma: float, kappa: float, n_data: int) -> FloatArray:
-    r"""Return :math:`S = 1/(1/S^0 + \kappa\gamma/D)`, also where :math:`S^0` is infinite."""
+    r"""Return the response of two modes with the correlation of the batch weights.
+
+    :math:`S = 1/(1/S^0 + \kappa\gamma/D)`, also where the bare response :math:`S^0` is infinite.
+    """
     with np.errstate(invalid="ignore"):
         dressed = generated.dressed_response(bare, gamma, kappa, n_data)
     return np.where(np.isinf(bare), n_data / (kappa * gamma) if kappa * gamma else np.inf, dressed)

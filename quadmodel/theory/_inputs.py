@@ -62,7 +62,7 @@ def as_spectrum(ntk: Any, *, n_data: int | None = None) -> Spectrum | LimitSpect
 
 
 def as_finite_spectrum(ntk: ArrayLike | Spectrum) -> Spectrum:
-    """Check an NTK matrix or a list of eigenvalues and diagonalise the former."""
+    """Check an NTK matrix, which is diagonalised, or a list of its eigenvalues."""
     if isinstance(ntk, Spectrum):
         return ntk
     if np.ndim(ntk) == 1:

@@ -1,26 +1,27 @@
-"""Evaluation of the noise kernel norm on checked input; public functions stand beside it."""
+"""The noise kernel norm K and its roots; inputs are validated in noise_kernel.py and moments.py."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import brentq
 
 from quadmodel._util.checks import FloatArray
+from quadmodel._util.roots import newton_in_bracket
 from quadmodel.optimizer import SGD
 from quadmodel.theory import _formulas as formulas
 from quadmodel.theory import _generated as generated
 from quadmodel.theory._inputs import LimitSpectrum, Spectrum, need_vectors
-from quadmodel.theory._perron import perron, rayleigh, root_in_log
+from quadmodel.theory._perron import perron, rayleigh
+
+# Maps a learning rate or a growth factor to K and its slope, which is NaN where it isn't known.
+NormAndSlope = Callable[[float], tuple[float, float]]
 
 
-def norm_on_spectrum(
-    spectrum: Spectrum | LimitSpectrum, sgd: SGD, norm: str, *, growth: float = 1.0
-) -> float:
-    """Return K, its kernel discounted by `growth` per step; the caller has checked stability."""
+def norm_on_spectrum(spectrum: Spectrum | LimitSpectrum, sgd: SGD, norm: str) -> float:
+    """Return K at a learning rate below the deterministic edge."""
     n_data = spectrum.n_data
     covariance = (
         formulas.paper_weight_covariance if norm == "paper" else formulas.batch_weight_covariance
@@ -30,19 +31,25 @@ def norm_on_spectrum(
         return 0.0
     if norm == "exact":
         lam, vectors = need_vectors(spectrum)
-        response = _dressed(lam[:, None], lam[None, :], sgd, gamma, kappa, growth)
-        return gamma * perron(vectors, response).root
+        response = _dressed(lam[:, None], lam[None, :], sgd, gamma, kappa, n_data)
+        return gamma * perron(vectors, response).value
     if isinstance(spectrum, LimitSpectrum):
         return gamma * _law_average(spectrum, sgd, gamma, kappa)
     lam = spectrum.eigenvalues
-    return gamma * float(_dressed(lam, lam, sgd, gamma, kappa, growth).mean())
+    return gamma * float(_dressed(lam, lam, sgd, gamma, kappa, n_data).mean())
 
 
 def _dressed(
-    lam: FloatArray, other: FloatArray, sgd: SGD, gamma: float, kappa: float, growth: float
+    lam: FloatArray,
+    other: FloatArray,
+    sgd: SGD,
+    gamma: float,
+    kappa: float,
+    n_data: int,
+    growth: float = 1.0,
 ) -> FloatArray:
     bare = formulas.bare_response(lam, other, sgd, growth=growth)
-    return formulas.dressed_response(bare, gamma, kappa, lam.size)
+    return formulas.dressed_response(bare, gamma, kappa, n_data)
 
 
 def _law_average(spectrum: LimitSpectrum, sgd: SGD, gamma: float, kappa: float) -> float:
@@ -54,84 +61,147 @@ def _law_average(spectrum: LimitSpectrum, sgd: SGD, gamma: float, kappa: float) 
     eta, law = sgd.learning_rate, spectrum.law
     p, q = generated.heavy_ball_pole(eta, sgd.momentum, gamma, kappa, spectrum.n_data)
     if sgd.nesterov or sgd.weight_decay > 0 or q < 0:
-        return law.average(
-            lambda lam: formulas.dressed_response(
-                formulas.bare_response(lam, lam, sgd), gamma, kappa, spectrum.n_data
-            )
-        )
+        return law.average(lambda lam: _dressed(lam, lam, sgd, gamma, kappa, spectrum.n_data))
     if q * spectrum.edge <= 1e-8 * p:  # far from the pole the difference below cancels
         return float(eta * law.mean / p)
     return float(eta * generated.mean_over_law(p / q, q, law.stieltjes(p / q)))
 
 
-def exact_root_in_learning_rate(
-    spectrum: Spectrum | LimitSpectrum, sgd: SGD, edge: float, level: float
+def critical_on_spectrum(
+    spectrum: Spectrum | LimitSpectrum, sgd: SGD, norm: str, level: float = 1.0
 ) -> float:
-    """Return the learning rate below `edge` where the exact K reaches `level`, or `edge`.
+    """Return the learning rate where K reaches `level`, or the edge if it stays below."""
+    if norm == "exact":
+        need_vectors(spectrum)
+    edge = formulas.noiseless_edge(spectrum.edge, sgd)
+    if not np.isfinite(edge):
+        return edge
+    closure = "finite" if norm == "exact" else norm
+    found = _root_in_learning_rate(
+        lambda rate: (norm_on_spectrum(spectrum, sgd._at(learning_rate=rate), closure), math.nan),
+        edge,
+        edge,
+        level,
+    )
+    if norm == "exact" and formulas.batch_weight_covariance(sgd, spectrum.n_data)[0] > 0:
+        found = _root_in_learning_rate(_exact_norm_and_slope(spectrum, sgd), found, edge, level)
+    return found
 
-    The slope at each step follows from the Perron vector, which also is the next step's guess.
+
+def _exact_norm_and_slope(spectrum: Spectrum | LimitSpectrum, sgd: SGD) -> NormAndSlope:
+    """Return the function from learning rate to exact K and its slope.
+
+    The slope follows from the Perron vector, which is also the start at the next learning rate.
     """
     lam, vectors = need_vectors(spectrum)
     gamma, kappa = formulas.batch_weight_covariance(sgd, spectrum.n_data)
-    if gamma == 0.0 or not np.isfinite(edge):
-        return edge
     vector: FloatArray | None = None
 
     def response(learning_rate: float) -> FloatArray:
-        at = replace(sgd, learning_rate=learning_rate)
-        return gamma * _dressed(lam[:, None], lam[None, :], at, gamma, kappa, 1.0)
+        at = sgd._at(learning_rate=learning_rate)
+        return gamma * _dressed(lam[:, None], lam[None, :], at, gamma, kappa, spectrum.n_data)
 
     def value_and_slope(learning_rate: float) -> tuple[float, float]:
         nonlocal vector
-        found = perron(vectors, response(learning_rate), vector)
-        vector = found.vector
+        norm, vector = perron(vectors, response(learning_rate), vector)
         lower = learning_rate * (1 - 1e-5)
-        beside = rayleigh(vectors, response(lower), vector)
-        slope = math.log(found.root / beside) if 0 < beside < np.inf else math.inf
-        return found.root, slope / math.log(learning_rate / lower)
+        change = norm - rayleigh(vectors, response(lower), vector)
+        return norm, change / (learning_rate - lower)
 
-    guess = root_in_learning_rate(
-        lambda trial: norm_on_spectrum(spectrum, trial, "finite"), sgd, edge, level
-    )
-    return root_in_log(value_and_slope, guess, edge, level)
+    return value_and_slope
 
 
-def root_in_learning_rate(
-    norm_at: Callable[[SGD], float], sgd: SGD, edge: float, level: float
+def _root_in_learning_rate(
+    norm_and_slope: NormAndSlope, guess: float, edge: float, level: float
 ) -> float:
-    """Return the learning rate below `edge` where K reaches `level`, or `edge` if it never does."""
-    if not np.isfinite(edge):
-        return edge
+    """Return where K, which grows from 0, reaches `level`; `edge` if it stays below up to there."""
 
-    def excess(learning_rate: float) -> float:
-        # K/(1+K) is bounded, so that the pole at the edge can end the bracket.
-        value = norm_at(replace(sgd, learning_rate=learning_rate))
-        return (1.0 if np.isinf(value) else value / (1 + value)) - level / (1 + level)
+    def excess(log_rate: float) -> tuple[float, float]:
+        # In logarithms, in which K is linear at small learning rates.
+        rate = math.exp(log_rate)
+        norm, slope = norm_and_slope(rate)
+        if not 0 < norm < math.inf:
+            return (-math.inf if norm <= 0 else math.inf), math.inf
+        return math.log(norm / level), slope * rate / norm
 
-    return _root(excess, 1e-14 * edge, edge * (1 - 1e-14), otherwise=edge)
-
-
-def root_in_growth(norm_at: Callable[[float], float], slowest: float) -> float:
-    """Return the growth factor above `slowest` at which the discounted K is 1."""
-
-    def shortfall(growth: float) -> float:
-        value = norm_at(growth)
-        return 0.5 - (1.0 if not np.isfinite(value) else value / (1 + value))
-
-    high = 2 * max(slowest, 1.0)
-    while shortfall(high) < 0:
-        high *= 2
-    # Close in from above: next to `slowest` the discounted responses are mere rounding.
-    gap = high - slowest
-    while gap > 1e-14 * high:
-        low = slowest + gap / 2
-        if shortfall(low) < 0:
-            return _root(shortfall, low, slowest + gap, otherwise=low)
-        gap /= 2
-    return slowest
+    if guess == edge:
+        # Nothing is known: K may stay below the level, and jump over it at the edge.
+        if excess(math.log(edge * (1 - 1e-14)))[0] < 0:
+            return edge
+        guess = edge / 2
+    return math.exp(
+        newton_in_bracket(
+            excess,
+            math.log(guess),
+            -math.inf,
+            math.log(edge),
+            step_tolerance=1e-15,
+            value_tolerance=1e-13,
+        )
+    )
 
 
-def _root(function: Callable[[float], float], low: float, high: float, otherwise: float) -> float:
-    if function(low) * function(high) > 0:
-        return otherwise
-    return float(brentq(function, low, high, xtol=1e-15 * high, rtol=1e-14, maxiter=500))
+class Growth(NamedTuple):
+    """Growth factor r of the second moment, where the noise kernel discounted by r has norm 1."""
+
+    factor: float
+    per_point: FloatArray  # Perron vector: mean squared residuals of the data points
+    response: FloatArray  # of the pairs of modes, discounted
+    slope: float  # -dK/dr
+
+
+def exact_growth(
+    lam: FloatArray, vectors: FloatArray, sgd: SGD, guess: float, start: FloatArray
+) -> Growth | None:
+    """Return the exact growth; None where it is, up to rounding, the decay of the slowest mode.
+
+    `lam` holds positive eigenvalues only, `start` is a guess of the Perron vector.
+    """
+    n_data = len(vectors)
+    gamma, kappa = formulas.batch_weight_covariance(sgd, n_data)
+    slowest = formulas.noiseless_decay(lam, sgd)
+    found = Growth(slowest, start, np.empty(0), math.nan)
+
+    def responses(growth: float) -> FloatArray:
+        return gamma * _dressed(lam[:, None], lam[None, :], sgd, gamma, kappa, n_data, growth)
+
+    def norm_and_slope(growth: float) -> tuple[float, float]:
+        nonlocal found
+        response = responses(growth)
+        norm, vector = perron(vectors, response, found.per_point, residual=1e-11)
+        overlap = (vectors.T @ (vector[:, None] * vectors)) ** 2
+        step = 1e-6 * (growth - slowest)
+        slope = float(np.vdot(response - responses(growth + step), overlap)) / step
+        found = Growth(growth, vector, response, slope)
+        return norm, slope
+
+    root = _root_in_growth(norm_and_slope, slowest, guess)
+    return None if root is None else found
+
+
+def closure_growth(lam: FloatArray, sgd: SGD, n_data: int) -> float | None:
+    """Return the growth factor in the delocalised closure, or None as `exact_growth` does."""
+    gamma, kappa = formulas.batch_weight_covariance(sgd, n_data)
+    slowest = formulas.noiseless_decay(lam, sgd)
+
+    def norm_at(growth: float) -> tuple[float, float]:
+        response = _dressed(lam, lam, sgd, gamma, kappa, n_data, growth)
+        return gamma * float(response.sum()) / n_data, math.nan
+
+    return _root_in_growth(norm_at, slowest, slowest)
+
+
+def _root_in_growth(norm_and_slope: NormAndSlope, slowest: float, guess: float) -> float | None:
+    """Return the growth factor above `slowest` at which the discounted K is 1, or None."""
+
+    def excess(growth: float) -> tuple[float, float]:
+        # 1/K is concave in the growth, so that Newton steps from below never pass the root.
+        norm, slope = norm_and_slope(growth)
+        if not math.isfinite(norm):
+            return -1.0, math.inf
+        return 1 / norm - 1, slope / norm**2
+
+    if guess <= slowest * (1 + 1e-6):
+        guess = slowest + 1e-3 * max(slowest, 1e-3)
+    root = newton_in_bracket(excess, guess, slowest, math.inf, step_tolerance=1e-13 * guess)
+    return root if root - slowest > 1e-12 * root else None

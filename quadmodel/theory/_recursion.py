@@ -12,6 +12,9 @@ from quadmodel.optimizer import SGD
 from quadmodel.theory import _formulas as formulas
 from quadmodel.theory import _generated as generated
 
+# First and second mode of a pair, for the elements of a vector over modes.
+ROWS, COLUMNS = (slice(None), None), (None, slice(None))
+
 
 class Moments(NamedTuple):
     """Mean and second moment of the residual, now and at the point of the gradient."""
@@ -32,44 +35,47 @@ def exact_moments(
     n_data = len(lam)
     gamma, kappa = formulas.batch_weight_covariance(sgd, n_data)
     a, b = formulas.mode_recursion(lam, sgd)
-    ahead, behind = look = formulas.extrapolation(sgd)
-    drive = sgd.learning_rate * lam
+    coefficients = formulas.extrapolation(sgd)
+    effective_step = sgd.learning_rate * lam
     start = vectors.T @ residual
-    pull = sgd.learning_rate * sgd.weight_decay * start
+    force = sgd.learning_rate * sgd.weight_decay * start
     mean = old_mean = start
     now = cross = old = np.outer(start, start)
-    here, there = (slice(None), None), (None, slice(None))  # first and second mode of a pair
     remembers = sgd.momentum != 0.0
     while True:
         at_gradient = now
         if remembers and sgd.nesterov:
-            at_gradient = generated.at_gradient_moment(now, cross, cross.T, old, *look)
-        yield Moments(mean, now, ahead * mean - behind * old_mean, at_gradient)
+            at_gradient = generated.at_gradient_moment(now, cross, cross.T, old, *coefficients)
+        yield Moments(mean, now, coefficients[0] * mean - coefficients[1] * old_mean, at_gradient)
         if remembers:
             following = generated.propagated_moment(
-                a[here], a[there], b[here], b[there], now, cross, cross.T, old
+                a[ROWS], a[COLUMNS], b[ROWS], b[COLUMNS], now, cross, cross.T, old
             )
         else:
-            following = generated.propagated_moment_without_memory(a[here], a[there], now)
-        if pull.any():
+            following = generated.propagated_moment_without_memory(a[ROWS], a[COLUMNS], now)
+        if force.any():
             following += generated.forced_moment(
-                *(v[side] for v in (a, b, pull, mean, old_mean) for side in (here, there))
+                *(v[side] for v in (a, b, force, mean, old_mean) for side in (ROWS, COLUMNS))
             )
         if gamma > 0:
-            # the noise of each data point, seen in the modes
-            energies = np.einsum("ia,ia->i", vectors @ at_gradient, vectors)
-            spread = vectors.T @ (energies[:, None] * vectors)
-            noise = generated.noise_covariance(at_gradient, spread, gamma, kappa, n_data)
-            following += generated.injected_moment(drive[here], drive[there], noise)
+            # the noise of each data point, in the basis of the modes
+            per_point = np.einsum("ia,ia->i", vectors @ at_gradient, vectors)
+            point_noise = vectors.T @ (per_point[:, None] * vectors)
+            noise = generated.noise_covariance(at_gradient, point_noise, gamma, kappa, n_data)
+            following += generated.injected_moment(
+                effective_step[ROWS], effective_step[COLUMNS], noise
+            )
         if remembers:
-            cross = generated.cross_moment(a[here], b[here], pull[here], now, cross.T, mean[there])
+            cross = generated.cross_moment(
+                a[ROWS], b[ROWS], force[ROWS], now, cross.T, mean[COLUMNS]
+            )
             old = now
         # Rounding leaves an antisymmetric part, which momentum would amplify without bound.
         following = 0.5 * (following + following.T)
-        mean, old_mean, now = generated.next_mean(a, b, pull, mean, old_mean), mean, following
+        mean, old_mean, now = generated.next_mean(a, b, force, mean, old_mean), mean, following
 
 
-def exact_energies(
+def exact_mode_energies(
     lam: FloatArray, vectors: FloatArray, residual: FloatArray, sgd: SGD
 ) -> Iterator[FloatArray]:
     r"""Yield :math:`E z_\alpha^2` of every mode, step by step, exactly."""
@@ -77,27 +83,27 @@ def exact_energies(
         yield np.diagonal(moments.second).copy()
 
 
-def closure_energies(
+def closure_mode_energies(
     lam: FloatArray, vectors: FloatArray, residual: FloatArray, sgd: SGD
 ) -> Iterator[FloatArray]:
-    """Yield the mode energies under the delocalised closure: V_ia^2 = 1/D."""
+    r"""Yield :math:`E z_\alpha^2` of every mode under the delocalised closure: V_ia^2 = 1/D."""
     n_data = len(lam)
     gamma, kappa = formulas.batch_weight_covariance(sgd, n_data)
     a, b = formulas.mode_recursion(lam, sgd)
-    look = formulas.extrapolation(sgd)
-    drive = sgd.learning_rate * lam
+    coefficients = formulas.extrapolation(sgd)
+    effective_step = sgd.learning_rate * lam
     mean = old_mean = vectors.T @ residual
-    pull = sgd.learning_rate * sgd.weight_decay * mean
+    force = sgd.learning_rate * sgd.weight_decay * mean
     now = cross = old = mean**2
     while True:
         yield now
-        at_gradient = generated.at_gradient_moment(now, cross, cross, old, *look)
+        at_gradient = generated.at_gradient_moment(now, cross, cross, old, *coefficients)
         following = generated.propagated_moment(a, a, b, b, now, cross, cross, old)
         following += generated.forced_moment(
-            *(v for v in (a, b, pull, mean, old_mean) for _ in range(2))
+            *(v for v in (a, b, force, mean, old_mean) for _ in range(2))
         )
-        spread = at_gradient.sum() / n_data
-        noise = generated.noise_covariance(at_gradient, spread, gamma, kappa, n_data)
-        following += generated.injected_moment(drive, drive, noise)
-        cross, old = generated.cross_moment(a, b, pull, now, cross, mean), now
-        mean, old_mean, now = generated.next_mean(a, b, pull, mean, old_mean), mean, following
+        point_noise = at_gradient.sum() / n_data
+        noise = generated.noise_covariance(at_gradient, point_noise, gamma, kappa, n_data)
+        following += generated.injected_moment(effective_step, effective_step, noise)
+        cross, old = generated.cross_moment(a, b, force, now, cross, mean), now
+        mean, old_mean, now = generated.next_mean(a, b, force, mean, old_mean), mean, following

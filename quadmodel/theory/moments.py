@@ -37,8 +37,8 @@ def late_time_rate(ntk: Any, sgd: SGD, *, norm: str = "finite") -> float:
     -------
     float
         Growth factor r of the mean loss on the range of the NTK, without unit; below 1 exactly
-        where the noise kernel norm of that kind is below 1 and the learning rate is below
-        the deterministic edge.
+        where this noise kernel norm is below 1 and the learning rate is below the deterministic
+        edge.
 
     Raises
     ------
@@ -47,8 +47,8 @@ def late_time_rate(ntk: Any, sgd: SGD, *, norm: str = "finite") -> float:
 
     Notes
     -----
-    r is the root of K(r) = 1, K(r) being the noise kernel norm with the response n steps later
-    weighted by :math:`r^{-n-1}`. For plain SGD in the closure:
+    r is the root of K(r) = 1, K(r) being the noise kernel norm with the response n steps after the
+    noise weighted by :math:`r^{-n-1}`. For plain SGD in the closure:
     :math:`(\eta^2\gamma/D)\sum_\alpha\lambda_\alpha^2/(r-a_\alpha) = 1` with
     :math:`a_\alpha = (1-\eta\lambda_\alpha)^2 - \kappa\eta^2\gamma\lambda_\alpha^2/D`.
 
@@ -75,15 +75,18 @@ def late_time_rate(ntk: Any, sgd: SGD, *, norm: str = "finite") -> float:
 
 def rate_on_spectrum(spectrum: Spectrum, sgd: SGD, norm: str) -> float:
     """Return the late-time growth factor on checked input."""
-    lam = spectrum.eigenvalues
-    if lam[0] == 0:
+    if spectrum.edge == 0:
         return 1.0
-    slowest = formulas.noiseless_decay(lam[lam > 0], sgd)
-    if formulas.batch_weight_covariance(sgd, spectrum.n_data)[0] == 0:
-        return slowest
-    return _noise.root_in_growth(
-        lambda growth: _noise.norm_on_spectrum(spectrum, sgd, norm, growth=growth), slowest
-    )
+    moving = spectrum.eigenvalues > 0
+    lam, n_data = spectrum.eigenvalues[moving], spectrum.n_data
+    found: float | None = None
+    if formulas.batch_weight_covariance(sgd, n_data)[0] > 0:
+        found = _noise.closure_growth(lam, sgd, n_data)
+        if norm == "exact":
+            vectors = need_vectors(spectrum)[1][:, moving]
+            exact = _noise.exact_growth(lam, vectors, sgd, found or 0.0, np.ones(n_data))
+            found = None if exact is None else exact.factor
+    return formulas.noiseless_decay(lam, sgd) if found is None else found
 
 
 def loss_floor(ntk: Any, residual: ArrayLike, sgd: SGD, *, norm: str = "finite") -> float:
@@ -103,8 +106,8 @@ def loss_floor(ntk: Any, residual: ArrayLike, sgd: SGD, *, norm: str = "finite")
     Returns
     -------
     float
-        :math:`\lim E L_t`, in the loss's unit; 0 where the parameters reach every residual and
-        nothing pulls them back, +inf where training is unstable.
+        :math:`\lim E L_t`, in the loss's unit; 0 where the parameters can fit every residual and
+        there is no weight decay, +inf where training is unstable.
 
     Raises
     ------
@@ -113,11 +116,11 @@ def loss_floor(ntk: Any, residual: ArrayLike, sgd: SGD, *, norm: str = "finite")
 
     Notes
     -----
-    Noise is driven for ever by what the mean keeps,
-    :math:`m_\alpha = \rho z_{0\alpha}/(\lambda_\alpha + \rho)`, which without weight decay is the
-    part of :math:`z_0` in the null space, of energy :math:`N = |z_\perp|^2`. The mean squares x of
-    the points' residuals solve :math:`(I - G)x = d` with d the drive; in the closure, without
-    weight decay, :math:`L_\infty = N/(2D)\cdot 1/(1-K_\mathrm{finite})`.
+    The mean residual converges to :math:`m_\alpha = \rho z_{0\alpha}/(\lambda_\alpha + \rho)`,
+    without weight decay the part :math:`z_\perp` of :math:`z_0` in the null space, and remains a
+    source of noise. The mean squared residuals x of the data points solve :math:`(I - G)x = d`, d
+    being the source term due to m; in the closure, without weight decay,
+    :math:`L_\infty = |z_\perp|^2/(2D)\cdot 1/(1-K_\mathrm{finite})`.
 
     References
     ----------
@@ -158,23 +161,35 @@ def floor_on_spectrum(spectrum: Spectrum, residual: FloatArray, sgd: SGD, norm: 
         bare = formulas.bare_response(lam, lam, sgd)
         dressed = formulas.dressed_response(bare, gamma, kappa, n_data)
         own, share = generated.squared_residual_at_gradient(mean**2, dressed, gamma, kappa, n_data)
-        spread = own.sum() / (1 - share.sum()) / n_data
-        at_gradient = own + share * n_data * spread
+        point_noise = own.sum() / (1 - share.sum()) / n_data
+        at_gradient = own + share * n_data * point_noise
     else:
-        bare = formulas.bare_response(lam[:, None], lam[None, :], sgd)
-        dressed = formulas.dressed_response(bare, gamma, kappa, n_data)
-        known = np.outer(mean, mean)
-        own, share = generated.squared_residual_at_gradient(known, dressed, gamma, kappa, n_data)
-        operator = LinearOperator(
-            (n_data, n_data),
-            matvec=lambda d: np.ravel(d) - gamma * noise_kernel_product(vectors, dressed, d),
-            dtype=np.float64,
-        )
-        drive = np.einsum("ia,ia->i", vectors @ own, vectors)
-        points, _ = cg(operator, drive, rtol=1e-13, maxiter=20 * n_data)
-        per_mode = vectors.T @ (points[:, None] * vectors)
-        at_gradient = np.diagonal(own + share * n_data * per_mode)
-        spread = np.diagonal(per_mode)
-    source = generated.noise_covariance(at_gradient, spread, gamma, kappa, n_data)
+        at_gradient, point_noise = _exact_at_gradient(spectrum, mean, sgd)
+    source = generated.noise_covariance(at_gradient, point_noise, gamma, kappa, n_data)
     of_residual = formulas.bare_response(lam, lam, sgd, at_gradient=False)
     return float(mean @ mean + of_residual @ source) / (2 * n_data)
+
+
+def _exact_at_gradient(
+    spectrum: Spectrum, mean: FloatArray, sgd: SGD
+) -> tuple[FloatArray, FloatArray]:
+    """Return the modes' stationary squared residuals at the gradient, and diag(V^T diag(x) V).
+
+    x are the stationary squared residuals of the data points at the gradient.
+    """
+    lam, vectors = need_vectors(spectrum)
+    n_data = spectrum.n_data
+    gamma, kappa = formulas.batch_weight_covariance(sgd, n_data)
+    bare = formulas.bare_response(lam[:, None], lam[None, :], sgd)
+    dressed = formulas.dressed_response(bare, gamma, kappa, n_data)
+    known = np.outer(mean, mean)
+    own, share = generated.squared_residual_at_gradient(known, dressed, gamma, kappa, n_data)
+    operator = LinearOperator(
+        (n_data, n_data),
+        matvec=lambda d: np.ravel(d) - gamma * noise_kernel_product(vectors, dressed, d),
+        dtype=np.float64,
+    )
+    source = np.einsum("ia,ia->i", vectors @ own, vectors)
+    per_point, _ = cg(operator, source, rtol=1e-13, maxiter=20 * n_data)
+    per_mode = vectors.T @ (per_point[:, None] * vectors)
+    return np.diagonal(own + share * n_data * per_mode), np.diagonal(per_mode)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from quadmodel._util.axes import as_list
 from quadmodel._util.checks import InputError, as_choice, as_integer, as_number
+from quadmodel._util.results import variable
 from quadmodel.optimizer import SGD
 from quadmodel.spectra import SpectralLaw
 from quadmodel.theory import _formulas as formulas
@@ -30,7 +31,7 @@ from quadmodel.theory._inputs import (
 def noise_kernel_norm(
     ntk: Any, sgd: SGD, *, norm: str = "paper", n_data: int | None = None
 ) -> float:
-    r"""Return the noise kernel norm K: below 1, noise dies out in mean square.
+    r"""Return the noise kernel norm K: below 1, the noise of a batch decays in mean square.
 
     Parameters
     ----------
@@ -183,8 +184,8 @@ def critical_learning_rate(
     Notes
     -----
     K grows with the learning rate from 0 to its value at the edge, so the root is bracketed by 0
-    and :func:`edge_of_stability` (Brent's method on :math:`K/(1+K)`; for the exact K Newton's
-    method, whose slope the Perron vector gives).
+    and :func:`edge_of_stability`: Newton's method in the logarithms inside this bracket, with the
+    slope of the exact K from its Perron vector, and secants for the other two.
 
     References
     ----------
@@ -202,19 +203,7 @@ def critical_learning_rate(
     level = as_number("level", level, above=0.0)
     spectrum = as_spectrum(ntk, n_data=n_data)
     check_sgd(sgd, spectrum.n_data)
-    return critical_on_spectrum(spectrum, sgd, norm, level)
-
-
-def critical_on_spectrum(
-    spectrum: Spectrum | LimitSpectrum, sgd: SGD, norm: str, level: float = 1.0
-) -> float:
-    """Return the critical learning rate on checked input."""
-    edge = formulas.noiseless_edge(spectrum.edge, sgd)
-    if norm == "exact":
-        return _noise.exact_root_in_learning_rate(spectrum, sgd, edge, level)
-    return _noise.root_in_learning_rate(
-        lambda trial: _noise.norm_on_spectrum(spectrum, trial, norm), sgd, edge, level
-    )
+    return _noise.critical_on_spectrum(spectrum, sgd, norm, level)
 
 
 def phase_boundaries(
@@ -265,43 +254,40 @@ def phase_boundaries(
     """
     spectrum = as_finite_spectrum(ntk)
     template = SGD(learning_rate=1.0, batch_size=1) if sgd is None else sgd
-    given = batch_sizes.tolist() if isinstance(batch_sizes, np.ndarray) else batch_sizes
-    sizes = [as_integer("batch_sizes", b, high=spectrum.n_data) for b in given]
-    if not sizes:
-        raise InputError("batch_sizes must hold at least one, got none")
-    check_sgd(replace(template, batch_size=1), spectrum.n_data)
+    sizes = as_list(
+        "batch_sizes", batch_sizes, lambda b: as_integer("batch_sizes", b, high=spectrum.n_data)
+    )
+    if not isinstance(template, SGD):
+        raise InputError(f"sgd must be an SGD, got {type(template).__name__}")
     norms = NORMS if spectrum.vectors is not None else NORMS[:2]
     critical = [
-        [critical_on_spectrum(spectrum, replace(template, batch_size=b), m) for b in sizes]
-        for m in norms
+        [_noise.critical_on_spectrum(spectrum, template._at(batch_size=b), n) for b in sizes]
+        for n in norms
     ]
     lam, edge = spectrum.eigenvalues, formulas.noiseless_edge(spectrum.edge, template)
     responses = generated.small_rate_response(
         lam[lam > 0], template.weight_decay, template.momentum
     )
     crossing = edge * float(np.sum(responses)) if responses.size else float("nan")
-    learning_rate = {"units": "1 / NTK eigenvalue"}
+    unit = "1 / NTK eigenvalue"
     return xr.Dataset(
         {
-            "critical_learning_rate": (
+            "critical_learning_rate": variable(
                 ("norm", "batch_size"),
                 critical,
-                {"long_name": "learning rate where the noise kernel norm is 1", **learning_rate},
+                "learning rate where the noise kernel norm is 1",
+                unit,
             ),
-            "edge_of_stability": (
-                "batch_size",
-                np.full(len(sizes), edge),
-                {"long_name": "deterministic edge of stability", **learning_rate},
+            "edge_of_stability": variable(
+                "batch_size", np.full(len(sizes), edge), "deterministic edge of stability", unit
             ),
-            "crossing_batch_size": (
-                (),
-                crossing,
-                {"long_name": "batch size where both edges meet", "units": "data points"},
+            "crossing_batch_size": variable(
+                (), crossing, "batch size where both edges meet", "data points"
             ),
         },
         coords={
             "norm": list(norms),
-            "batch_size": ("batch_size", sizes, {"units": "data points"}),
+            "batch_size": variable("batch_size", sizes, units="data points"),
         },
         attrs={"n_data": spectrum.n_data, **template.spec()},
     )

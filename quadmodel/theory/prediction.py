@@ -7,12 +7,20 @@ from itertools import islice
 import numpy as np
 import xarray as xr
 
-from quadmodel._util.checks import FloatArray, InputError, as_choice, as_integer, check_memory
+from quadmodel._util.checks import (
+    FloatArray,
+    InputError,
+    IntArray,
+    as_choice,
+    as_integer,
+    check_memory,
+)
+from quadmodel._util.results import Variable, step_coordinate, variable
 from quadmodel.curvature import CurvatureLaw
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
 from quadmodel.theory import _recursion, sharpening
-from quadmodel.theory._inputs import NORMS, Spectrum, check_sgd
+from quadmodel.theory._inputs import Spectrum, check_sgd
 from quadmodel.theory.moments import floor_on_spectrum, rate_on_spectrum
 from quadmodel.theory.noise_kernel import norm_or_infinity
 
@@ -40,11 +48,11 @@ def predict(
         Number of SGD steps.
     method : {"exact", "modes"}, optional
         "exact": the second-moment matrix, :math:`O(D^3)` per step. "modes": the delocalised
-        closure, :math:`O(D)` per step; the NTK then stays what it is.
+        closure, :math:`O(D)` per step; the NTK is then predicted to stay constant.
     curvature : CurvatureLaw or float, optional
-        Law of the curvature; by default the model's own `curvature_law`. Without a law, for one
-        whose covariance is not of Kronecker's form, and for a Jacobian without full row rank the
-        NTK stays what it is: attribute `curvature_order` 0 instead of 2.
+        Law of the curvature; by default the model's own `curvature_law`. The NTK is predicted to
+        stay constant, with attribute `curvature_order` 0 instead of 2, where there is no law, its
+        covariance has no Kronecker form, or the Jacobian has not full row rank.
     record_every : int, optional
         Steps between two entries of the result; by default every step, or about fifty entries
         where the NTK is predicted.
@@ -77,7 +85,7 @@ def predict(
     .. math:: p_\alpha' = (1-\eta\lambda_\alpha)^2p_\alpha +
               (\eta^2\gamma/D)\lambda_\alpha^2(\textstyle\sum_\beta p_\beta-\kappa p_\alpha).
 
-    Momentum adds the previous residual to the state, weight decay a pull towards :math:`z_0`.
+    Momentum adds the previous residual to the state, weight decay a force towards :math:`z_0`.
 
     References
     ----------
@@ -107,81 +115,81 @@ def predict(
         need += sharpening.numbers_needed(model.n_data, n_records)
     check_memory("the prediction", 8.0 * need)
     recorded = np.arange(0, steps + 1, record_every, dtype=np.int64)
-    lam, vectors = model.eigensystem
-    recursion = _recursion.exact_energies if method == "exact" else _recursion.closure_energies
+    energies = _mode_energies(model, sgd, recorded, method)
     with np.errstate(over="ignore", invalid="ignore"):
-        every = islice(recursion(lam, vectors, model.residual, sgd), 0, steps + 1, record_every)
-        energies = np.stack(list(every))
-        energies[~np.isfinite(energies).all(axis=1)] = np.inf  # overflow: NaN came from inf - inf
-        mean_loss = energies.sum(axis=1) / (2 * model.n_data)
-    initial = Spectrum(lam, vectors)
+        spectra, relative_change = _spectra(statistics, model, sgd, recorded)
+    initial = Spectrum(*model.eigensystem)
     closure = "exact" if method == "exact" else "finite"
-    with np.errstate(over="ignore", invalid="ignore"):
-        spectra, relative = _spectra(statistics, model, sgd, recorded)
-    norms = {kind: np.array([norm_or_infinity(s, sgd, kind) for s in spectra]) for kind in NORMS}
-    if statistics is None:  # one spectrum for all steps
-        spectra = spectra * recorded.size
-        norms = {kind: np.full(recorded.size, value[0]) for kind, value in norms.items()}
-    eigenvalues = np.stack([s.eigenvalues for s in spectra])
-
-    def along(values: np.ndarray, name: str, unit: str) -> tuple[str, np.ndarray, dict[str, str]]:
-        return "step", values, {"long_name": name, "units": unit}
-
+    attrs = {
+        "kind": "prediction",
+        "method": method,
+        "curvature_order": 0 if statistics is None else 2,
+        "valid_below": sharpening.VALID_BELOW,
+        "late_time_rate": rate_on_spectrum(initial, sgd, closure),
+        "loss_floor": floor_on_spectrum(initial, model.residual, sgd, closure),
+        "n_data": model.n_data,
+        "n_params": model.n_params,
+        **sgd.spec(),
+    }
+    variables = _of_residual(energies) | _of_spectra(spectra, sgd, recorded.size)
+    if relative_change is not None:
+        variables["relative_change"] = variable(
+            "step", relative_change, sharpening.CHANGE_NAME, "1"
+        )
     return xr.Dataset(
-        {
-            "loss": (
-                "step",
-                mean_loss,
-                {"long_name": "mean loss", "units": "loss"},
-            ),
-            "mode_energy": (
-                ("step", "mode"),
-                energies,
-                {
-                    "long_name": "mean squared residual along an NTK eigenvector",
-                    "units": "residual^2",
-                },
-            ),
-            "ntk_eigenvalue": (
-                ("step", "mode"),
-                eigenvalues,
-                {"long_name": "eigenvalue of the NTK", "units": "1 / learning rate"},
-            ),
-            "ntk_largest_eigenvalue": along(
-                eigenvalues[:, 0], "largest eigenvalue of the NTK", "1 / learning rate"
-            ),
-            "ntk_trace": along(eigenvalues.sum(axis=1), "trace of the NTK", "1 / learning rate"),
-            "noise_kernel_norm": along(norms["paper"], "noise kernel norm (paper)", "1"),
-            "noise_kernel_norm_finite": along(
-                norms["finite"], "noise kernel norm (finite size)", "1"
-            ),
-            "noise_kernel_norm_exact": along(norms["exact"], "noise kernel norm (exact)", "1"),
-            **(
-                {}
-                if relative is None
-                else {
-                    "relative_change": along(
-                        relative, "mean square change of the Jacobian by diffusion", "1"
-                    )
-                }
-            ),
-        },
-        coords={
-            "step": ("step", recorded, {"units": "SGD steps"}),
-            "mode": np.arange(model.n_data),
-        },
-        attrs={
-            "kind": "prediction",
-            "method": method,
-            "curvature_order": 0 if statistics is None else 2,
-            "valid_below": sharpening.VALID_BELOW,
-            "late_time_rate": rate_on_spectrum(initial, sgd, closure),
-            "loss_floor": floor_on_spectrum(initial, model.residual, sgd, closure),
-            "n_data": model.n_data,
-            "n_params": model.n_params,
-            **sgd.spec(),
-        },
+        variables,
+        coords={"step": step_coordinate(recorded), "mode": np.arange(model.n_data)},
+        attrs=attrs,
     )
+
+
+def _mode_energies(model: QuadraticModel, sgd: SGD, recorded: IntArray, method: str) -> FloatArray:
+    """Return the mean squared residual of every recorded step and mode; inf on overflow."""
+    if method == "exact":
+        recursion = _recursion.exact_mode_energies
+    else:
+        recursion = _recursion.closure_mode_energies
+    with np.errstate(over="ignore", invalid="ignore"):
+        every = recursion(*model.eigensystem, model.residual, sgd)
+        stride = int(recorded[1]) if recorded.size > 1 else None
+        energies = np.stack(list(islice(every, 0, int(recorded[-1]) + 1, stride)))
+    energies[~np.isfinite(energies).all(axis=1)] = np.inf  # NaN comes from inf - inf
+    return energies
+
+
+def _of_residual(energies: FloatArray) -> dict[str, Variable]:
+    """Return loss and mode energies, labelled."""
+    with np.errstate(over="ignore"):
+        mean_loss = energies.sum(axis=1) / (2 * energies.shape[1])
+    name = "mean squared residual along an NTK eigenvector"
+    return {
+        "loss": variable("step", mean_loss, "mean loss", "loss"),
+        "mode_energy": variable(("step", "mode"), energies, name, "residual^2"),
+    }
+
+
+def _of_spectra(spectra: list[Spectrum], sgd: SGD, count: int) -> dict[str, Variable]:
+    """Return eigenvalues and norms, labelled; `spectra` holds one per record or one for all."""
+    unit = "1 / learning rate"
+    repeat = count // len(spectra)
+    eigenvalues = np.repeat([s.eigenvalues for s in spectra], repeat, axis=0)
+    variables = {
+        "ntk_eigenvalue": variable(("step", "mode"), eigenvalues, "eigenvalue of the NTK", unit),
+        "ntk_largest_eigenvalue": variable(
+            "step", eigenvalues[:, 0], "largest eigenvalue of the NTK", unit
+        ),
+        "ntk_trace": variable("step", eigenvalues.sum(axis=1), "trace of the NTK", unit),
+    }
+    for norm, name, which in (
+        ("paper", "noise_kernel_norm", "paper"),
+        ("finite", "noise_kernel_norm_finite", "finite size"),
+        ("exact", "noise_kernel_norm_exact", "exact"),
+    ):
+        known = (s if np.isfinite(s.eigenvalues).all() else None for s in spectra)
+        norms = [np.nan if s is None else norm_or_infinity(s, sgd, norm) for s in known]
+        values = np.repeat(norms, repeat)
+        variables[name] = variable("step", values, f"noise kernel norm ({which})", "1")
+    return variables
 
 
 def _statistics(
@@ -196,16 +204,11 @@ def _statistics(
         return None
 
 
-def _norm(spectrum: Spectrum, sgd: SGD, kind: str) -> float:
-    known = np.isfinite(spectrum.eigenvalues).all()
-    return norm_or_infinity(spectrum, sgd, kind) if known else float("nan")
-
-
 def _spectra(
     statistics: sharpening.Statistics | None,
     model: QuadraticModel,
     sgd: SGD,
-    recorded: sharpening.IntArray,
+    recorded: IntArray,
 ) -> tuple[list[Spectrum], FloatArray | None]:
     """Return the predicted NTK spectrum at every record, or the initial one."""
     lam, vectors = model.eigensystem

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
-from quadmodel._util.checks import FloatArray, InputError, as_integer, check_memory
+from quadmodel._util.checks import FloatArray, InputError, IntArray, as_integer, check_memory
+from quadmodel._util.results import Variable, step_coordinate, variable
 from quadmodel.curvature import CurvatureLaw, IndependentCurvature
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
@@ -19,12 +19,11 @@ from quadmodel.theory import _generated as generated
 from quadmodel.theory import _recursion
 from quadmodel.theory._inputs import check_sgd
 
-IntArray = NDArray[np.int64]
-
-# Steps whose kicks are kept until they are summed by one matrix product.
+# Steps whose source terms are kept until they are summed by one matrix product.
 _BLOCK = 64
 # Relative size of the mean square change of the Jacobian beyond which second order is not trusted.
 VALID_BELOW = 0.1
+CHANGE_NAME = "mean square change of the Jacobian by diffusion"
 
 
 def expected_ntk(
@@ -58,10 +57,11 @@ def expected_ntk(
         `ntk` (step, row, column), its mean, and `ntk_trace` (step). Per eigenvector of the initial
         NTK, (step, mode): `ntk_projection`, the mean :math:`v_\alpha^\top\Theta v_\alpha`;
         `progressive`, `conservative` and `diffusive`, the parts of its change by the mean dynamics,
-        by the batches' noise and by the random walk of the Jacobian; `repulsion`, what the
-        fluctuations of other eigenvalues add to an ordered eigenvalue; `ntk_eigenvalue`, the mean
-        eigenvalue: the sum of all; `mixing`, the mean square share of the other eigenvectors in an
-        eigenvector. Units of an NTK eigenvalue. `relative_change` (step): mean square change of
+        by the batches' noise and by the random walk of the Jacobian; `repulsion`, the
+        shift of an ordered eigenvalue by the fluctuations between its mode and the others;
+        `ntk_eigenvalue`, the mean ordered eigenvalue, `ntk_projection` plus `repulsion`; `mixing`,
+        the mean square share of the other eigenvectors in an eigenvector, without unit; all others
+        in units of an NTK eigenvalue. `relative_change` (step): mean square change of
         the Jacobian by diffusion over its own square. Second order is trusted while it is below
         the attribute `valid_below`, and `ntk_eigenvalue` of a mode only while its `mixing` is
         small too.
@@ -85,8 +85,8 @@ def expected_ntk(
               + \sigma^2(P+1)\,E|\theta_t|^2\,I,
               \quad \tau_n = P - D + \mathrm{tr}R^n,\; R = I - \eta\Theta,\; n = t-1-s
 
-    exact for every D, P, B and t up to fourth order in the curvature. Momentum replaces
-    :math:`R^n` by the method's response n steps later.
+    exact for every D, P, B and t up to terms of fourth order in the curvature. Momentum replaces
+    :math:`R^n` by the optimizer's response n steps later.
 
     References
     ----------
@@ -115,75 +115,87 @@ def expected_ntk(
     recorded = np.arange(0, steps + 1, record_every, dtype=np.int64)
     with np.errstate(over="ignore", invalid="ignore"):
         changes = list(ntk_changes(statistics, model, sgd, recorded))
-    eigenvalue = "1 / learning rate"
-    vectors = model.eigensystem[1]
-    mean = np.stack([vectors @ (np.diag(statistics.lam) + c.total) @ vectors.T for c in changes])
-    per_mode = {
-        "ntk_projection": ("NTK along its initial eigenvectors", eigenvalue),
-        "progressive": ("change of the NTK by the mean dynamics", eigenvalue),
-        "conservative": ("change of the NTK by the batches' noise", eigenvalue),
-        "diffusive": ("change of the NTK by the Jacobian's random walk", eigenvalue),
-        "repulsion": ("change of the eigenvalue by fluctuations", eigenvalue),
-        "ntk_eigenvalue": ("eigenvalue of the NTK", eigenvalue),
-        "mixing": ("mean square share of other eigenvectors", "1"),
+    attrs = {
+        "kind": "prediction",
+        "curvature_order": 2,
+        "curvature": repr(law),
+        "valid_below": VALID_BELOW,
+        "n_data": n_data,
+        "n_params": model.n_params,
+        **sgd.spec(),
     }
-    values = {
-        "ntk_projection": [statistics.lam + np.diagonal(c.total) for c in changes],
-        "progressive": [np.diagonal(c.progressive) for c in changes],
-        "conservative": [np.diagonal(c.conservative) for c in changes],
-        "diffusive": [np.diagonal(c.diffusive) for c in changes],
-        "repulsion": [c.repulsion for c in changes],
-        "ntk_eigenvalue": [c.eigenvalues(statistics.lam) for c in changes],
-        "mixing": [c.mixing for c in changes],
-    }
+    return _dataset(model, changes, recorded, attrs)
+
+
+def _dataset(
+    model: QuadraticModel, changes: list[Change], recorded: IntArray, attrs: dict[str, Any]
+) -> xr.Dataset:
+    """Return the labelled result of `expected_ntk`."""
+    unit = "1 / learning rate"
+    lam, vectors = model.eigensystem
+    mean = np.stack([vectors @ (np.diag(lam) + c.total) @ vectors.T for c in changes])
+
+    def per_mode(name: str, values: list[FloatArray], units: str = unit) -> Variable:
+        return variable(("step", "mode"), np.stack(values), name, units)
+
     return xr.Dataset(
         {
-            "ntk": (("step", "row", "column"), mean, {"long_name": "NTK", "units": eigenvalue}),
-            **{
-                name: (("step", "mode"), np.stack(values[name]), {"long_name": long, "units": unit})
-                for name, (long, unit) in per_mode.items()
-            },
-            "ntk_trace": (
-                "step",
-                np.trace(mean, axis1=1, axis2=2),
-                {"long_name": "trace of the NTK", "units": eigenvalue},
+            "ntk": variable(("step", "row", "column"), mean, "NTK", unit),
+            "ntk_projection": per_mode(
+                "NTK along its initial eigenvectors", [lam + np.diagonal(c.total) for c in changes]
             ),
-            "relative_change": (
-                "step",
-                [c.relative_change for c in changes],
-                {"long_name": "mean square change of the Jacobian by diffusion", "units": "1"},
+            "progressive": per_mode(
+                "change of the NTK by the mean dynamics",
+                [np.diagonal(c.progressive) for c in changes],
+            ),
+            "conservative": per_mode(
+                "change of the NTK by the batches' noise",
+                [np.diagonal(c.conservative) for c in changes],
+            ),
+            "diffusive": per_mode(
+                "change of the NTK by the Jacobian's random walk",
+                [np.diagonal(c.diffusive) for c in changes],
+            ),
+            "repulsion": per_mode(
+                "change of the eigenvalue by fluctuations", [c.repulsion for c in changes]
+            ),
+            "ntk_eigenvalue": per_mode(
+                "eigenvalue of the NTK", [c.eigenvalues(lam) for c in changes]
+            ),
+            "mixing": per_mode(
+                "mean square share of other eigenvectors", [c.mixing for c in changes], "1"
+            ),
+            "ntk_trace": variable(
+                "step", np.trace(mean, axis1=1, axis2=2), "trace of the NTK", unit
+            ),
+            "relative_change": variable(
+                "step", [c.relative_change for c in changes], CHANGE_NAME, "1"
             ),
         },
         coords={
-            "step": ("step", recorded, {"units": "SGD steps"}),
-            "mode": np.arange(n_data),
-            "row": np.arange(n_data),
-            "column": np.arange(n_data),
+            "step": step_coordinate(recorded),
+            **{name: np.arange(model.n_data) for name in ("mode", "row", "column")},
         },
-        attrs={
-            "kind": "prediction",
-            "curvature_order": 2,
-            "curvature": repr(law),
-            "valid_below": VALID_BELOW,
-            "n_data": n_data,
-            "n_params": model.n_params,
-            **sgd.spec(),
-        },
+        attrs=attrs,
     )
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What is needed of curvature and Jacobian, in the eigenbasis of the NTK."""
+    r"""What is needed of curvature and Jacobian, in the eigenbasis of the NTK.
 
-    lam: FloatArray
-    over_data: FloatArray
-    outer: FloatArray
-    inner: FloatArray
-    inner_twice: FloatArray
-    skew: FloatArray
-    twice: FloatArray
-    trace: float
+    :math:`\sigma^2C` and S are the curvature's covariances over data and parameters, and
+    :math:`J^+` is the pseudoinverse of the Jacobian J.
+    """
+
+    lam: FloatArray  # eigenvalues of the NTK
+    over_data: FloatArray  # sigma^2 C
+    outer: FloatArray  # J S J^T
+    inner: FloatArray  # J^+T S J^+
+    inner_twice: FloatArray  # J^+T S^2 J^+
+    skew: FloatArray  # N = J S J^+
+    twice: FloatArray  # J S^2 J^+
+    trace: float  # tr S
     unit: bool = False  # whether S is the unit matrix, and so are skew and twice
 
 
@@ -256,7 +268,7 @@ def ntk_changes(
     statistics: Statistics, model: QuadraticModel, sgd: SGD, recorded: IntArray
 ) -> Iterator[Change]:
     """Yield the mean change of the NTK at the recorded steps."""
-    drives = _Drives(statistics, sgd, recorded)
+    sums = _SourceSums(statistics, sgd, recorded)
     lam, vectors = model.eigensystem
     start = vectors.T @ model.residual
     wanted = set(recorded.tolist())
@@ -265,22 +277,27 @@ def ntk_changes(
     for step, now in zip(range(int(recorded[-1]) + 1), moments, strict=False):
         if step in wanted:
             away = np.outer(now.mean, start)
-            at_records.append((drives.sums(), now.second - away - away.T + np.outer(start, start)))
-        drives.kick(step, now, start)
-    for (sums, displaced), spread_out in zip(at_records, drives.spread_out(), strict=True):
-        yield _change(statistics, sgd, sums, spread_out, displaced)
+            displaced = now.second - away - away.T + np.outer(start, start)
+            at_records.append((sums.now, displaced))
+        sums.add(now, start)
+    for (summed, displaced), trace_sum in zip(at_records, sums.trace_sums(), strict=True):
+        yield _change(statistics, sgd, summed, trace_sum, displaced)
 
 
 class _Sums(NamedTuple):
-    """Sums over the earlier steps; first axis: mean dynamics, noise."""
+    """Sums over earlier steps s of source terms and responses R_n to them, n steps later.
 
-    unmoved: FloatArray
-    answered: FloatArray
-    moved: FloatArray
+    With u the residual at the gradient of step s, X_s = E u (u - z_0)^T and
+    Y_s = E (u - z_0) (u - z_0)^T; first axis: their parts from the mean of u and from its noise.
+    """
+
+    unconstrained: FloatArray  # X_s times the response of parameters that no data point constrains
+    data_response: FloatArray  # X_s N^T R_n
+    displacement: FloatArray  # R_n N Y_s
 
 
-class _Drives:
-    """Accumulates the kicks of all steps, each with the method's response since."""
+class _SourceSums:
+    """Accumulates the source terms of all steps, each with the optimizer's response since."""
 
     def __init__(self, statistics: Statistics, sgd: SGD, recorded: IntArray) -> None:
         self._statistics = statistics
@@ -289,99 +306,94 @@ class _Drives:
         free = formulas.mode_recursion(np.zeros(1), sgd)
         self._free = float(free[0][0]), float(free[1][0])
         zero = np.zeros((2, n_data, n_data))
-        self._now = self._old = _Sums(zero, zero, zero)
+        self.now = self._old = _Sums(zero, zero, zero)
         self._recorded = recorded
-        self._weights = self._trace_weights(int(recorded[-1]))
-        self._kicks: list[FloatArray] = []
-        self._first = 0
-        self._spread = np.zeros((len(recorded), 2 * n_data * n_data))
+        self._traces = self._response_traces(int(recorded[-1]))
+        self._pending: list[FloatArray] = []
+        self._first_pending = 0
+        self._trace_sums = np.zeros((len(recorded), 2 * n_data * n_data))
 
-    def _trace_weights(self, steps: int) -> FloatArray:
+    def _response_traces(self, steps: int) -> FloatArray:
         """Return tr(N R_n) for n = 0, 1, ..."""
-        weights = np.empty(max(steps, 1))
+        traces = np.empty(max(steps, 1))
         own = np.diagonal(self._statistics.skew)
         response, before = np.ones_like(self._a), np.zeros_like(self._a)
-        for n in range(len(weights)):
-            weights[n] = own @ response
+        for n in range(len(traces)):
+            traces[n] = own @ response
             response, before = self._a * response - self._b * before, response
-        return weights
+        return traces
 
-    def sums(self) -> _Sums:
-        """Return the sums over the steps before this one."""
-        return self._now
-
-    def kick(self, step: int, moments: _recursion.Moments, start: FloatArray) -> None:
-        """Add a step's kick, after what the earlier ones have become."""
+    def add(self, moments: _recursion.Moments, start: FloatArray) -> None:
+        """Propagate the sums by a step and add this step's source terms."""
         mean = moments.mean_at_gradient
         noise = moments.second_at_gradient - np.outer(mean, mean)
         mixed = np.stack([np.outer(mean, mean - start), noise])
         displaced = np.stack([np.outer(mean - start, mean - start), noise])
         known, (a, b), (a0, b0) = self._statistics, (self._a, self._b), self._free
-        now, old = self._now, self._old
+        now, old = self.now, self._old
         following = _Sums(
-            mixed + a0 * now.unmoved - b0 * old.unmoved,
-            (mixed if known.unit else mixed @ known.skew.T) + now.answered * a - old.answered * b,
+            mixed + a0 * now.unconstrained - b0 * old.unconstrained,
+            (mixed if known.unit else mixed @ known.skew.T)
+            + now.data_response * a
+            - old.data_response * b,
             (displaced if known.unit else known.skew @ displaced)
-            + a[:, None] * now.moved
-            - b[:, None] * old.moved,
+            + a[:, None] * now.displacement
+            - b[:, None] * old.displacement,
         )
-        self._now, self._old = following, now
-        self._kicks.append(mixed.ravel())
-        if len(self._kicks) == _BLOCK:
+        self.now, self._old = following, now
+        self._pending.append(mixed.ravel())
+        if len(self._pending) == _BLOCK:
             self._flush()
 
     def _flush(self) -> None:
-        """Add the kept kicks to the records after them, weighted by the trace of the response."""
-        steps = self._first + np.arange(len(self._kicks))
+        """Add the pending X_s to the records after them, weighted by the trace of the response."""
+        steps = self._first_pending + np.arange(len(self._pending))
         since = self._recorded[:, None] - 1 - steps
-        weights = np.where(since >= 0, self._weights[np.maximum(since, 0)], 0.0)
-        self._spread += weights @ np.stack(self._kicks)
-        self._first += len(self._kicks)
-        self._kicks.clear()
+        weights = np.where(since >= 0, self._traces[np.maximum(since, 0)], 0.0)
+        self._trace_sums += weights @ np.stack(self._pending)
+        self._first_pending += len(self._pending)
+        self._pending.clear()
 
-    def spread_out(self) -> FloatArray:
+    def trace_sums(self) -> FloatArray:
         """Return the sum of tr(N R_n) X_s at every record."""
-        if self._kicks:
+        if self._pending:
             self._flush()
         n_data = len(self._a)
-        return self._spread.reshape(-1, 2, n_data, n_data)
+        return self._trace_sums.reshape(-1, 2, n_data, n_data)
 
 
 def _change(
-    statistics: Statistics, sgd: SGD, sums: _Sums, spread_out: FloatArray, displaced: FloatArray
+    statistics: Statistics, sgd: SGD, sums: _Sums, trace_sum: FloatArray, displaced: FloatArray
 ) -> Change:
+    """Return the change from the summed source terms and E (z - z_0) (z - z_0)^T at its time."""
     known, n_data = statistics, len(statistics.lam)
-    nothing = np.zeros_like(displaced)
-    by_drive = []
+    zero = np.zeros_like(displaced)
+    by_source = []
     for part in range(2):
-        unmoved, answered, moved = (whole[part] for whole in sums)
+        terms = (
+            sums.unconstrained[part],
+            sums.data_response[part],
+            trace_sum[part],
+            sums.displacement[part],
+        )
         if known.unit:
-            drive = generated.ntk_source_unit(
-                known.over_data, unmoved, answered, spread_out[part], moved, n_data, known.trace
-            )
+            source = generated.ntk_source_unit(known.over_data, *terms, n_data, known.trace)
         else:
-            drive = generated.ntk_source(
-                known.over_data,
-                unmoved,
-                answered,
-                spread_out[part],
-                moved,
-                known.skew,
-                known.twice,
-                known.trace,
+            source = generated.ntk_source(
+                known.over_data, *terms, known.skew, known.twice, known.trace
             )
-        by_drive.append(generated.ntk_change(drive, nothing, sgd.learning_rate, n_data))
+        by_source.append(generated.ntk_change(source, zero, sgd.learning_rate, n_data))
     diffusion = generated.ntk_diffusion(
         known.over_data, known.inner, known.inner_twice, displaced, known.trace
     )
-    diffusive = generated.ntk_change(nothing, diffusion, sgd.learning_rate, n_data)
+    diffusive = generated.ntk_change(zero, diffusion, sgd.learning_rate, n_data)
     repulsion, mixing = _repulsion(known, displaced)
     relative = float(np.trace(diffusive) / known.lam.sum())
-    return Change(by_drive[0], by_drive[1], diffusive, repulsion, mixing, relative)
+    return Change(by_source[0], by_source[1], diffusive, repulsion, mixing, relative)
 
 
 def _repulsion(statistics: Statistics, displaced: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return how far fluctuations push the eigenvalues apart, and mix their eigenvectors."""
+    """Return how far fluctuations push eigenvalues apart, and how much eigenvectors mix."""
     known, n_data = statistics, len(statistics.lam)
     fluctuation = displaced if known.unit else known.skew @ displaced @ known.skew.T
     distance = float(np.sum(known.inner * displaced))

@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
-from scipy.optimize import brentq
 
 from quadmodel._util.checks import FloatArray, InputError, check_memory
+from quadmodel._util.results import variable
+from quadmodel._util.roots import newton_in_bracket
 from quadmodel.optimizer import SGD
 from quadmodel.theory import _formulas as formulas
 from quadmodel.theory._fluctuation import eigenmatrices, one_step_variance
 from quadmodel.theory._inputs import Spectrum, as_finite_spectrum, check_sgd, need_vectors
-from quadmodel.theory._perron import perron
+from quadmodel.theory._noise import critical_on_spectrum, exact_growth
 from quadmodel.theory.moments import rate_on_spectrum
-from quadmodel.theory.noise_kernel import critical_on_spectrum
 
-# Largest variance of the log loss, gathered while the residual forgets how it is spread over the
-# data, at which the prediction is called valid. Calibrated against simulation, see typical_growth.
+# Largest variance of the log loss, accumulated over the relaxation time, at which the prediction is
+# called valid. Calibrated against simulation, see typical_growth.
 _VALID = 0.4
 
 
 class Typical(NamedTuple):
     """The prediction at one learning rate and batch size."""
 
-    mean: float
-    variance: float
-    relaxation: float
-    participation: float
-    energies: FloatArray
+    mean: float  # growth per step of the log of the mean loss
+    variance: float  # of the log loss per step
+    relaxation: float  # steps in which the spread of the residual over the data relaxes
+    per_point: FloatArray  # mean squared residuals of the data points, up to a factor
 
     @property
     def growth(self) -> float:
@@ -41,8 +39,14 @@ class Typical(NamedTuple):
 
     @property
     def valid(self) -> bool:
-        """Whether the variance gathered while directions relax is small."""
+        """Whether the variance accumulated over the relaxation time is small."""
         return self.variance * self.relaxation <= _VALID
+
+    @property
+    def participation(self) -> float:
+        """1 where all data points share the squared residual equally, n_data where one has it."""
+        shares = self.per_point
+        return float(shares.size * np.sum(shares**2) / shares.sum() ** 2)
 
 
 def typical_growth(ntk: ArrayLike, sgd: SGD) -> xr.Dataset:
@@ -61,7 +65,7 @@ def typical_growth(ntk: ArrayLike, sgd: SGD) -> xr.Dataset:
         Numbers, all on the range of the NTK: `typical_growth`, of :math:`\log|z|^2` per step (twice
         the top Lyapunov exponent); `mean_growth`, :math:`\log r`, that of the mean loss;
         `one_step_variance` v; `relaxation_steps` :math:`\tau`; `participation` of the data, 1 where
-        all carry the same energy, n_data where one carries all; and `valid`,
+        all points have the same mean squared residual, n_data where one has it all; and `valid`,
         :math:`v\tau\le 0.4`.
 
     Raises
@@ -84,16 +88,18 @@ def typical_growth(ntk: ArrayLike, sgd: SGD) -> xr.Dataset:
     vector of the noise kernel matrix discounted by r, at :math:`O(D^3)`.
 
     The prediction takes the residual of a typical run to be Gaussian with the covariance M, which
-    is that of the runs that carry the mean loss. The two differ by what noise gathers while the
-    spread over the data relaxes: :math:`v\tau`, where :math:`\tau` is the slope
-    :math:`-\partial K/\partial\log r` over the gap of the noise kernel (bounded by its diagonal).
+    is that of the runs that dominate the mean loss. The covariances of the two differ by the
+    variance accumulated over the relaxation time :math:`\tau` of the spread over the data:
+    :math:`v\tau`, where :math:`\tau` is the slope :math:`-\partial K/\partial\log r` over the gap
+    of the noise kernel (bounded by its diagonal).
     Against 281 simulations (100 to 300 data points; Marchenko-Pastur and power-law spectra, a
-    network's; exact K from 1 to 1.3; all samplings and kinds of momentum) v/2 over the measured
+    network's; exact K from 1 to 1.3; all sampling schemes and optimizers) v/2 over the measured
     difference of mean and typical growth was 0.6 to 1.6 at :math:`v\tau\le 0.1`, at
-    :math:`v\tau\le 0.4` 0.6 to 2.8 and in nine of ten cases 0.8 to 1.7, and beyond, where M sits on
-    few data points, up to 27. Far below K = 1, where a slow mode rules, it falls to 0.4. Where
-    points share few modes, residuals have heavy tails away from K = 1, which :math:`v\tau` does
-    not see: 0.45 and 0.23 at K = 1.2 and 0.8, 100 exchangeable points, eigenvalues from 0.2 to 1.
+    :math:`v\tau\le 0.4` 0.6 to 2.8 and in nine of ten cases 0.8 to 1.7, and beyond, where M is
+    concentrated on few data points, up to 27. Far below K = 1, where a slow mode dominates, it
+    falls to 0.4. Where points share few modes, residuals have heavy tails away from K = 1, which
+    :math:`v\tau` does not measure: the ratio is 0.45 and 0.23 at K = 1.2 and 0.8 for 100
+    exchangeable points with eigenvalues from 0.2 to 1.
 
     References
     ----------
@@ -119,7 +125,7 @@ def typical_growth(ntk: ArrayLike, sgd: SGD) -> xr.Dataset:
         "valid": (at.valid, "whether the prediction holds", "1"),
     }
     return xr.Dataset(
-        {k: ((), v, {"long_name": name, "units": unit}) for k, (v, name, unit) in values.items()},
+        {name: variable((), *labelled) for name, labelled in values.items()},
         attrs={"kind": "prediction", "n_data": spectrum.n_data, **sgd.spec()},
     )
 
@@ -150,8 +156,8 @@ def typical_critical_learning_rate(ntk: ArrayLike, sgd: SGD) -> float:
     Notes
     -----
     The first root of the growth :math:`\log r - v/2` of :func:`typical_growth` above the
-    mean-square threshold. Between both, the phase is intermittent: the mean loss diverges, carried
-    by ever rarer runs, while a typical run converges.
+    mean-square threshold. Between the two the phase is intermittent: the mean loss diverges,
+    dominated by ever rarer runs, while a typical run converges.
 
     References
     ----------
@@ -188,17 +194,17 @@ def typical_critical_on_spectrum(
 
     `mean_square` is the exact critical learning rate, where it is known.
     """
-    if _quiet(sgd, spectrum.n_data):
+    if _noise_free(sgd, spectrum.n_data):
         return formulas.noiseless_edge(spectrum.edge, sgd)
     if mean_square is None:
         mean_square = critical_on_spectrum(spectrum, sgd, "exact")
     known: dict[float, Typical] = {}
-    last = Typical(0.0, 0.0, 0.0, 1.0, np.ones(spectrum.n_data))
+    last = Typical(0.0, 0.0, 0.0, np.ones(spectrum.n_data))
 
     def growth(learning_rate: float) -> float:
         nonlocal last
         if learning_rate not in known:
-            at = replace(sgd, learning_rate=learning_rate)
+            at = sgd._at(learning_rate=learning_rate)
             last = known[learning_rate] = typical_on_spectrum(spectrum, at, last)
         return known[learning_rate].growth
 
@@ -213,8 +219,14 @@ def typical_critical_on_spectrum(
         return math.nan
     if growth(low) >= 0:  # noise that is mere rounding
         return low
-    root = float(brentq(growth, low, high, xtol=1e-9 * low, rtol=1e-9))
-    growth(root)
+    share = -growth(low) / (growth(high) - growth(low))
+    root = newton_in_bracket(
+        lambda learning_rate: (growth(learning_rate), math.nan),
+        low + share * (high - low),
+        low,
+        high,
+        step_tolerance=1e-11 * low,
+    )
     return root if known[root].valid else math.nan
 
 
@@ -222,86 +234,39 @@ def typical_on_spectrum(spectrum: Spectrum, sgd: SGD, near: Typical | None = Non
     """Return the prediction on checked input; `near` is one at a similar learning rate."""
     lam, vectors = need_vectors(spectrum)
     lam, vectors = lam[lam > 0], vectors[:, lam > 0]
-    perron = None
-    if not _quiet(sgd, spectrum.n_data):
+    found = None
+    if not _noise_free(sgd, spectrum.n_data):
         guess = math.exp(near.mean) if near else rate_on_spectrum(spectrum, sgd, "finite")
-        start = near.energies if near else np.ones(spectrum.n_data)
-        perron = _perron(lam, vectors, sgd, guess, start)
-    if perron is None:  # the slowest mode outlives what noise feeds
+        start = near.per_point if near else np.ones(spectrum.n_data)
+        found = exact_growth(lam, vectors, sgd, guess, start)
+    if found is None:  # the slowest mode decays more slowly than the noise it leaves behind
         decays = [formulas.noiseless_decay(lam[k : k + 1], sgd) for k in range(lam.size)]
-        kept = vectors[:, int(np.argmax(decays))] ** 2
         mean = math.log(max(decays)) if max(decays) > 0 else -math.inf
-        return Typical(mean, 0.0, 0.0, _participation(kept), kept)
-    matrices = eigenmatrices(lam, vectors, sgd, perron.growth, perron.energies)
+        return Typical(mean, 0.0, 0.0, vectors[:, int(np.argmax(decays))] ** 2)
+    matrices = eigenmatrices(lam, vectors, sgd, found.factor, found.per_point)
+    gap = _gap(vectors, found.response, found.per_point)
     return Typical(
-        math.log(perron.growth),
+        math.log(found.factor),
         one_step_variance(lam, vectors, sgd, matrices),
-        perron.relaxation,
-        _participation(perron.energies),
-        perron.energies,
+        found.slope * found.factor / gap,
+        found.per_point,
     )
 
 
-def _quiet(sgd: SGD, n_data: int) -> bool:
-    """Whether all batches carry the same weights."""
+def _noise_free(sgd: SGD, n_data: int) -> bool:
+    """Whether all batches have the same weights."""
     gamma, kappa = formulas.batch_weight_covariance(sgd, n_data)
     return gamma * (1 - kappa / n_data) == 0
 
 
-def _participation(energies: FloatArray) -> float:
-    return float(energies.size * np.sum(energies**2) / energies.sum() ** 2)
+def _gap(vectors: FloatArray, response: FloatArray, perron_vector: FloatArray) -> float:
+    """Return an upper bound on the gap of the noise kernel matrix below its Perron root 1.
 
-
-class _Perron(NamedTuple):
-    """Growth factor of the second moment, energies of the points, steps of their relaxation."""
-
-    growth: float
-    energies: FloatArray
-    relaxation: float
-
-
-def _perron(
-    lam: FloatArray, vectors: FloatArray, sgd: SGD, guess: float, start: FloatArray
-) -> _Perron | None:
-    """Return where the noise kernel discounted by the growth has the Perron root 1, or None.
-
-    None where that is, up to rounding, the decay of the slowest mode. 1/K is concave in the
-    growth, so Newton steps never pass the root from below.
-    """
-    n_data = len(vectors)
-    gamma, kappa = formulas.batch_weight_covariance(sgd, n_data)
-    slowest = formulas.noiseless_decay(lam, sgd)
-
-    def responses(growth: float) -> FloatArray:
-        bare = formulas.bare_response(lam[:, None], lam[None, :], sgd, growth=growth)
-        return gamma * formulas.dressed_response(bare, gamma, kappa, n_data)
-
-    low, high, energies = slowest, math.inf, start
-    growth = guess if guess > slowest * (1 + 1e-6) else slowest + 1e-3 * max(slowest, 1e-3)
-    while growth - slowest > 1e-12 * growth:
-        response = responses(growth)
-        norm, energies = perron(vectors, response, energies, residual=1e-11)
-        overlap = (vectors.T @ (energies[:, None] * vectors)) ** 2
-        step = 1e-6 * (growth - slowest)
-        slope = float(np.vdot(response - responses(growth + step), overlap)) / step
-        change = norm * (norm - 1) / slope if slope > 0 else math.inf
-        if min(abs(change), high - low) <= 1e-13 * growth:
-            return _Perron(growth, energies, slope * growth / _gap(vectors, response, energies))
-        low, high = (growth, high) if norm > 1 else (low, growth)
-        if low < growth + change < high:
-            growth += change
-        else:
-            growth = (low + high) / 2 if high < math.inf else 2 * growth
-    return None
-
-
-def _gap(vectors: FloatArray, response: FloatArray, energies: FloatArray) -> float:
-    """Return how far the second eigenvalue of the noise kernel matrix lies below 1, or more.
-
-    From the Rayleigh quotients of single points, made orthogonal to the Perron vector.
+    The second eigenvalue is bounded from below by the Rayleigh quotients of single points, made
+    orthogonal to the Perron vector.
     """
     own = np.einsum("ia,ia->i", vectors**2 @ response, vectors**2)
-    share = energies**2
+    share = perron_vector**2
     others = share < 1 - 1e-9
     second = np.max((own[others] - share[others]) / (1 - share[others]), initial=0.0)
     return max(1 - float(second), 1e-15)

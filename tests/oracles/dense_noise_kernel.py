@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,50 +13,35 @@ from tests.oracles.enumeration import edge_of_stability, weight_covariance
 Array = NDArray[np.float64]
 
 
-def response_sums(
-    eigenvalues: Array,
-    learning_rate: float,
-    momentum: float = 0.0,
-    nesterov: bool = False,
-    weight_decay: float = 0.0,
-    terms: int = 100_000,
-) -> Array:
+def response_sums(eigenvalues: Array, sgd: Any, terms: int = 100_000) -> Array:
     """Sum over all times of the products of two modes' responses to a unit of gradient noise.
 
     A unit of noise added to u enters one step as minus learning rate times eigenvalue; the response
-    is what is seen of it in u afterwards. The series ends where its terms are lost in rounding.
+    is the change of u by it in later steps. The series ends where its terms are lost in rounding.
     """
-    z = -learning_rate * eigenvalues
+    z = -sgd.learning_rate * eigenvalues
     before = np.zeros_like(z)
     total = np.zeros((len(z), len(z)))
     largest = np.abs(z).max()
     for _ in range(terms):
-        moved = z + momentum * (z - before)
-        seen = moved if nesterov else z
+        moved = z + sgd.momentum * (z - before)
+        seen = moved if sgd.nesterov else z
         total += np.outer(seen, seen)
-        before, z = z, moved - learning_rate * (eigenvalues + weight_decay) * seen
+        before, z = z, moved - sgd.learning_rate * (eigenvalues + sgd.weight_decay) * seen
         if max(np.abs(z).max(), np.abs(before).max()) < 1e-9 * largest:
             return total
     raise ValueError(f"the series has not converged after {terms} terms")
 
 
-def noise_kernel(
-    ntk: Array,
-    learning_rate: float,
-    batch_size: int,
-    sampling: str = "without_replacement",
-    momentum: float = 0.0,
-    nesterov: bool = False,
-    weight_decay: float = 0.0,
-) -> Array:
+def noise_kernel(ntk: Array, sgd: Any) -> Array:
     """Noise kernel matrix: variance injected at point j to variance seen at point i, all times."""
     n_data = len(ntk)
-    covariance = weight_covariance(n_data, batch_size, sampling)
+    covariance = weight_covariance(n_data, sgd.batch_size, sgd.sampling)
     between = float(covariance[0][1]) if n_data > 1 else 0.0
     own = float(covariance[0][0]) - between
     eigenvalues, vectors = np.linalg.eigh(ntk)
     eigenvalues = np.where(eigenvalues < 1e-12 * eigenvalues.max(), 0.0, eigenvalues)
-    free = response_sums(eigenvalues, learning_rate, momentum, nesterov, weight_decay)
+    free = response_sums(eigenvalues, sgd)
     dressed = np.zeros_like(free)
     for a in range(n_data):
         for b in range(n_data):
@@ -75,19 +61,8 @@ def noise_kernel(
     return kernel
 
 
-def noise_kernel_norm(
-    ntk: Array,
-    learning_rate: float,
-    batch_size: int,
-    sampling: str = "without_replacement",
-    momentum: float = 0.0,
-    nesterov: bool = False,
-    weight_decay: float = 0.0,
-) -> float:
+def noise_kernel_norm(ntk: Array, sgd: Any) -> float:
     """Largest eigenvalue of the noise kernel matrix; inf at and above the deterministic edge."""
-    if learning_rate >= edge_of_stability(ntk, momentum, nesterov, weight_decay):
+    if sgd.learning_rate >= edge_of_stability(ntk, sgd):
         return math.inf
-    kernel = noise_kernel(
-        ntk, learning_rate, batch_size, sampling, momentum, nesterov, weight_decay
-    )
-    return float(np.linalg.eigvalsh(kernel)[-1])
+    return float(np.linalg.eigvalsh(noise_kernel(ntk, sgd))[-1])

@@ -1,7 +1,8 @@
 """Exact linear SGD by enumeration: every batch is visited, none of its moments is known.
 
 Nothing here uses a moment of the batch weights, a noise kernel or a response sum. Arguments are
-plain numbers and arrays, so that this file shares no formula and no code with the package.
+plain numbers and arrays, and an optimizer with the fields of `quadmodel.SGD`, of which nothing else
+is used: this file shares no formula with the package.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,41 +85,26 @@ def range_of(ntk: Array) -> tuple[Array, Array]:
     return eigenvalues[kept], vectors[:, kept]
 
 
-def step_matrix(
-    gradient: Array, learning_rate: float, momentum: float, nesterov: bool, weight_decay: float
-) -> Array:
-    """Matrix of one step on the pair (z_t, z_{t-1}), without the pull towards z_0.
+def step_matrix(gradient: Array, sgd: Any) -> Array:
+    """Matrix of one step on the pair (z_t, z_{t-1}), without the weight-decay force towards z_0.
 
     `gradient` is the matrix that the step multiplies with u_t: Theta W, in some basis.
     """
     n = len(gradient)
     one, zero = np.eye(n), np.zeros((n, n))
-    moved = np.hstack([(1 + momentum) * one, -momentum * one])  # z_t + mu (z_t - z_{t-1})
-    seen = moved if nesterov else np.hstack([one, zero])  # u_t
-    upper = moved - learning_rate * (gradient + weight_decay * one) @ seen
+    # z_t + mu (z_t - z_{t-1})
+    moved = np.hstack([(1 + sgd.momentum) * one, -sgd.momentum * one])
+    seen = moved if sgd.nesterov else np.hstack([one, zero])  # u_t
+    upper = moved - sgd.learning_rate * (gradient + sgd.weight_decay * one) @ seen
     return np.vstack([upper, np.hstack([one, zero])])
 
 
-def _steps_on_range(
-    ntk: Array,
-    learning_rate: float,
-    batch_size: int,
-    sampling: str,
-    momentum: float,
-    nesterov: bool,
-    weight_decay: float,
-) -> tuple[Array, Array]:
+def _steps_on_range(ntk: Array, sgd: Any) -> tuple[Array, Array]:
     """Probabilities and step matrices of all batches, in the eigenbasis of the range."""
     eigenvalues, vectors = range_of(ntk)
-    drawn = batches(len(ntk), batch_size, sampling)
+    drawn = batches(len(ntk), sgd.batch_size, sgd.sampling)
     steps = [
-        step_matrix(
-            eigenvalues[:, None] * (vectors.T @ (w[:, None] * vectors)),
-            learning_rate,
-            momentum,
-            nesterov,
-            weight_decay,
-        )
+        step_matrix(eigenvalues[:, None] * (vectors.T @ (w[:, None] * vectors)), sgd)
         for _, w in drawn
     ]
     return np.array([p for p, _ in drawn]), np.array(steps)
@@ -130,53 +118,23 @@ def _mean_kronecker(probabilities: Array, steps: Array) -> Array:
     return products.transpose(0, 2, 1, 3).reshape(n * n, n * n)
 
 
-def second_moment_operator(
-    ntk: Array,
-    learning_rate: float,
-    batch_size: int,
-    sampling: str = "without_replacement",
-    momentum: float = 0.0,
-    nesterov: bool = False,
-    weight_decay: float = 0.0,
-) -> Array:
+def second_moment_operator(ntk: Array, sgd: Any) -> Array:
     """Matrix of the second moment of (z_t, z_{t-1}), on the range of the NTK, in one step."""
-    return _mean_kronecker(
-        *_steps_on_range(ntk, learning_rate, batch_size, sampling, momentum, nesterov, weight_decay)
-    )
+    return _mean_kronecker(*_steps_on_range(ntk, sgd))
 
 
 def _radius(matrix: Array) -> float:
     return float(np.abs(np.linalg.eigvals(matrix)).max())
 
 
-def spectral_radius(
-    ntk: Array,
-    learning_rate: float,
-    batch_size: int,
-    sampling: str = "without_replacement",
-    momentum: float = 0.0,
-    nesterov: bool = False,
-    weight_decay: float = 0.0,
-) -> float:
+def spectral_radius(ntk: Array, sgd: Any) -> float:
     """Growth factor of the second moment per step, by a dense eigensolver."""
-    return _radius(
-        second_moment_operator(
-            ntk, learning_rate, batch_size, sampling, momentum, nesterov, weight_decay
-        )
-    )
+    return _radius(second_moment_operator(ntk, sgd))
 
 
-def deterministic_radius(
-    ntk: Array,
-    learning_rate: float,
-    momentum: float = 0.0,
-    nesterov: bool = False,
-    weight_decay: float = 0.0,
-) -> float:
+def deterministic_radius(ntk: Array, sgd: Any) -> float:
     """Growth factor of the mean of z per step: gradient descent on all data."""
-    return _radius(
-        step_matrix(np.diag(range_of(ntk)[0]), learning_rate, momentum, nesterov, weight_decay)
-    )
+    return _radius(step_matrix(np.diag(range_of(ntk)[0]), sgd))
 
 
 def first_crossing(
@@ -200,53 +158,34 @@ def first_crossing(
     return 0.5 * (low + high)
 
 
-def critical_learning_rate(
-    ntk: Array,
-    batch_size: int,
-    sampling: str = "without_replacement",
-    momentum: float = 0.0,
-    nesterov: bool = False,
-    weight_decay: float = 0.0,
-) -> float:
+def critical_learning_rate(ntk: Array, sgd: Any) -> float:
     """Learning rate at which the second moment stops shrinking; stable below."""
-    drawn = (batch_size, sampling, momentum, nesterov, weight_decay)
-    start = 1e-2 / (np.linalg.eigvalsh(ntk)[-1] + weight_decay) * min(1.0, 1 - abs(momentum))
-    return first_crossing(lambda eta: spectral_radius(ntk, eta, *drawn), float(start))
-
-
-def edge_of_stability(
-    ntk: Array, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
-) -> float:
-    """Learning rate at which the mean of z stops shrinking."""
-    start = 1e-2 / (np.linalg.eigvalsh(ntk)[-1] + weight_decay)
+    start = 1e-2 / (np.linalg.eigvalsh(ntk)[-1] + sgd.weight_decay)
     return first_crossing(
-        lambda eta: deterministic_radius(ntk, eta, momentum, nesterov, weight_decay), float(start)
+        lambda eta: spectral_radius(ntk, replace(sgd, learning_rate=eta)),
+        float(start * min(1.0, 1 - abs(sgd.momentum))),
     )
 
 
-def second_moments(
-    ntk: Array,
-    residual: Array,
-    learning_rate: float,
-    batch_size: int,
-    steps: int,
-    sampling: str = "without_replacement",
-    momentum: float = 0.0,
-    nesterov: bool = False,
-    weight_decay: float = 0.0,
-) -> Iterator[Array]:
+def edge_of_stability(ntk: Array, sgd: Any) -> float:
+    """Learning rate at which the mean of z stops shrinking."""
+    start = 1e-2 / (np.linalg.eigvalsh(ntk)[-1] + sgd.weight_decay)
+    return first_crossing(
+        lambda eta: deterministic_radius(ntk, replace(sgd, learning_rate=eta)), float(start)
+    )
+
+
+def second_moments(ntk: Array, residual: Array, sgd: Any, steps: int) -> Iterator[Array]:
     """Yield E[z_t z_t^T] at steps 0 to `steps`, from (z_t, z_{t-1}, z_0) over all batches.
 
     With z_0 in the state, weight decay is a linear map too and nothing needs a basis.
     """
     n_data = len(ntk)
     maps = []
-    for p, w in batches(n_data, batch_size, sampling):
+    for p, w in batches(n_data, sgd.batch_size, sgd.sampling):
         whole = np.eye(3 * n_data)
-        whole[: 2 * n_data, : 2 * n_data] = step_matrix(
-            ntk * w, learning_rate, momentum, nesterov, weight_decay
-        )
-        whole[:n_data, 2 * n_data :] = learning_rate * weight_decay * np.eye(n_data)
+        whole[: 2 * n_data, : 2 * n_data] = step_matrix(ntk * w, sgd)
+        whole[:n_data, 2 * n_data :] = sgd.learning_rate * sgd.weight_decay * np.eye(n_data)
         maps.append((p, whole))
     state = np.tile(np.asarray(residual, dtype=float), 3)
     second = np.outer(state, state)
@@ -256,55 +195,36 @@ def second_moments(
         yield second[:n_data, :n_data]
 
 
-def mean_loss(
-    ntk: Array,
-    residual: Array,
-    learning_rate: float,
-    batch_size: int,
-    steps: int,
-    sampling: str = "without_replacement",
-    momentum: float = 0.0,
-    nesterov: bool = False,
-    weight_decay: float = 0.0,
-) -> Array:
+def mean_loss(ntk: Array, residual: Array, sgd: Any, steps: int) -> Array:
     """Mean loss at steps 0 to `steps`."""
-    settings = (sampling, momentum, nesterov, weight_decay)
-    moments = second_moments(ntk, residual, learning_rate, batch_size, steps, *settings)
+    moments = second_moments(ntk, residual, sgd, steps)
     return np.array([np.trace(moment) / (2 * len(ntk)) for moment in moments])
 
 
-def stationary_loss(
-    ntk: Array,
-    residual: Array,
-    learning_rate: float,
-    batch_size: int,
-    sampling: str = "without_replacement",
-    momentum: float = 0.0,
-    nesterov: bool = False,
-    weight_decay: float = 0.0,
-) -> float:
+def stationary_loss(ntk: Array, residual: Array, sgd: Any) -> float:
     """Limit of the mean loss, from the dense linear fixed point; inf where there is none."""
     n_data = len(ntk)
     eigenvalues, vectors = range_of(ntk)
     rank = len(eigenvalues)
     reached = vectors.T @ residual
     unreached = residual - vectors @ reached
-    settings = (learning_rate, batch_size, sampling, momentum, nesterov, weight_decay)
-    probabilities, steps = _steps_on_range(ntk, *settings)
+    probabilities, steps = _steps_on_range(ntk, sgd)
     if _radius(_mean_kronecker(probabilities, steps)) >= 1:
         return math.inf
-    # one step: s -> A s + b, with b from the residual out of reach and from the pull towards z_0
-    kicks = np.zeros((len(steps), 2 * rank))
-    for kick, (_, w) in zip(kicks, batches(n_data, batch_size, sampling), strict=True):
-        kick[:rank] = learning_rate * weight_decay * reached
-        kick[:rank] -= learning_rate * eigenvalues * (vectors.T @ (w * unreached))
+    # one step: s -> A s + b, with b from the part of the residual in the null space and from the
+    # weight-decay force towards z_0
+    shifts = np.zeros((len(steps), 2 * rank))
+    drawn = batches(n_data, sgd.batch_size, sgd.sampling)
+    for shift, (_, w) in zip(shifts, drawn, strict=True):
+        shift[:rank] = sgd.learning_rate * sgd.weight_decay * reached
+        shift[:rank] -= sgd.learning_rate * eigenvalues * (vectors.T @ (w * unreached))
     one = np.eye(2 * rank)
     mean = np.linalg.solve(
-        one - np.einsum("n,nij->ij", probabilities, steps), probabilities @ kicks
+        one - np.einsum("n,nij->ij", probabilities, steps), probabilities @ shifts
     )
     moved = steps @ mean
-    source = np.einsum("n,ni,nj->ij", probabilities, moved, kicks)
-    source = source + source.T + np.einsum("n,ni,nj->ij", probabilities, kicks, kicks)
+    source = np.einsum("n,ni,nj->ij", probabilities, moved, shifts)
+    source = source + source.T + np.einsum("n,ni,nj->ij", probabilities, shifts, shifts)
     operator = np.eye((2 * rank) ** 2) - _mean_kronecker(probabilities, steps)
     second = np.linalg.solve(operator, source.ravel()).reshape(2 * rank, 2 * rank)
     return float(np.trace(second[:rank, :rank]) + unreached @ unreached) / (2 * n_data)

@@ -1,10 +1,10 @@
 """Linear methods with memory, by brute force: parameters move, and every batch is visited.
 
-    theta_{t+1} = sum_k carry_k theta_{t-k} - eta (J^T W_t z(phi) / D + decay phi)
-    phi = sum_k look_k theta_{t-k},   z(theta) = z0 + J theta
+    theta_{t+1} = sum_k past_k theta_{t-k} - eta (J^T W_t z(phi) / D + decay phi)
+    phi = sum_k point_k theta_{t-k},   z(theta) = z0 + J theta
 
-Nothing here knows a moment of the weights, the residual's own recursion or a solved form of a
-series. What is called exact takes integers and fractions, and rounds no number.
+No moment of the weights, recursion of the residual or closed form of a series is used here. What is
+called exact takes integers and fractions, and rounds no number.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def enumerated_moments(
     jacobian: Exact,
     residual: Exact,
     start: Sequence[Exact],
-    carry: Rationals,
-    look: Rationals,
+    past: Rationals,
+    point: Rationals,
     learning_rate: Fraction,
     decay: Fraction,
     draws: Draws,
@@ -52,18 +52,18 @@ def enumerated_moments(
             return
         moved = []
         for p, thetas in paths:
-            phi = sum(c * theta for c, theta in zip(look, thetas, strict=True))
-            carried = sum(c * theta for c, theta in zip(carry, thetas, strict=True))
+            phi = sum(c * theta for c, theta in zip(point, thetas, strict=True))
+            propagated = sum(c * theta for c, theta in zip(past, thetas, strict=True))
             u = residual + jacobian @ phi
             for q, w in draws:
                 gradient = jacobian.T @ (np.array(w, dtype=object) * u) / n_data + decay * phi
-                moved.append((p * q, [carried - learning_rate * gradient, *thetas[:-1]]))
+                moved.append((p * q, [propagated - learning_rate * gradient, *thetas[:-1]]))
         paths = moved
 
 
-def recursion(carry: Rationals, look: Rationals, x: Any) -> list[Any]:
+def recursion(past: Rationals, point: Rationals, x: Any) -> list[Any]:
     """Return the coefficients of z_t, z_{t-1}, ... in the next z of a mode without noise."""
-    return [p - x * c for p, c in zip(carry, look, strict=True)]
+    return [p - x * c for p, c in zip(past, point, strict=True)]
 
 
 def partial_sum(
@@ -71,7 +71,7 @@ def partial_sum(
 ) -> Fraction:
     """Return the sum over n < `terms` of r^(-n-1) h_n h'_n exactly, step by step.
 
-    h_n is what `seen` shows of the history n steps after a unit kick, for two recursions.
+    h_n is what `seen` shows of the history n steps after a unit impulse, for two recursions.
     """
     states = [[Fraction(1)] + [Fraction(0)] * (len(seen) - 1) for _ in (first, second)]
     total = Fraction(0)
@@ -86,7 +86,7 @@ def partial_sum(
 
 
 def whole_sum(first: Rationals, second: Rationals, seen: Rationals, growth: Fraction) -> Fraction:
-    """Return the same over all n, exactly, from the sums X_kl over z_{n-k} z'_{n-l} r^(-n-1).
+    """Return that sum over all n, exactly, from the sums X_kl over z_{n-k} z'_{n-l} r^(-n-1).
 
     Shifted by a step they satisfy r X_00 = 1 + sum a_k a'_l X_kl, r X_0l = sum a_k X_k,l-1,
     r X_k0 = sum a'_l X_k-1,l and r X_kl = X_k-1,l-1: one equation per unknown.
@@ -126,8 +126,8 @@ def _solved(rows: list[list[Fraction]]) -> list[Fraction]:
 
 def spectral_radius(
     ntk: NDArray[np.float64],
-    carry: Sequence[float],
-    look: Sequence[float],
+    past: Sequence[float],
+    point: Sequence[float],
     learning_rate: float,
     decay: float,
     batch_size: int,
@@ -138,18 +138,23 @@ def spectral_radius(
     From the mean of kron(A, A) over the steps A on (z_t, z_{t-1}, ...) of all batches.
     """
     eigenvalues, vectors = range_of(ntk)
-    rank, memory = len(eigenvalues), len(carry)
+    rank, memory = len(eigenvalues), len(past)
     mean = np.zeros(((rank * memory) ** 2,) * 2)
     for probability, w in batches(len(ntk), batch_size, sampling):
-        pull = eigenvalues[:, None] * (vectors.T @ (w[:, None] * vectors)) + decay * np.eye(rank)
+        gradient = eigenvalues[:, None] * (vectors.T @ (w[:, None] * vectors)) + decay * np.eye(
+            rank
+        )
         step = np.eye(rank * memory, k=-rank)
         step[:rank] = np.hstack(
-            [p * np.eye(rank) - learning_rate * c * pull for p, c in zip(carry, look, strict=True)]
+            [
+                p * np.eye(rank) - learning_rate * c * gradient
+                for p, c in zip(past, point, strict=True)
+            ]
         )
         mean += probability * np.kron(step, step)
     return float(np.abs(np.linalg.eigvals(mean)).max())
 
 
-def deterministic_radius(carry: Sequence[float], look: Sequence[float], x: float) -> float:
+def deterministic_radius(past: Sequence[float], point: Sequence[float], x: float) -> float:
     """Return the growth factor per step of a mode without noise, x its eta (lambda + rho)."""
-    return float(np.abs(np.roots([1.0, *(-a for a in recursion(carry, look, x))])).max())
+    return float(np.abs(np.roots([1.0, *(-a for a in recursion(past, point, x))])).max())

@@ -1,14 +1,14 @@
 """Fluctuation of a quadratic form over one step, by visiting every batch.
 
 The form is the adjoint eigenvector of the dense second-moment operator; Gaussian averages are those
-of products of two quadratic forms. Plain arrays in and out: no formula is shared with the package.
+of products of two quadratic forms. No formula is shared with the package.
 """
 
 from __future__ import annotations
 
 import itertools
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,15 +27,7 @@ class OneStep(NamedTuple):
     variance: float
 
 
-def one_step(
-    ntk: Array,
-    learning_rate: float,
-    batch_size: int,
-    sampling: str = "without_replacement",
-    momentum: float = 0.0,
-    nesterov: bool = False,
-    weight_decay: float = 0.0,
-) -> OneStep:
+def one_step(ntk: Array, sgd: Any) -> OneStep:
     """Variance of l' / r over the batch, relative to l^2, both averaged over Gaussian states.
 
     Matrices have shape (2 D, 2 D): they are given at the data points, on the range of the NTK.
@@ -43,19 +35,12 @@ def one_step(
     eigenvalues, vectors = range_of(ntk)
     rank = len(eigenvalues)
     drawn = [
-        (
-            p,
-            step_matrix(
-                eigenvalues[:, None] * (vectors.T @ (w[:, None] * vectors)),
-                learning_rate,
-                momentum,
-                nesterov,
-                weight_decay,
-            ),
-        )
-        for p, w in batches(len(ntk), batch_size, sampling)
+        (p, step_matrix(eigenvalues[:, None] * (vectors.T @ (w[:, None] * vectors)), sgd))
+        for p, w in batches(len(ntk), sgd.batch_size, sgd.sampling)
     ]
-    if momentum == 0.0:  # nothing is remembered: the second half would only double all dimensions
+    if (
+        sgd.momentum == 0.0
+    ):  # nothing is remembered: the second half would only double all dimensions
         drawn = [(p, step[:rank, :rank]) for p, step in drawn]
     n = len(drawn[0][1])
     # in row-major order, vec(A M A^T) = kron(A, A) vec(M)

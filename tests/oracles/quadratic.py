@@ -92,7 +92,7 @@ def expected_moments(
     unit = Fraction(b**2, 2 * a * k)
 
     start: State = ([Z[None], *[None] * max_order], [Y[None], *[None] * max_order])
-    kicks = [(_rational(p), v) for (p, _), v in zip(draws, V, strict=True)]
+    scaled_draws = [(_rational(p), v) for (p, _), v in zip(draws, V, strict=True)]
     shapes = {
         "residual": (n_data,),
         "jacobian": (n_data, n_params),
@@ -103,7 +103,7 @@ def expected_moments(
         name: [np.full(shape, Fraction(0), dtype=object) for _ in range(max_order + 1)]
         for name, shape in shapes.items()
     }
-    for probability, (z, J) in _ends(start, K, kicks, q, steps):
+    for probability, (z, J) in _ends(start, K, scaled_draws, q, steps):
         # (series, what its integers are multiples of, its degree in z)
         moments = {
             "residual": (z, Fraction(1, a), 1),
@@ -139,14 +139,14 @@ def _curvatures(
 
 
 def _ends(
-    state: State, K: Exact, kicks: list[tuple[Fraction, Exact]], q: int, steps: int
+    state: State, K: Exact, scaled_draws: list[tuple[Fraction, Exact]], q: int, steps: int
 ) -> Iterator[tuple[Fraction, State]]:
     """Yield (probability, last state) of every sequence of batches."""
     if steps == 0:
         yield Fraction(1), state
         return
-    for probability, V in kicks:
-        for later, end in _ends(_step(state, K, V, q), K, kicks, q, steps - 1):
+    for probability, V in scaled_draws:
+        for later, end in _ends(_step(state, K, V, q), K, scaled_draws, q, steps - 1):
             yield probability * later, end
 
 

@@ -40,12 +40,7 @@ def plain_growth(
             n_data, sgd.batch_size, seed=seed, replica=replica, step=step, sampling=sgd.sampling
         )
         weights = np.bincount(batch, minlength=n_data) * n_data / sgd.batch_size
-        z = (
-            step_matrix(
-                ntk * weights, sgd.learning_rate, sgd.momentum, sgd.nesterov, sgd.weight_decay
-            )
-            @ z
-        )
+        z = step_matrix(ntk * weights, sgd) @ z
         size = np.linalg.norm(z[:n_data])
         z = np.concatenate([project @ z[:n_data], project @ z[n_data:]]) / size
         logarithms.append(2 * math.log(size))
@@ -119,7 +114,7 @@ def test_full_batches_and_null_space(momentum):
     ntk = random_ntk(1, 6, 3)
     sgd = qm.SGD(0.1, 6, momentum)
     found = lyapunov_exponent(ntk, sgd, 4000, replicas=2)
-    slowest = 2 * math.log(deterministic_radius(ntk, 0.1, momentum))
+    slowest = 2 * math.log(deterministic_radius(ntk, sgd))
     assert slowest < -1e-3
     assert float(found.typical_growth) == pytest.approx(slowest, rel=1e-9)
     assert float(found.typical_growth_standard_error) < 1e-12

@@ -9,7 +9,6 @@ import pytest
 from scipy.special import ndtri
 
 import quadmodel as qm
-from quadmodel._util.lanczos import largest_eigenvalue
 from quadmodel.batches import batch_indices, philox
 from quadmodel.simulation import observables
 from quadmodel.simulation._kernels.measurement import draw_weights, symmetric_products
@@ -141,10 +140,7 @@ def naive_values(model, sgd, theta, weights):
         "ntk_eigenvalue": values[::-1],
         "noise_kernel_norm": qm.noise_kernel_norm(ntk, sgd),
         "noise_kernel_norm_finite": qm.noise_kernel_norm(ntk, sgd, norm="finite"),
-        "noise_kernel_norm_exact": dense_noise_kernel.noise_kernel_norm(
-            ntk, sgd.learning_rate, sgd.batch_size, sgd.sampling,
-            sgd.momentum, sgd.nesterov, sgd.weight_decay,
-        ),
+        "noise_kernel_norm_exact": dense_noise_kernel.noise_kernel_norm(ntk, sgd),
         "hessian_largest_eigenvalue": np.linalg.eigvalsh(oracle.hessian())[-1],
         "batch_sharpness": oracle.batch_sharpness([(1.0, w) for w in weights]),
         "gradient_noise_interaction": oracle.gradient_noise_interaction(all_batches),
@@ -340,34 +336,3 @@ def test_symmetric_products(n):
     x, out = np.linspace(-1, 2, n), np.full((3, n), np.nan)
     symmetric_products(matrices, x, out)
     np.testing.assert_allclose(out, matrices @ x, rtol=0, atol=1e-13 * n)
-
-
-SPECTRA = {
-    "one": [-2.0],
-    "two": [3.0, -5.0],
-    "zero": np.zeros(6),
-    "unit": np.ones(50),
-    "one of rank one": [1.0, *np.zeros(60)],
-    "negative": -np.linspace(1e-3, 7.0, 80),
-    "far below": [1.0, *np.linspace(-1e3, -900.0, 30)],
-    "small": 1e-120 * np.linspace(0, 1, 40),
-    "large": 1e120 * np.linspace(-1, 1, 40),
-    "twice": [2.0, 2.0, *np.linspace(0, 1.9, 100)],
-    "close": [2.0, 2.0 - 1e-5, *np.linspace(0, 1.9, 100)],
-    "bulk": np.linspace(0, 1, 300),
-}
-
-
-@pytest.mark.parametrize("name", SPECTRA)
-def test_lanczos(name):
-    values, generator = np.array(SPECTRA[name]), np.random.default_rng(7)
-    n = len(values)
-    vectors = np.linalg.qr(generator.standard_normal((n, n)))[0]
-    matrix = (vectors * values) @ vectors.T
-    found = largest_eigenvalue(lambda x: matrix @ x, generator.standard_normal(n))
-    assert found == pytest.approx(values.max(), rel=1e-10, abs=1e-9 * np.abs(values).max())
-
-
-def test_lanczos_stops_at_what_is_not_finite():
-    for bad in (np.nan, np.inf):
-        assert np.isnan(largest_eigenvalue(lambda x, bad=bad: bad * np.ones(9), np.ones(9)))

@@ -186,7 +186,7 @@ def test_noise_kernel_norm_at_the_start(initial_norm, batch_size):
     for run in range(2):
         ntk = module.aligned_model(0.5, N_DATA, N_PARAMS, seed=3 + run).ntk()
         exact = dense_noise_kernel.noise_kernel_norm(
-            ntk, float(found.learning_rate[0, run]), batch_size
+            ntk, qm.SGD(float(found.learning_rate[0, run]), batch_size)
         )
         np.testing.assert_allclose(start.noise_kernel_norm_exact[:, run], exact, rtol=1e-6)
     np.testing.assert_allclose(start.loss, 0.5)

@@ -3,37 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import quadmodel as qm
 from tests.oracles import enumeration
-
-SCHEMES = ("without_replacement", "with_replacement", "bernoulli")
-MOMENTA = [(0.0, False), *itertools.product((0.5, 0.9, -0.3, -0.6), (False, True))]
-RECORDS = json.loads((Path(__file__).parents[1] / "data" / "linear.json").read_text("utf-8"))
-
-
-def random_ntk(seed: int, n_data: int, n_params: int) -> np.ndarray:
-    jacobian = np.random.default_rng(seed).normal(size=(n_data, n_params))
-    return jacobian @ jacobian.T / n_data
-
-
-def settings_of(sgd: qm.SGD) -> tuple:
-    """Return what the oracles take after the NTK and the residual."""
-    return (
-        sgd.learning_rate,
-        sgd.batch_size,
-        sgd.sampling,
-        sgd.momentum,
-        sgd.nesterov,
-        sgd.weight_decay,
-    )
+from tests.theory._cases import MOMENTA, RECORDS, SCHEMES, random_ntk
 
 
 def configurations() -> list:
@@ -68,7 +46,7 @@ def test_exact_rate_is_the_spectral_radius(ntk, sgd):
     edge = qm.edge_of_stability(ntk, sgd)
     for fraction in (0.05, 0.4, 0.8, 0.99):
         sgd = replace(sgd, learning_rate=fraction * edge)
-        expected = enumeration.spectral_radius(ntk, *settings_of(sgd))
+        expected = enumeration.spectral_radius(ntk, sgd)
         rate = qm.late_time_rate(ntk, sgd, norm="exact")
         assert rate == pytest.approx(expected, rel=1e-9)
         for method in ("finite", "exact"):
@@ -81,7 +59,7 @@ def test_exact_rate_above_the_edge(ntk, sgd):
     edge = qm.edge_of_stability(ntk, sgd)
     for factor in (1.3, 10.0):
         sgd = replace(sgd, learning_rate=factor * edge)
-        expected = enumeration.spectral_radius(ntk, *settings_of(sgd))
+        expected = enumeration.spectral_radius(ntk, sgd)
         assert expected > 1
         assert qm.late_time_rate(ntk, sgd, norm="exact") == pytest.approx(expected, rel=1e-9)
         assert qm.late_time_rate(ntk, sgd) > 1
@@ -117,7 +95,7 @@ def test_closure_rate_of_plain_sgd_is_an_eigenvalue(sampling, fraction):
 def test_full_batch_rate_is_that_of_the_slowest_mode(momentum, nesterov, norm):
     ntk = random_ntk(12, 5, 8)
     sgd = qm.SGD(0.1, 5, momentum, nesterov, 0.05)
-    expected = enumeration.deterministic_radius(ntk, 0.1, momentum, nesterov, 0.05) ** 2
+    expected = enumeration.deterministic_radius(ntk, sgd) ** 2
     assert qm.late_time_rate(ntk, sgd, norm=norm) == pytest.approx(expected, rel=1e-10)
 
 
@@ -157,7 +135,7 @@ def test_exact_floor_is_the_fixed_point_over_all_batches(ntk, sgd):
     critical = qm.critical_learning_rate(ntk, sgd, norm="exact")
     for fraction in (0.2, 0.85):
         sgd = replace(sgd, learning_rate=fraction * critical)
-        expected = enumeration.stationary_loss(ntk, residual, *settings_of(sgd))
+        expected = enumeration.stationary_loss(ntk, residual, sgd)
         floor = qm.loss_floor(ntk, residual, sgd, norm="exact")
         assert floor == pytest.approx(expected, rel=1e-9, abs=1e-14)
         if sgd.weight_decay > 0 or np.linalg.matrix_rank(ntk) < len(ntk):
@@ -166,7 +144,7 @@ def test_exact_floor_is_the_fixed_point_over_all_batches(ntk, sgd):
             assert floor == 0.0
     unstable = replace(sgd, learning_rate=1.01 * critical)
     assert qm.loss_floor(ntk, residual, unstable, norm="exact") == math.inf
-    assert enumeration.stationary_loss(ntk, residual, *settings_of(unstable)) == math.inf
+    assert enumeration.stationary_loss(ntk, residual, unstable) == math.inf
 
 
 @pytest.mark.parametrize(("momentum", "nesterov"), MOMENTA)

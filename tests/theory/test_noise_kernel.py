@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,16 +13,7 @@ from hypothesis import strategies as st
 
 import quadmodel as qm
 from tests.oracles import dense_noise_kernel, enumeration
-
-SCHEMES = ("without_replacement", "with_replacement", "bernoulli")
-# (momentum, nesterov); Nesterov below -1/3 has its own edge
-MOMENTA = [(0.0, False), *itertools.product((0.5, 0.9, -0.3, -0.6), (False, True))]
-RECORDS = json.loads((Path(__file__).parents[1] / "data" / "linear.json").read_text("utf-8"))
-
-
-def random_ntk(seed: int, n_data: int, n_params: int) -> np.ndarray:
-    jacobian = np.random.default_rng(seed).normal(size=(n_data, n_params))
-    return jacobian @ jacobian.T / n_data
+from tests.theory._cases import MOMENTA, RECORDS, SCHEMES, random_ntk
 
 
 def well_conditioned_ntk(seed: int, n_data: int, n_params: int) -> np.ndarray:
@@ -41,11 +30,6 @@ def circulant_ntk(n_data: int) -> np.ndarray:
     distance = np.minimum(np.arange(n_data), n_data - np.arange(n_data))
     row = np.exp(-0.7 * distance**2)
     return np.array([np.roll(row, shift) for shift in range(n_data)])
-
-
-def settings_of(sgd: qm.SGD) -> tuple:
-    """Return what the oracles take behind the learning rate."""
-    return sgd.batch_size, sgd.sampling, sgd.momentum, sgd.nesterov, sgd.weight_decay
 
 
 def configurations() -> list:
@@ -108,7 +92,7 @@ def test_recorded_values(record):
 @pytest.mark.parametrize(("ntk", "sgd"), CONFIGURATIONS)
 def test_exact_threshold_is_the_enumerated_one(ntk, sgd):
     found = qm.critical_learning_rate(ntk, sgd, norm="exact")
-    expected = enumeration.critical_learning_rate(ntk, *settings_of(sgd))
+    expected = enumeration.critical_learning_rate(ntk, sgd)
     assert found == pytest.approx(expected, rel=1e-9)
     assert found <= qm.edge_of_stability(ntk, sgd)
     for factor, stable in ((0.97, True), (1.03, False)):
@@ -123,7 +107,7 @@ def test_exact_threshold_is_the_enumerated_one(ntk, sgd):
 def test_edge_is_where_gradient_descent_turns_unstable(momentum, nesterov, weight_decay):
     ntk = random_ntk(3, 5, 4)
     sgd = qm.SGD(1.0, 2, momentum, nesterov, weight_decay)
-    expected = enumeration.edge_of_stability(ntk, momentum, nesterov, weight_decay)
+    expected = enumeration.edge_of_stability(ntk, sgd)
     assert qm.edge_of_stability(ntk, sgd) == pytest.approx(expected, rel=1e-9)
     assert qm.edge_of_stability(np.diag(ntk), sgd) == pytest.approx(
         expected
@@ -139,16 +123,14 @@ def test_norms_against_the_kernel_by_its_definition(ntk, sgd):
     n_data = len(ntk)
     for fraction in (0.15, 0.6, 0.9):
         sgd = replace(sgd, learning_rate=fraction * edge)
-        kernel = dense_noise_kernel.noise_kernel(ntk, sgd.learning_rate, *settings_of(sgd))
+        kernel = dense_noise_kernel.noise_kernel(ntk, sgd)
         assert kernel.min() >= -1e-12 * max(1.0, kernel.max())
         exact = qm.noise_kernel_norm(ntk, sgd, norm="exact")
         assert exact == pytest.approx(np.linalg.eigvalsh(kernel)[-1], rel=1e-10, abs=1e-13)
         finite = qm.noise_kernel_norm(ntk, sgd, norm="finite")
         assert finite == pytest.approx(kernel.sum() / n_data, rel=1e-10, abs=1e-13)
         eigenvalues = np.maximum(np.linalg.eigvalsh(ntk), 0.0)
-        sums = dense_noise_kernel.response_sums(
-            eigenvalues, sgd.learning_rate, *settings_of(sgd)[2:]
-        )
+        sums = dense_noise_kernel.response_sums(eigenvalues, sgd)
         paper = (n_data / sgd.batch_size - 1) * np.trace(sums) / n_data
         assert qm.noise_kernel_norm(ntk, sgd) == pytest.approx(paper, rel=1e-10, abs=1e-13)
 
@@ -161,7 +143,7 @@ def test_exact_norm_of_larger_data(n_data, momentum, nesterov):
     sgd = qm.SGD(1.0, 3, momentum, nesterov)
     sgd = replace(sgd, learning_rate=qm.critical_learning_rate(ntk, sgd, norm="finite"))
     lam, vectors = np.linalg.eigh(ntk)
-    bare = dense_noise_kernel.response_sums(lam, sgd.learning_rate, momentum, nesterov)
+    bare = dense_noise_kernel.response_sums(lam, sgd)
     gamma = n_data * (n_data - 3) / (3 * (n_data - 1))
     dressed = bare / (1 + gamma / n_data * bare)
     pairs = np.einsum("ia,ja->ija", vectors, vectors).reshape(n_data**2, n_data)
@@ -186,13 +168,12 @@ def test_exact_norm_of_orthogonal_data(diagonal):
 
 def test_wrong_kernels_fail_against_enumeration():
     """Negative control: the tolerance of the tests above tells a wrong formula apart."""
-    ntk, batch_size = random_ntk(1, 5, 8), 2
-    critical = enumeration.critical_learning_rate(ntk, batch_size)
-    kernel = dense_noise_kernel.noise_kernel(ntk, critical, batch_size)
+    ntk, sgd = random_ntk(1, 5, 8), qm.SGD(1.0, 2)
+    sgd = replace(sgd, learning_rate=enumeration.critical_learning_rate(ntk, sgd))
+    kernel = dense_noise_kernel.noise_kernel(ntk, sgd)
     assert np.linalg.eigvalsh(kernel)[-1] == pytest.approx(1, rel=1e-9)
     gamma = 5 * 3 / (2 * 4)
     assert abs(np.linalg.eigvalsh(kernel * (5 / 2) / gamma)[-1] - 1) > 0.1  # gamma = D/B
-    sgd = qm.SGD(critical, batch_size)
     for other in SCHEMES[1:]:
         norm = qm.noise_kernel_norm(ntk, replace(sgd, sampling=other), norm="exact")
         assert abs(norm - 1) > 1e-2

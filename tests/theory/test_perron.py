@@ -1,15 +1,13 @@
-"""Largest eigenvalue of the noise kernel matrix: Lanczos, single precision first, Newton's root."""
+"""Largest eigenvalue of the noise kernel matrix: Lanczos, single precision first."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import pytest
 
 import quadmodel as qm
 from quadmodel.theory import _perron
-from quadmodel.theory._perron import perron, rayleigh, root_in_log
+from quadmodel.theory._perron import perron, rayleigh
 
 
 def dense_matrix(vectors, response):
@@ -43,20 +41,20 @@ def test_root_and_vector(kind, large, scale, monkeypatch):
     vectors, response = problem(kind)
     values, columns = np.linalg.eigh(dense_matrix(vectors, response))
     found = perron(vectors, scale * response)
-    assert found.root / scale == pytest.approx(values[-1], rel=1e-11)
-    assert found.root / scale > values[-2] * (1 + 1e-9)
+    assert found.value / scale == pytest.approx(values[-1], rel=1e-11)
+    assert found.value / scale > values[-2] * (1 + 1e-9)
     close = perron(vectors, scale * response, found.vector, residual=1e-11)
     np.testing.assert_allclose(close.vector, np.abs(columns[:, -1]), atol=1e-9)
     assert rayleigh(vectors, response, close.vector) == pytest.approx(values[-1], rel=1e-11)
     # From a guess that sees a single point.
     point = perron(vectors, response, np.eye(len(vectors))[3])
-    assert point.root == pytest.approx(values[-1], rel=1e-10)
+    assert point.value == pytest.approx(values[-1], rel=1e-10)
 
 
 def test_single_precision_alone_would_be_seen():
     vectors, response = problem("random")
-    exact = perron(vectors, response).root
-    rough = perron(vectors.astype(np.float32), response.astype(np.float32)).root
+    exact = perron(vectors, response).value
+    rough = perron(vectors.astype(np.float32), response.astype(np.float32)).value
     assert abs(rough / exact - 1) > 1e-10
 
 
@@ -69,30 +67,3 @@ def test_large_problem_by_both_ways(monkeypatch):
         monkeypatch.setattr(_perron, "_LARGE", large)
         both.append(qm.noise_kernel_norm(model.ntk(), sgd, norm="exact"))
     assert both[0] == pytest.approx(both[1], rel=1e-11)
-
-
-@pytest.mark.parametrize("guess", [1e-6, 0.3, 0.7, 1.9])
-@pytest.mark.parametrize("level", [1e-3, 1.0, 1e3])
-def test_newton_finds_the_root(level, guess):
-    """x / (2 - x) grows from 0 to infinity at the edge."""
-    calls = []
-
-    def value_and_slope(x):
-        calls.append(x)
-        return x / (2 - x), 2 / (2 - x)
-
-    found = root_in_log(value_and_slope, guess, 2.0, level)
-    assert found == pytest.approx(2 * level / (1 + level), rel=1e-12)
-    assert len(calls) < 40
-
-
-def test_newton_at_a_jump():
-    """A function that stays below the level up to the edge has its root there."""
-    found = root_in_log(lambda x: (0.2 * x, 1.0), 0.5, 2.0, 1.0)
-    assert found == 2.0
-
-
-def test_newton_with_useless_slopes():
-    for slope in (0.0, math.inf, math.nan):
-        found = root_in_log(lambda x, slope=slope: (x, slope), 0.9, 2.0, 0.5)
-        assert found == pytest.approx(0.5, rel=1e-9)

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import quadmodel as qm
 from tests.oracles import enumeration, naive_sgd
+from tests.theory._cases import MOMENTA, RECORDS, SCHEMES
 
-SCHEMES = ("without_replacement", "with_replacement", "bernoulli")
-MOMENTA = [(0.0, False), *itertools.product((0.5, 0.9, -0.3, -0.6), (False, True))]
-RECORDS = json.loads((Path(__file__).parents[1] / "data" / "linear.json").read_text("utf-8"))
 NORMS = {
     "noise_kernel_norm": "paper",
     "noise_kernel_norm_finite": "finite",
@@ -27,11 +23,6 @@ NORMS = {
 def random_model(seed: int, n_data: int, n_params: int) -> qm.QuadraticModel:
     rng = np.random.default_rng(seed)
     return qm.QuadraticModel(rng.normal(size=n_data), rng.normal(size=(n_data, n_params)))
-
-
-def settings_of(sgd: qm.SGD) -> tuple:
-    """Return what the oracles take behind the number of steps."""
-    return sgd.sampling, sgd.momentum, sgd.nesterov, sgd.weight_decay
 
 
 def configurations() -> list:
@@ -66,14 +57,12 @@ def test_recorded_losses(record):
 def test_exact_curve_is_the_mean_over_all_batches(model, sgd):
     steps = 25
     curve = qm.predict(model, sgd, steps)
-    expected = enumeration.mean_loss(
-        model.ntk(), model.residual, sgd.learning_rate, sgd.batch_size, steps, *settings_of(sgd)
-    )
+    expected = enumeration.mean_loss(model.ntk(), model.residual, sgd, steps)
     np.testing.assert_allclose(curve.loss, expected, rtol=1e-10)
+    other = {"bernoulli": "with_replacement"}.get(sgd.sampling, "bernoulli")
     wrong = enumeration.mean_loss(  # negative control: the tolerance tells schemes apart
-        model.ntk(), model.residual, sgd.learning_rate, sgd.batch_size, steps,
-        {"bernoulli": "with_replacement"}.get(sgd.sampling, "bernoulli"), *settings_of(sgd)[1:],
-    )  # fmt: skip
+        model.ntk(), model.residual, replace(sgd, sampling=other), steps
+    )
     assert np.abs(curve.loss.values / wrong - 1).max() > 1e-4
 
 
@@ -83,7 +72,7 @@ def test_exact_mode_energies(n_data):
     sgd = qm.SGD(0.1, 3, 0.7, True, 0.05)
     curve = qm.predict(model, sgd, steps=8)
     lam, vectors = np.linalg.eigh(model.ntk())
-    moments = enumeration.second_moments(model.ntk(), model.residual, 0.1, 3, 8, *settings_of(sgd))
+    moments = enumeration.second_moments(model.ntk(), model.residual, sgd, 8)
     # the two null modes are one subspace: compare their sum
     energies = np.array([np.diag(vectors.T @ m @ vectors)[::-1] for m in moments])
     np.testing.assert_allclose(curve.ntk_eigenvalue[0], lam[::-1], rtol=1e-10, atol=1e-12)

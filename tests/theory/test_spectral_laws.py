@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -10,13 +9,7 @@ import pytest
 
 import quadmodel as qm
 from tests.oracles import dense_noise_kernel, enumeration
-
-MOMENTA = [(0.0, False), *itertools.product((0.5, 0.9, -0.3, -0.6), (False, True))]
-
-
-def random_ntk(seed: int, n_data: int, n_params: int) -> np.ndarray:
-    jacobian = np.random.default_rng(seed).normal(size=(n_data, n_params))
-    return jacobian @ jacobian.T / n_data
+from tests.theory._cases import MOMENTA, random_ntk
 
 
 def marchenko_pastur_nodes(ratio: float) -> tuple[np.ndarray, np.ndarray]:
@@ -36,17 +29,11 @@ def test_norm_of_a_law_is_an_average_over_it(ratio, momentum, nesterov, weight_d
     sgd = qm.SGD(1.0, 12, momentum, nesterov, weight_decay)
     edge = qm.edge_of_stability(law, sgd)
     assert edge == pytest.approx(
-        enumeration.edge_of_stability(
-            np.eye(1) * (1 + np.sqrt(ratio)) ** 2, momentum, nesterov, weight_decay
-        )
+        enumeration.edge_of_stability(np.eye(1) * (1 + np.sqrt(ratio)) ** 2, sgd)
     )
     for fraction in (0.2, 0.95):
         sgd = replace(sgd, learning_rate=fraction * edge)
-        sums = np.diag(
-            dense_noise_kernel.response_sums(
-                nodes, sgd.learning_rate, momentum, nesterov, weight_decay
-            )
-        )
+        sums = np.diag(dense_noise_kernel.response_sums(nodes, sgd))
         paper = qm.noise_kernel_norm(law, sgd, n_data=90)
         assert paper == pytest.approx((90 / 12 - 1) * weights @ sums, rel=1e-9)
         gamma = 90 * 78 / (12 * 89)

@@ -5,36 +5,24 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import quadmodel as qm
 from quadmodel._util.checks import InputError
-from quadmodel.theory import _fluctuation, typical
+from quadmodel.theory import _fluctuation, _noise, typical
 from quadmodel.theory._inputs import as_finite_spectrum
 from quadmodel.theory.typical import typical_critical_learning_rate, typical_growth
 from tests.oracles import enumeration
 from tests.oracles.one_step import one_step, weight_fluctuations
+from tests.theory._cases import SCHEMES, random_ntk
 
-SCHEMES = ("without_replacement", "with_replacement", "bernoulli")
 NUMBERS = (
     "typical_growth", "mean_growth", "one_step_variance", "relaxation_steps", "participation",
     "valid",
 )  # fmt: skip
-
-
-def random_ntk(seed: int, n_data: int, n_params: int) -> np.ndarray:
-    jacobian = np.random.default_rng(seed).normal(size=(n_data, n_params))
-    return jacobian @ jacobian.T / n_data
-
-
-def of_oracle(sgd: qm.SGD) -> tuple:
-    """Return what the oracles take behind the NTK."""
-    return (
-        sgd.learning_rate, sgd.batch_size, sgd.sampling, sgd.momentum, sgd.nesterov,
-        sgd.weight_decay,
-    )  # fmt: skip
 
 
 def configurations() -> list:
@@ -77,13 +65,13 @@ def matrices_of(ntk: np.ndarray, sgd: qm.SGD) -> tuple[_fluctuation.Eigenmatrice
     spectrum = as_finite_spectrum(ntk)
     reached = spectrum.eigenvalues > 0
     lam, vectors = spectrum.eigenvalues[reached], spectrum.vectors[:, reached]
-    perron = typical._perron(lam, vectors, sgd, 1.0, np.ones(len(ntk)))
-    return _fluctuation.eigenmatrices(lam, vectors, sgd, perron.growth, perron.energies), vectors
+    found = _noise.exact_growth(lam, vectors, sgd, 1.0, np.ones(len(ntk)))
+    return _fluctuation.eigenmatrices(lam, vectors, sgd, found.factor, found.per_point), vectors
 
 
 @pytest.mark.parametrize(("ntk", "sgd"), CONFIGURATIONS)
 def test_growth_and_variance_of_all_batches(ntk, sgd):
-    found, expected = typical_growth(ntk, sgd), one_step(ntk, *of_oracle(sgd))
+    found, expected = typical_growth(ntk, sgd), one_step(ntk, sgd)
     assert float(found.mean_growth) == pytest.approx(math.log(expected.growth), abs=1e-11)
     assert float(found.one_step_variance) == pytest.approx(expected.variance, rel=1e-10)
     assert expected.variance > 1e-4
@@ -96,7 +84,7 @@ def test_growth_and_variance_of_all_batches(ntk, sgd):
 
 @pytest.mark.parametrize(("ntk", "sgd"), CONFIGURATIONS)
 def test_eigenmatrices_of_the_dense_operator(ntk, sgd):
-    expected = one_step(ntk, *of_oracle(sgd))
+    expected = one_step(ntk, sgd)
     found, vectors = matrices_of(ntk, sgd)
     for blocks, matrix in (
         ((found.now, found.cross, found.old), expected.moment),
@@ -107,8 +95,8 @@ def test_eigenmatrices_of_the_dense_operator(ntk, sgd):
         np.testing.assert_allclose(
             whole / np.trace(whole), matrix, atol=1e-10 * np.abs(matrix).max()
         )
-    energies = np.diagonal(vectors @ found.at_gradient @ vectors.T)
-    participation = len(ntk) * np.sum(energies**2) / energies.sum() ** 2
+    per_point = np.diagonal(vectors @ found.at_gradient @ vectors.T)
+    participation = len(ntk) * np.sum(per_point**2) / per_point.sum() ** 2
     assert float(typical_growth(ntk, sgd).participation) == pytest.approx(participation, rel=1e-9)
 
 
@@ -134,7 +122,7 @@ def test_moments_of_the_weights(n_data, batch_size, sampling):
 def test_wrong_variances_fail_against_enumeration(monkeypatch):
     """Negative control: without some third or fourth moments, or at those of another scheme."""
     ntk, sgd = random_ntk(3, 5, 8), qm.SGD(0.4, 2)
-    expected = one_step(ntk, *of_oracle(sgd)).variance
+    expected = one_step(ntk, sgd).variance
     assert float(typical_growth(ntk, sgd).one_step_variance) == pytest.approx(expected, rel=1e-10)
     moments = _fluctuation.weight_moments
     for change in (
@@ -170,13 +158,13 @@ def test_one_mode_is_a_product_of_numbers(sampling):
 def test_what_does_not_change_it():
     ntk, sgd = random_ntk(4, 40, 60), qm.SGD(1.0, 3, momentum=0.3, weight_decay=0.1)
     sgd = replace(sgd, learning_rate=qm.critical_learning_rate(ntk, sgd, norm="exact"))
-    here = typical_growth(ntk, sgd)
+    found = typical_growth(ntk, sgd)
     order = np.random.default_rng(0).permutation(40)
     scaled = replace(sgd, learning_rate=sgd.learning_rate / 2, weight_decay=0.2)
-    for there in (typical_growth(ntk[order][:, order], sgd), typical_growth(2 * ntk, scaled)):
+    for other in (typical_growth(ntk[order][:, order], sgd), typical_growth(2 * ntk, scaled)):
         for name in NUMBERS:
-            assert float(there[name]) == pytest.approx(float(here[name]), rel=1e-8, abs=1e-11)
-    assert typical_growth(ntk, sgd).identical(here)
+            assert float(other[name]) == pytest.approx(float(found[name]), rel=1e-8, abs=1e-11)
+    assert typical_growth(ntk, sgd).identical(found)
 
 
 def test_layout():
@@ -197,7 +185,7 @@ def test_full_batches(momentum):
     ntk = random_ntk(5, 8, 12)
     sgd = qm.SGD(0.1, 8, momentum)
     found = typical_growth(ntk, sgd)
-    radius = enumeration.deterministic_radius(ntk, 0.1, momentum)
+    radius = enumeration.deterministic_radius(ntk, sgd)
     assert float(found.typical_growth) == pytest.approx(2 * math.log(radius), rel=1e-9)
     assert float(found.one_step_variance) == 0
     assert bool(found.valid)
@@ -208,7 +196,7 @@ def test_full_batches(momentum):
 
 
 def test_noise_below_rounding():
-    """A slow mode that outlives what noise feeds: no noise to speak of, and no NaN."""
+    """A mode that decays more slowly than the noise it leaves behind: no noise, and no NaN."""
     ntk = np.diag([1.0, 1.0, 1e-14])
     found = typical_growth(ntk, qm.SGD(0.1, 1))
     assert float(found.typical_growth) == pytest.approx(0, abs=1e-12)
@@ -253,9 +241,9 @@ def test_typical_edge(sgd):
     )
     assert abs(float(at.typical_growth)) < 1e-5 * slope
     assert float(at.mean_growth) == pytest.approx(float(at.one_step_variance) / 2, rel=1e-3)
-    assert typical_critical_learning_rate(ntk, replace(sgd, learning_rate=3.0)) == edge
-    spectrum = as_finite_spectrum(ntk)
-    assert typical.typical_critical_on_spectrum(spectrum, sgd, mean_square) == edge
+    # neither the learning rate nor where the search begins matters
+    spectrum, other = as_finite_spectrum(ntk), replace(sgd, learning_rate=3.0)
+    assert typical.typical_critical_on_spectrum(spectrum, other, mean_square) == edge
 
 
 @pytest.mark.parametrize("function", [typical_growth, typical_critical_learning_rate])
@@ -277,10 +265,8 @@ def test_bad_input(function):
 
 
 def test_memory(monkeypatch):
-    monkeypatch.setattr("quadmodel._util.checks.psutil.virtual_memory", lambda: _Memory())
+    monkeypatch.setattr(
+        "quadmodel._util.checks.psutil.virtual_memory", lambda: SimpleNamespace(available=1000)
+    )
     with pytest.raises(MemoryError, match="the prediction needs"):
         typical_growth(np.eye(4), qm.SGD(0.1, 2))
-
-
-class _Memory:
-    available = 1000

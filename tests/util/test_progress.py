@@ -18,7 +18,7 @@ from quadmodel._util.progress import progress_bar
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(quadmodel.__file__).parents[1])}
 LOOP = """
 from quadmodel._util.progress import progress_bar
-with progress_bar(3, what="cells", show={show}) as bar:
+with progress_bar(3, what="steps", show={show}) as bar:
     for _ in range(3):
         bar.update()
 print("done")
@@ -37,7 +37,7 @@ def fake_ipython(monkeypatch, config):
 
 def count_to_three(stream, monkeypatch, *, show):
     monkeypatch.setattr(sys, "stderr", stream)
-    with progress_bar(3, what="cells", show=show) as bar:
+    with progress_bar(3, what="steps", show=show) as bar:
         for _ in range(3):
             bar.update()
     return stream.getvalue()
@@ -80,13 +80,13 @@ def test_on_a_pseudo_terminal(show):
         os.close(theirs)  # only now: what nobody has read may be lost with it
         os.close(ours)
     assert done.stdout == "done\n"
-    assert (b"cells" in shown) is show
+    assert (b"steps" in shown) is show
     assert (b"3" in shown) is show
 
 
 def test_shown_on_a_terminal(monkeypatch):
     text = count_to_three(Terminal(), monkeypatch, show=True)
-    assert "cells:   0%" in text
+    assert "steps:   0%" in text
     assert "0/3" in text
     # The bar is wiped when it is done: what stands last is blank.
     assert text.endswith("\r")
@@ -103,7 +103,7 @@ def test_silent_if_standard_error_is_no_terminal(monkeypatch):
 
 def test_silent_without_standard_error(monkeypatch):
     monkeypatch.setattr(sys, "stderr", None)  # as under pythonw
-    with progress_bar(1, what="cells", show=False) as bar:
+    with progress_bar(1, what="steps", show=False) as bar:
         bar.update()
 
 
@@ -116,21 +116,21 @@ def test_notebook(monkeypatch):
 
     fake_ipython(monkeypatch, {"IPKernelApp": {}})
     monkeypatch.setattr(tqdm.auto, "tqdm", widget)
-    assert progress_bar(7, what="cells", show=True) == "widget"
-    assert (asked["total"], asked["desc"]) == (7, "cells")
+    assert progress_bar(7, what="steps", show=True) == "widget"
+    assert (asked["total"], asked["desc"]) == (7, "steps")
     assert asked["disable"] is False  # never None: a notebook's stderr is no terminal
 
 
 def test_not_asked_for_in_a_notebook(monkeypatch):
     fake_ipython(monkeypatch, {"IPKernelApp": {}})
-    assert progress_bar(7, what="cells", show=False).disable
+    assert progress_bar(7, what="steps", show=False).disable
 
 
 @pytest.mark.parametrize("config", [None, {}, {"TerminalInteractiveShell": {}}])
 def test_ipython_without_a_kernel_is_no_notebook(monkeypatch, config):
     fake_ipython(monkeypatch, config)
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    bar = progress_bar(1, what="cells", show=True)
+    bar = progress_bar(1, what="steps", show=True)
     assert isinstance(bar, tqdm.tqdm)
     assert bar.disable
     bar.close()
@@ -139,6 +139,6 @@ def test_ipython_without_a_kernel_is_no_notebook(monkeypatch, config):
 def test_without_ipython(monkeypatch):
     monkeypatch.delitem(sys.modules, "IPython", raising=False)
     monkeypatch.setattr(sys, "stderr", Terminal())
-    with progress_bar(1, what="cells", show=True) as bar:
+    with progress_bar(1, what="steps", show=True) as bar:
         assert type(bar) is tqdm.tqdm
         assert not bar.disable
