@@ -66,7 +66,7 @@ def test_a_choice_by_environment_wins(monkeypatch, chosen, cores):
 def test_a_number_of_threads_is_checked():
     assert threads.as_threads(7) == 7
     for wrong in (0, 1.5, "two", True):
-        with pytest.raises(InputError, match="^threads must be an integer >= 1, got"):
+        with pytest.raises(InputError, match=r"^threads must be an integer >= 1, got"):
             threads.as_threads(wrong)
 
 
