@@ -27,6 +27,7 @@ NAMES = [
     "eigenvectors",
     "expected_ntk",
     "large_p_limit",
+    "large_p_phase_diagram",
     "late_time_rate",
     "limit_edge",
     "loss_floor",
