@@ -201,9 +201,7 @@ class DiagramSpec:
 class Measure(Protocol):
     """A function that measures grid points: how losses grow there, and how replicas end."""
 
-    def __call__(
-        self, points: Cells, pool: Workers, /, *, what: str, show: bool
-    ) -> Measurement:
+    def __call__(self, points: Cells, pool: Workers, /, *, what: str, show: bool) -> Measurement:
         """Measure `points`, with a progress bar called `what`."""
 
 
