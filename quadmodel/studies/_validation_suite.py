@@ -22,7 +22,6 @@ from quadmodel.simulation.ntk_draws import sample_ntk
 from quadmodel.simulation.populations import population_growth
 from quadmodel.simulation.trajectories import simulate
 from quadmodel.spectra import GivenEigenvalues
-from quadmodel.studies.large_p_outcomes import power_law_model
 from quadmodel.studies.phases import phase_diagram
 from quadmodel.theory.moments import late_time_rate, loss_floor
 from quadmodel.theory.noise_kernel import critical_learning_rate
@@ -319,7 +318,9 @@ def _large_p(effort: Effort) -> Iterator[Row]:
     deviate from it by order 1/P; twice the mean at 2P less the mean at P has no such term.
     """
     n_data, n_params, steps, curvature_strength = 4, 400, 6, 0.8
-    start = power_law_model(n_data, seed=effort.seed)
+    start = Ensemble(n_data, n_data, jacobian=1 / np.arange(1, n_data + 1)).sample(effort.seed)
+    residual = start.residual * (n_data**0.5 / np.linalg.norm(start.residual))
+    start = QuadraticModel(residual, start.jacobian)
     sgd = SGD(critical_learning_rate(start.ntk(), SGD(1.0, 2), level=0.25), 2)
     names = ("loss", "ntk_trace", "ntk_largest_eigenvalue")
     options: dict[str, Any] = {
@@ -334,7 +335,7 @@ def _large_p(effort: Effort) -> Iterator[Row]:
         jacobian = np.pad(start.jacobian, ((0, 0), (0, size - n_data)))
         for draw in range(effort.large_replicas):
             rng = np.random.default_rng([effort.seed, size, draw])
-            model = QuadraticModel(start.residual, jacobian, law.sample(rng, n_data, size))
+            model = QuadraticModel(residual, jacobian, law.sample(rng, n_data, size))
             runs.append(simulate(model, sgd, steps, **options))
     for name in names:
         values = np.array([float(run[name][0, -1]) for run in runs]).reshape(2, -1)

@@ -190,12 +190,11 @@ class DiagramSpec:
             self.precision,
         )  # fmt: skip
 
-    def attributes(self) -> dict[str, Any]:
-        """Return what attributes of the result say about the measurement."""
-        shared = self.sgd.spec()
-        del shared["learning_rate"], shared["batch_size"]
-        counts = {"steps": self.steps, "replicas": self.replicas, "refine": self.refine}
-        return {**shared, **counts, "precision": self.precision}
+    def sgd_attributes(self) -> dict[str, Any]:
+        """Return what attributes of the result say about SGD."""
+        spec = self.sgd.spec()
+        del spec["learning_rate"], spec["batch_size"]
+        return spec
 
 
 class Measure(Protocol):
@@ -278,10 +277,13 @@ def stability_diagram(
         scan, steps_of_scan = _finer_scan(rates, grid, spec, evaluate)
     attrs = attributes(
         "phase diagram",
-        seed=spec.seed,
-        **described,
-        **spec.attributes(),
+        described | spec.sgd_attributes(),
+        steps=spec.steps,
+        replicas=spec.replicas,
+        refine=spec.refine,
+        precision=spec.precision,
         replica_steps=steps_of_grid + steps_of_scan,
+        seed=spec.seed,
     )
     return _dataset(rates, grid, scan, boundaries, attrs)
 

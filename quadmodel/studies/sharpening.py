@@ -147,17 +147,16 @@ def sharpening_diagram(
         ).reshape(replicas, rates.size, sizes.size)
         grid = _predicted(model, statistics, template, rates, sizes, steps, edge, bar.update)
     grid |= _simulated(growth / float(model.eigensystem[0][0]))
+    options = {name: value for name, value in template.spec().items() if name not in _PLANE}
     attrs = attributes(
         "sharpening diagram",
-        seed=seed,
+        {"n_data": model.n_data, "n_params": model.n_params, **options},
         steps=steps,
         replicas=replicas,
         batch_sequences=batch_sequences,
         curvature=repr(law),
         valid_below=sharpening.VALID_BELOW,
-        n_data=model.n_data,
-        n_params=model.n_params,
-        **{name: value for name, value in template.spec().items() if name not in _PLANE},
+        seed=seed,
     )
     return _dataset(rates, sizes, grid, boundaries).assign_attrs(attrs)
 

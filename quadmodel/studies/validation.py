@@ -88,18 +88,18 @@ def validate(
     z = (measured - predicted) / error
     bound = float(-ndtri(family_wise_error / (2 * len(rows))))
     agrees = np.abs(z) <= bound  # a NaN does not
-    row = ("row",)
     return xr.Dataset(
         {
-            "predicted": variable(row, predicted, "closed form"),
-            "measured": variable(row, measured, "Monte Carlo mean"),
-            "standard_error": variable(row, error, "standard error"),
-            "z": variable(row, z, "difference over standard error", "1"),
-            "agrees": variable(row, agrees, "within the bound"),
+            "predicted": variable("row", predicted, "closed form"),
+            "measured": variable("row", measured, "Monte Carlo mean"),
+            "standard_error": variable("row", error, "standard error"),
+            "z": variable("row", z, "difference over standard error", "1"),
+            "agrees": variable("row", agrees, "within the bound"),
         },
         coords={"row": [row.name for row in rows]},
         attrs=attributes(
             "validation",
+            {},
             seed=seed,
             quick=int(quick),
             family_wise_error=family_wise_error,
