@@ -145,7 +145,7 @@ def test_docstrings_of_modules(name):
 @pytest.mark.parametrize(
     "name",
     [
-        "limit_edge", "loss", "persistent_edge", "phase_diagram", "sharpening",
+        "large_p_edge", "loss", "persistent_edge", "phase_diagram", "sharpening",
         "sharpening_diagram", "spectrum",
     ],
 )  # fmt: skip

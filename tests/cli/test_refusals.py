@@ -11,8 +11,11 @@ import pytest
 import xarray as xr
 
 from quadmodel import cli
-from quadmodel.studies import phases as phase
+from quadmodel.studies import phases
 from tests.cli.command import COMMAND, ENVIRONMENT, GRID, OUTPUTS, SIZE, TINY, written
+
+# Beside a file of data.
+WITHOUT_SIZE = ["--learning-rates", "3", "--batch-sizes", "2", "--replicas", "2", "--steps", "40"]
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "0,2", "-3,2", "21,2", "2.5", "2.5,3", "x"])
@@ -126,11 +129,13 @@ def test_more_outliers_than_eigenvalues(refuse):
     ],
 )
 def test_input_files(refuse, arrays, option, file, words):
-    refuse(option, file, names=words)
+    refuse(option, file, names=words, base=["phase-diagram", *WITHOUT_SIZE])
 
 
 def test_batch_size_above_the_array(refuse, arrays):
-    refuse("--jacobian", "jacobian.npy", "--batch-sizes", "1,13", names=["batch", "12", "13"])
+    options = ["--jacobian", "jacobian.npy", "--batch-sizes", "1,13"]
+    base = ["phase-diagram", *WITHOUT_SIZE]
+    refuse(*options, names=["batch", "12", "13"], base=base)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +144,24 @@ def test_batch_size_above_the_array(refuse, arrays):
 def test_two_sources(refuse, arrays, given):
     options = [part for name in given for part in (f"--{name}", f"{name}.npy")]
     refuse(*options, names=[*given, "one of"])
+
+
+MEANINGLESS = [
+    *[
+        ([f"--{source}", f"{source}.npy", *option], [option[0], f"--{source}", option[1]])
+        for source in ("jacobian", "ntk", "eigenvalues")
+        for option in (["--n-data", "5"], ["--n-params", "5"], ["--spectrum", "gaussian"])
+    ],
+    (["--curvature", "0.1", "--curvature-strength", "1"], ["--curvature ", "-strength", "0.1"]),
+    (["--nesterov"], ["--nesterov", "--momentum"]),
+    (["--nesterov", "--momentum", "0"], ["--nesterov", "--momentum"]),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), MEANINGLESS, ids=lambda value: " ".join(value))
+@pytest.mark.parametrize("command", ["phase-diagram", "large-p-diagram", "sharpening-diagram"])
+def test_options_that_others_make_meaningless(command, options, words, refuse, arrays):
+    refuse(*options, names=words, base=[command, *WITHOUT_SIZE])
 
 
 @pytest.mark.parametrize(
@@ -166,7 +189,8 @@ def test_outputs(refuse, arrays, options, words):
     ],
 )
 def test_output_that_would_replace_an_input(refuse, arrays, source, output):
-    refuse(*source, *output, names="outputs must not replace an input")
+    message = "outputs must not replace an input"
+    refuse(*source, *output, names=message, base=["phase-diagram", *WITHOUT_SIZE])
 
 
 def test_picture_that_is_a_folder(refuse):
@@ -236,7 +260,7 @@ def test_existing_outputs_survive_a_failure(run, monkeypatch, error):
 
     for name in OUTPUTS:
         Path(name).write_text("precious")
-    monkeypatch.setattr(phase, "measure_cells", fail)
+    monkeypatch.setattr(phases, "measure_cells", fail)
     code, out, err = run("phase-diagram", *TINY)
     interrupted = isinstance(error, KeyboardInterrupt)
     assert (code, out.strip()) == (130 if interrupted else 2, "")
