@@ -1,7 +1,4 @@
-"""Options that commands share, and what they stand for: a model, SGD, a grid, two files.
-
-Each decorator below adds a group of options to a command and hands them over as one argument.
-"""
+"""Options that commands share, and what they stand for."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ import numpy as np
 from click.core import ParameterSource
 
 from quadmodel import spectra
-from quadmodel._util.checks import FloatArray, InputError, as_array, as_integer, as_number
+from quadmodel._util.checks import InputError, as_array, as_integer, as_number
 from quadmodel._util.files import array_path, check_writable, load_array, write_atomically
 from quadmodel.optimizer import SAMPLING_SCHEMES, SGD
 
@@ -32,6 +29,12 @@ Number = TypeVar("Number", int, float)
 Command = Callable[..., None]
 Decorator = Callable[[Command], Command]
 _FORMATS = (".png", ".pdf", ".svg")
+
+
+def option(usage: str, default: object, text: str, **more: Any) -> Decorator:
+    """Add an option to a command; `usage` as help shows it, like "--n-data D"."""
+    flag, _, metavar = usage.partition(" ")
+    return click.option(flag, default=default, metavar=metavar or None, help=text, **more)
 
 
 def _grouped(argument: str, build: Callable[..., object], **options: Decorator) -> Decorator:
@@ -50,69 +53,140 @@ def _grouped(argument: str, build: Callable[..., object], **options: Decorator) 
     return decorate
 
 
-# ---- the model
+# ---- diagrams over learning rate and batch size
 
 
-def model_options(
+def diagram_options(
+    name: str,
     *,
     n_data: int,
     n_params: int | None,
     spectrum: str,
     curvature: float | None = None,
     curvature_strength: float | None = None,
+    learning_rates: int,
+    batch_sizes: int,
+    steps: int,
+    replicas: int,
+    of_replicas: str = "Replicas per grid point.",
 ) -> Decorator:
-    """Add options for what to train; the command receives a `Source` called `source`."""
+    """Add the options of a diagram; the command receives a `Diagram` called `asked`."""
     return _grouped(
-        "source",
-        _source,
-        n_data=click.option(
-            "--n-data", default=n_data, metavar="D", help="Data points of a random model."
-        ),
-        n_params=click.option(
-            "--n-params",
-            type=int,
-            default=n_params,
+        "asked",
+        _diagram,
+        n_data=option("--n-data D", n_data, "Data points of a random model."),
+        n_params=option(
+            "--n-params P", n_params, "Parameters of a random model.", type=int,
             show_default=True if n_params else "2 D",
-            metavar="P",
-            help="Parameters of a random model.",
         ),
-        spectrum=click.option(
-            "--spectrum",
-            default=spectrum,
-            metavar="LAW",
-            help="NTK spectrum of a random model: gaussian (independent Jacobian entries), "
-            "marchenko-pastur (its deterministic quantiles), power-law[:EXPONENT], or "
-            "outliers:V1,V2,... above a bulk of ones.",
+        spectrum=option(
+            "--spectrum LAW", spectrum, "NTK spectrum of a random model: gaussian (independent "
+            "Jacobian entries), marchenko-pastur (its deterministic quantiles), "
+            "power-law[:EXPONENT], or outliers:V1,V2,... above a bulk of ones.",
         ),
-        jacobian=click.option(
-            "--jacobian", metavar="FILE", help="Use this Jacobian, shape (D, P)."
+        jacobian=option("--jacobian FILE", None, "Use this Jacobian, shape (D, P)."),
+        ntk=option("--ntk FILE", None, "Use this NTK, shape (D, D), with P = D."),
+        eigenvalues=option(
+            "--eigenvalues FILE", None, "Use these NTK eigenvalues, shape (D,), with random "
+            "eigenvectors and P = D. FILE: an .npy file, or one array of an .npz file as "
+            "FILE.npz:name.",
         ),
-        ntk=click.option("--ntk", metavar="FILE", help="Use this NTK, shape (D, D), with P = D."),
-        eigenvalues=click.option(
-            "--eigenvalues",
-            metavar="FILE",
-            help="Use these NTK eigenvalues, shape (D,), with random eigenvectors and P = D. "
-            "FILE: an .npy file, or one array of an .npz file as FILE.npz:name.",
+        curvature=option(
+            "--curvature SCALE", curvature, "Standard deviation of independent Gaussian curvature; "
+            "above 0 the model is quadratic.", type=float,
         ),
-        curvature=click.option(
-            "--curvature",
-            type=float,
-            default=curvature,
-            metavar="SCALE",
-            help="Standard deviation of independent Gaussian curvature; above 0 the model is "
-            "quadratic.",
+        curvature_strength=option(
+            "--curvature-strength Q", curvature_strength, "Curvature strength q = SCALE sqrt(P), "
+            "in place of --curvature.", type=float,
         ),
-        curvature_strength=click.option(
-            "--curvature-strength",
-            type=float,
-            default=curvature_strength,
-            metavar="Q",
-            help="Curvature strength q = SCALE sqrt(P), in place of --curvature.",
+        residual=option("--residual SCALE", 1.0, "Scale of the initial residual."),
+        learning_rates=option(
+            "--learning-rates VALUES", str(learning_rates), "How many, spread around both edges; "
+            "or a list like 0.1,0.2; or LOW:HIGH:COUNT, spread evenly in the logarithm.",
         ),
-        residual=click.option(
-            "--residual", default=1.0, metavar="SCALE", help="Scale of the initial residual."
+        batch_sizes=option(
+            "--batch-sizes VALUES", str(batch_sizes), "How many, spread from 1 to D; or a list "
+            "like 1,8,64; or LOW:HIGH:COUNT.",
         ),
+        momentum=option("--momentum", 0.0, "Momentum, inside (-1, 1)."),
+        nesterov=option(
+            "--nesterov", False, "Nesterov's momentum instead of the heavy ball.", is_flag=True
+        ),
+        weight_decay=option("--weight-decay", 0.0, "Weight decay towards the initial parameters."),
+        sampling=option(
+            "--sampling", SAMPLING_SCHEMES[0], "How batches are drawn.",
+            type=click.Choice(SAMPLING_SCHEMES),
+        ),
+        steps=option("--steps", steps, "SGD steps."),
+        replicas=option("--replicas", replicas, of_replicas),
+        **_RUN,
+        **_files(name),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Diagram:
+    """What a diagram is asked for: a source, a grid, SGD, how to run, what to write."""
+
+    source: Source
+    learning_rates: int | list[float]
+    batch_sizes: int | list[int]
+    sgd: SGD
+    steps: int
+    replicas: int
+    seed: int
+    threads: int | None
+    outputs: Outputs
+
+
+def _diagram(
+    learning_rates: str,
+    batch_sizes: str,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+    sampling: str,
+    picture: str,
+    data: str,
+    **others: Any,
+) -> Diagram:
+    """Return what the options stand for; refuse those that the others make meaningless."""
+    if nesterov and momentum == 0:
+        raise InputError("--nesterov must be given with a --momentum other than 0, got 0")
+    run = {name: others.pop(name) for name in ("steps", "replicas", "seed", "threads")}
+    source = _source(others)
+    return Diagram(
+        source,
+        _count_or_values("--learning-rates", learning_rates, float),
+        _count_or_values("--batch-sizes", batch_sizes, int),
+        # Learning rate and batch size are those of the grid.
+        SGD(1.0, 1, momentum, nesterov, weight_decay, sampling),
+        outputs=_outputs(picture, data, source.file),
+        **run,
     )
+
+
+def _count_or_values(flag: str, text: str, number: type[Number]) -> int | list[Number]:
+    """Return a count, the values of a list, or those that LOW:HIGH:COUNT stands for."""
+    try:
+        if ":" in text:
+            low, high, count = text.split(":")
+            ends = float(low), float(high)
+            if not 0 < ends[0] < ends[1] < 1e100 or not 1 <= int(count) <= 10**6:
+                raise ValueError
+            spread = np.geomspace(*ends, int(count))
+            if number is int:  # beyond any number of data points all sizes are equally wrong
+                spread = np.unique(np.minimum(spread, 2.0**62).round())
+            return [number(value) for value in spread]
+        return [number(part) for part in text.split(",")] if "," in text else int(text)
+    except ValueError:
+        raise InputError(
+            f"{flag} must be a count, a list like 1,2,4 or LOW:HIGH:COUNT with 0 < LOW < HIGH, "
+            f"got {text!r}"
+        ) from None
+
+
+# ---- the model
 
 
 @dataclass(frozen=True)
@@ -175,8 +249,8 @@ class Source:
         return strength / math.sqrt(n_params)
 
 
-def _source(**values: Any) -> Source:
-    """Refuse options that the others make meaningless."""
+def _source(values: dict[str, Any]) -> Source:
+    """Return the source; refuse options that the others make meaningless."""
     context = click.get_current_context()
     given = [
         name for name in values if context.get_parameter_source(name) is not ParameterSource.DEFAULT
@@ -190,13 +264,12 @@ def _source(**values: Any) -> Source:
                 f"--{name.replace('_', '-')} must not be given with --{files[0]}, which sets it, "
                 f"got {values[name]}"
             )
-    scale, strength = values["curvature"], values["curvature_strength"]
-    if "curvature" in given and "curvature_strength" in given:
-        raise InputError(
-            "--curvature and --curvature-strength must not both be given, got "
-            f"{scale:g} and {strength:g}"
-        )
     if "curvature" in given:
+        if "curvature_strength" in given:
+            raise InputError(
+                "--curvature and --curvature-strength must not both be given, got "
+                f"{values['curvature']:g} and {values['curvature_strength']:g}"
+            )
         values["curvature_strength"] = None
     return Source(**values)
 
@@ -223,125 +296,29 @@ def _law(text: str, n_data: int, n_params: int) -> spectra.SpectralLaw:
     )
 
 
-# ---- SGD
-
-
-def _sgd(momentum: float, nesterov: bool, weight_decay: float, sampling: str) -> SGD:
-    """Return SGD whose learning rate and batch size are not used."""
-    if nesterov and momentum == 0:
-        raise InputError("--nesterov must be given with a --momentum other than 0, got 0")
-    return SGD(1.0, 1, momentum, nesterov, weight_decay, sampling)
-
-
-# Add options for SGD; the command receives an `SGD` called `sgd`.
-sgd_options = _grouped(
-    "sgd",
-    _sgd,
-    momentum=click.option("--momentum", default=0.0, help="Momentum, inside (-1, 1)."),
-    nesterov=click.option(
-        "--nesterov", is_flag=True, help="Nesterov's momentum instead of the heavy ball."
-    ),
-    weight_decay=click.option(
-        "--weight-decay", default=0.0, help="Weight decay towards the initial parameters."
-    ),
-    sampling=click.option(
-        "--sampling",
-        type=click.Choice(SAMPLING_SCHEMES),
-        default=SAMPLING_SCHEMES[0],
-        help="How batches are drawn.",
-    ),
-)
-
-
-# ---- the grid
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Learning rates and batch sizes: how many, or the values."""
-
-    learning_rates: int | list[float]
-    batch_sizes: int | list[int]
-
-
-def grid_options(*, learning_rates: int, batch_sizes: int) -> Decorator:
-    """Add options for the grid; the command receives a `Grid` called `grid`."""
-    return _grouped(
-        "grid",
-        _grid,
-        learning_rates=click.option(
-            "--learning-rates",
-            default=str(learning_rates),
-            metavar="VALUES",
-            help="How many, spread around both edges; or a list like 0.1,0.2; or LOW:HIGH:COUNT, "
-            "spread evenly in the logarithm.",
-        ),
-        batch_sizes=click.option(
-            "--batch-sizes",
-            default=str(batch_sizes),
-            metavar="VALUES",
-            help="How many, spread from 1 to D; or a list like 1,8,64; or LOW:HIGH:COUNT.",
-        ),
-    )
-
-
-def _grid(learning_rates: str, batch_sizes: str) -> Grid:
-    return Grid(
-        _count_or_values("--learning-rates", learning_rates, float, lambda spread: spread),
-        _count_or_values("--batch-sizes", batch_sizes, int, _whole),
-    )
-
-
-def _whole(spread: FloatArray) -> Any:
-    # Beyond any number of data points all sizes are equally wrong.
-    return np.unique(np.minimum(spread, 2.0**62).round().astype(np.int64))
-
-
-def _count_or_values(
-    option: str,
-    text: str,
-    number: Callable[[str], Number],
-    rounded: Callable[[FloatArray], Any],
-) -> int | list[Number]:
-    """Return a count, the values of a list, or those that LOW:HIGH:COUNT stands for."""
-    try:
-        if ":" in text:
-            low, high, count = text.split(":")
-            ends = float(low), float(high)
-            if not 0 < ends[0] < ends[1] < 1e100 or not 1 <= int(count) <= 10**6:
-                raise ValueError
-            values: list[Number] = rounded(np.geomspace(*ends, int(count))).tolist()
-            return values
-        return [number(part) for part in text.split(",")] if "," in text else int(text)
-    except ValueError:
-        raise InputError(
-            f"{option} must be a count, a list like 1,2,4 or LOW:HIGH:COUNT with 0 < LOW < HIGH, "
-            f"got {text!r}"
-        ) from None
-
-
-def values_option(name: str, default: str, number: type[Number], text: str) -> Decorator:
-    """Add an option for a list of numbers."""
-
-    def listed(_: click.Context, __: click.Parameter, value: str) -> list[Number]:
-        try:
-            return [number(part) for part in value.split(",")]
-        except ValueError:
-            raise InputError(f"{name} must be a list like {default}, got {value!r}") from None
-
-    return click.option(name, default=default, metavar="VALUES", callback=listed, help=text)
-
-
 # ---- how to run, and what to write
+
+_RUN = {
+    "seed": option("--seed", 0, "Seed of models, curvatures and batches."),
+    "threads": option("--threads", None, "Worker threads.  [default: all cores]", type=int),
+}
 
 
 def run_options(command: Command) -> Command:
     """Add options for seed and threads."""
-    threads = click.option(
-        "--threads", type=int, default=None, help="Worker threads.  [default: all cores]"
-    )
-    seed = click.option("--seed", default=0, help="Seed of models, curvatures and batches.")
-    return seed(threads(command))
+    return _RUN["seed"](_RUN["threads"](command))
+
+
+def _files(name: str) -> dict[str, Decorator]:
+    return {
+        "picture": option("--picture FILE", f"{name}.png", "Picture: .png, .pdf or .svg."),
+        "data": option("--data FILE", f"{name}.nc", "NetCDF file of the result."),
+    }
+
+
+def output_options(name: str) -> Decorator:
+    """Add options for the files to write; the command receives `Outputs` called `outputs`."""
+    return _grouped("outputs", _outputs, **_files(name))
 
 
 @dataclass(frozen=True)
@@ -350,20 +327,6 @@ class Outputs:
 
     picture: Path
     data: Path
-
-    def check(self, source: Source | None = None) -> None:
-        """Raise InputError unless both can be written, and not over the file of the source."""
-        if self.picture.suffix not in _FORMATS:
-            raise InputError(f"--picture must end in {', '.join(_FORMATS)}, got {self.picture}")
-        for path in (self.picture, self.data):
-            check_writable(path)
-            file = None if source is None else source.file
-            if file is not None and path.resolve() == array_path(file).resolve():
-                raise InputError(f"outputs must not replace an input, got {path} for both")
-        if self.picture.resolve() == self.data.resolve():
-            raise InputError(
-                f"--picture and --data must be different files, got {self.picture} twice"
-            )
 
     def write(self, found: xr.Dataset, draw: Callable[[xr.Dataset, Figure], None]) -> None:
         """Write both files or none: each moves into place only after both are complete."""
@@ -380,15 +343,27 @@ class Outputs:
         return f"wrote {self.picture} and {self.data}"
 
 
-def output_options(name: str) -> Decorator:
-    """Add options for the files to write; the command receives `Outputs` called `outputs`."""
-    return _grouped(
-        "outputs",
-        lambda picture, data: Outputs(Path(picture), Path(data)),
-        picture=click.option(
-            "--picture", default=f"{name}.png", metavar="FILE", help="Picture: .png, .pdf or .svg."
-        ),
-        data=click.option(
-            "--data", default=f"{name}.nc", metavar="FILE", help="NetCDF file of the result."
-        ),
-    )
+def _outputs(picture: str, data: str, file: str | None = None) -> Outputs:
+    """Return the outputs if both can be written, and not over the file of the source."""
+    outputs = Outputs(Path(picture), Path(data))
+    if outputs.picture.suffix not in _FORMATS:
+        raise InputError(f"--picture must end in {', '.join(_FORMATS)}, got {picture}")
+    for path in (outputs.picture, outputs.data):
+        check_writable(path)
+        if file is not None and path.resolve() == array_path(file).resolve():
+            raise InputError(f"outputs must not replace an input, got {path} for both")
+    if outputs.picture.resolve() == outputs.data.resolve():
+        raise InputError(f"--picture and --data must be different files, got {picture} twice")
+    return outputs
+
+
+def values_option(flag: str, default: str, number: type[Number], text: str) -> Decorator:
+    """Add an option for a list of numbers."""
+
+    def listed(_: click.Context, __: click.Parameter, value: str) -> list[Number]:
+        try:
+            return [number(part) for part in value.split(",")]
+        except ValueError:
+            raise InputError(f"{flag} must be a list like {default}, got {value!r}") from None
+
+    return option(f"{flag} VALUES", default, text, callback=listed)

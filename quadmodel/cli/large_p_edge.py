@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from quadmodel.cli._options import Outputs, output_options, run_options, values_option
+from quadmodel.cli._options import Outputs, option, output_options, run_options, values_option
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -20,15 +20,10 @@ if TYPE_CHECKING:
 )
 @values_option("--batch-sizes", "2,6,20", int, "Data points per batch, below D.")
 @values_option("--curvature-strengths", "0.3,1.0", float, "Curvature strengths q.")
-@click.option(
-    "--truncation-order",
-    default=2,
-    metavar="L",
-    help="Where the hierarchy of basis states is cut.",
-)
-@click.option("--n-data", default=40, metavar="D", help="Data points.")
-@click.option("--steps", default=1000, help="SGD steps.")
-@click.option("--replicas", default=4, help="Sequences of batches per start.")
+@option("--truncation-order L", 2, "Where the hierarchy of basis states is cut.")
+@option("--n-data D", 40, "Data points.")
+@option("--steps", 1000, "SGD steps.")
+@option("--replicas", 4, "Sequences of batches per start.")
 @run_options
 @output_options("large-p-edge")
 def large_p_edge_command(
@@ -48,10 +43,9 @@ def large_p_edge_command(
     Writes a picture of noise kernel norms at the end against those at the start and a NetCDF file,
     and prints medians over the replicas that did not diverge, with the numbers of outcomes.
     """
-    outputs.check()
-    began = time.perf_counter()
     from quadmodel.studies.large_p_outcomes import large_p_edge, outcome_table
 
+    began = time.perf_counter()
     found = large_p_edge(
         initial_norms,
         batch_sizes,

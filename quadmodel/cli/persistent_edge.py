@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from quadmodel.cli._options import Outputs, output_options, run_options, values_option
+from quadmodel.cli._options import Outputs, option, output_options, run_options, values_option
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 @click.command("persistent-edge")
 @values_option("--curvature-strengths", "0.7,1.0,1.2", float, "Curvature strengths q.")
-@click.option("--replicas", default=4, help="Models per curvature strength.")
-@click.option("--initial-norm", default=0.2, metavar="K", help="Noise kernel norm at the start.")
-@click.option("--n-data", default=100, metavar="D", help="Data points.")
-@click.option("--n-params", default=200, metavar="P", help="Parameters, at least D.")
-@click.option("--batch-size", default=2, metavar="B", help="Data points per batch.")
-@click.option("--steps", default=20_000, help="SGD steps.")
+@option("--replicas", 4, "Models per curvature strength.")
+@option("--initial-norm K", 0.2, "Noise kernel norm at the start.")
+@option("--n-data D", 100, "Data points.")
+@option("--n-params P", 200, "Parameters, at least D.")
+@option("--batch-size B", 2, "Data points per batch.")
+@option("--steps", 20_000, "SGD steps.")
 @run_options
 @output_options("persistent-edge")
 def persistent_edge_command(
@@ -41,10 +41,9 @@ def persistent_edge_command(
     Trains models whose curvature grows with the NTK, writes a picture of their noise kernel norms
     and a NetCDF file, and prints medians over the last third of the steps.
     """
-    outputs.check()
-    began = time.perf_counter()
     from quadmodel.studies.persistence import late_time_quartiles, persistent_edge
 
+    began = time.perf_counter()
     found = persistent_edge(
         curvature_strengths,
         replicas=replicas,

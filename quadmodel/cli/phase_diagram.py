@@ -8,74 +8,51 @@ from typing import TYPE_CHECKING
 import click
 import numpy as np
 
-from quadmodel.cli._options import (
-    Grid,
-    Outputs,
-    Source,
-    grid_options,
-    model_options,
-    output_options,
-    run_options,
-    sgd_options,
-)
-from quadmodel.optimizer import SGD
+from quadmodel.cli._options import Diagram, Outputs, diagram_options, option
 
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
 
+refine_option = option("--refine", 12, "Learning rates of the finer scan around the boundary.")
+
+
 @click.command("phase-diagram")
-@model_options(n_data=200, n_params=400, spectrum="gaussian", curvature=0.0)
-@grid_options(learning_rates=24, batch_sizes=12)
-@sgd_options
-@click.option("--steps", default=1000, help="SGD steps per replica.")
-@click.option("--replicas", default=16, help="Replicas per grid point.")
-@click.option("--refine", default=12, help="Learning rates of the finer scan around the boundary.")
-@click.option(
-    "--precision",
-    default="float64",
-    metavar="NAME",
-    help="float64, or mixed: NTK and curvature in single precision, replicas in double.",
+@diagram_options(
+    "phase-diagram", n_data=200, n_params=400, spectrum="gaussian", curvature=0.0,
+    learning_rates=24, batch_sizes=12, steps=1000, replicas=16,
+)  # fmt: skip
+@refine_option
+@option(
+    "--precision NAME",
+    "float64",
+    "float64, or mixed: NTK and curvature in single precision, replicas in double.",
 )
-@run_options
-@output_options("phase-diagram")
-def phase_diagram_command(
-    source: Source,
-    grid: Grid,
-    sgd: SGD,
-    steps: int,
-    replicas: int,
-    refine: int,
-    precision: str,
-    seed: int,
-    threads: int | None,
-    outputs: Outputs,
-) -> None:
+def phase_diagram_command(asked: Diagram, refine: int, precision: str) -> None:
     """Draw the phase diagram of learning rate against batch size.
 
     Simulates SGD on a grid, predicts the edges of stability, writes a picture and a NetCDF file,
     and prints, per batch size, the predicted and the simulated critical learning rate and the
     simulated critical noise kernel norm K, to be set beside 1.
     """
-    outputs.check(source)
-    began = time.perf_counter()
     from quadmodel.studies.phases import phase_diagram
 
+    began = time.perf_counter()
     found = phase_diagram(
-        source.build(seed),
-        grid.learning_rates,
-        grid.batch_sizes,
-        sgd=sgd,
-        steps=steps,
-        replicas=replicas,
-        seed=seed,
+        asked.source.build(asked.seed),
+        asked.learning_rates,
+        asked.batch_sizes,
+        sgd=asked.sgd,
+        steps=asked.steps,
+        replicas=asked.replicas,
+        seed=asked.seed,
         refine=refine,
         precision=precision,
-        threads=threads,
+        threads=asked.threads,
         progress=True,
     )
-    report(found, time.perf_counter() - began, outputs)
+    report(found, time.perf_counter() - began, asked.outputs)
 
 
 def report(found: xr.Dataset, elapsed: float, outputs: Outputs) -> None:

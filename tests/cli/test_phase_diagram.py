@@ -45,6 +45,7 @@ def check_report(out, grid):
     return wrote
 
 
+@pytest.mark.slow
 def test_end_to_end(tmp_path):
     done = subprocess.run(
         [*COMMAND, *SMALL], capture_output=True, text=True, env=ENVIRONMENT, check=True
@@ -72,6 +73,7 @@ def umask():
     return mask
 
 
+@pytest.mark.slow
 def test_end_to_end_again_with_another_thread_count(run):
     run("phase-diagram", *SMALL, "--threads", "1", "--data", "here.nc")
     subprocess.run(

@@ -229,6 +229,7 @@ def test_unknown_command(run):
     assert "phase" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "word"), [(["--batch-sizes", "0"], "batch"), (["--ntk", "no.npy"], "no.npy")]
 )
@@ -279,6 +280,7 @@ def test_interrupt_while_writing_leaves_no_temporary_file(run, monkeypatch):
     assert written() == set()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 def test_control_c():
     # A child of a background process ignores SIGINT unless it is told otherwise.

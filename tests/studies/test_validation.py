@@ -84,6 +84,7 @@ def tables():
         return [qm.validate(quick=True, threads=threads) for threads in (1, 2)]
 
 
+@pytest.mark.slow
 def test_layout(tables):
     table = tables[0]
     assert {name: table[name].dims for name in table.variables} == dict.fromkeys(
@@ -104,6 +105,7 @@ def test_layout(tables):
     assert (table.standard_error > 0).all()
 
 
+@pytest.mark.slow
 def test_numbers_fit_each_other(tables):
     table = tables[0]
     z = (table.measured - table.predicted) / table.standard_error
@@ -114,10 +116,12 @@ def test_numbers_fit_each_other(tables):
     assert (table.agrees == (np.abs(table.z) <= bound)).all()
 
 
+@pytest.mark.slow
 def test_does_not_depend_on_threads(tables):
     assert tables[0].identical(tables[1])
 
 
+@pytest.mark.slow
 def test_can_be_written(tables, tmp_path):
     tables[0].to_netcdf(tmp_path / "table.nc", engine="h5netcdf")
     with xr.open_dataset(tmp_path / "table.nc", engine="h5netcdf") as read:
@@ -125,6 +129,7 @@ def test_can_be_written(tables, tmp_path):
         assert read.attrs["verdict"] == tables[0].attrs["verdict"]
 
 
+@pytest.mark.slow
 def test_seed_changes_every_part(effort, tables):
     effort(TINY)
     other = qm.validate(quick=True, seed=2**63)
@@ -247,6 +252,7 @@ def remembered():
     return sample_ntk
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.parametrize("part", ROWS)
 def test_right_theory_agrees(part, failed, remembered, monkeypatch):
