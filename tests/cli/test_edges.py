@@ -1,13 +1,11 @@
 """quadmodel persistent-edge and large-p-edge: files, tables, refusals."""
 
 import re
-from pathlib import Path
 
 import matplotlib.image
 import numpy as np
 import pytest
 import xarray as xr
-from matplotlib.figure import Figure
 
 import quadmodel as qm
 from quadmodel.studies import large_p_outcomes, persistence
@@ -120,16 +118,3 @@ def test_refusals(name, arguments, words, refuse, monkeypatch):
     monkeypatch.setattr(persistence, "simulate", work)
     monkeypatch.setattr(large_p_outcomes, "large_p_limit", work)
     refuse(*arguments, names=words, base=COMMANDS[name])
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-@pytest.mark.parametrize("stage", ["to_netcdf", "savefig"])
-def test_both_files_or_none(name, stage, run, monkeypatch):
-    def interrupt(*_, **__):
-        raise KeyboardInterrupt
-
-    Path(f"{name}.nc").write_text("precious")
-    monkeypatch.setattr(xr.Dataset if stage == "to_netcdf" else Figure, stage, interrupt)
-    assert run(*COMMANDS[name])[0] == 130
-    assert written() == {f"{name}.nc"}
-    assert Path(f"{name}.nc").read_text() == "precious"

@@ -1,7 +1,6 @@
 """quadmodel large-p-diagram: files, table, defaults, refusals."""
 
 import re
-from pathlib import Path
 
 import matplotlib.image
 import numpy as np
@@ -208,14 +207,3 @@ def test_refusals(arguments, words, refuse, monkeypatch):
 
     monkeypatch.setattr(module, "measure_cells_in_limit", work)
     refuse(*arguments, names=words, base=[COMMAND, *SMALL])
-
-
-def test_interrupt_leaves_outputs_as_they_were(run, monkeypatch):
-    def interrupt(*_, **__):
-        raise KeyboardInterrupt
-
-    Path(f"{COMMAND}.nc").write_text("precious")
-    monkeypatch.setattr(module, "measure_cells_in_limit", interrupt)
-    assert run(COMMAND, *SMALL)[0] == 130
-    assert written() == {f"{COMMAND}.nc"}
-    assert Path(f"{COMMAND}.nc").read_text() == "precious"

@@ -9,11 +9,20 @@ from pathlib import Path
 
 import pytest
 import xarray as xr
+from matplotlib.figure import Figure
 
 from quadmodel import cli
-from quadmodel.studies import phases
+from quadmodel.studies import (
+    large_p_outcomes,
+    large_p_phases,
+    persistence,
+    phases,
+    sharpening,
+)  # fmt: skip
 from tests.cli.command import COMMAND, ENVIRONMENT, GRID, OUTPUTS, SIZE, TINY, written
 
+STEPS = ["--steps", "40", "--replicas", "2"]
+SHORT = [*SIZE, "--learning-rates", "3", "--batch-sizes", "2", *STEPS]
 # Beside a file of data.
 WITHOUT_SIZE = ["--learning-rates", "3", "--batch-sizes", "2", "--replicas", "2", "--steps", "40"]
 
@@ -254,29 +263,46 @@ def test_existing_outputs_survive_a_refusal(refuse, options):
     assert {Path(name).read_text() for name in OUTPUTS} == {"precious"}
 
 
-@pytest.mark.parametrize("error", [MemoryError("no\nmemory"), KeyboardInterrupt()])
-def test_existing_outputs_survive_a_failure(run, monkeypatch, error):
+# Where each command's work begins, and options that make it small.
+WORK = {
+    "phase-diagram": (phases, "measure_cells", TINY),
+    "large-p-diagram": (large_p_phases, "measure_cells_in_limit", ["--n-data", "6", *TINY[4:]]),
+    "sharpening-diagram": (sharpening, "growth_over_cells", SHORT),
+    "persistent-edge": (persistence, "simulate", ["--n-data", "6", "--n-params", "9", *STEPS]),
+    "large-p-edge": (
+        large_p_outcomes, "large_p_limit", ["--n-data", "6", "--batch-sizes", "2", *STEPS]
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", WORK)
+@pytest.mark.parametrize("error", [MemoryError("no\nmemory"), KeyboardInterrupt()], ids=repr)
+def test_existing_outputs_survive_a_failure(error, command, run, monkeypatch):
     def fail(*_, **__):
         raise error
 
-    for name in OUTPUTS:
+    outputs = {f"{command}.png", f"{command}.nc"}
+    for name in outputs:
         Path(name).write_text("precious")
-    monkeypatch.setattr(phases, "measure_cells", fail)
-    code, out, err = run("phase-diagram", *TINY)
+    module, work, options = WORK[command]
+    monkeypatch.setattr(module, work, fail)
+    code, out, err = run(command, *options)
     interrupted = isinstance(error, KeyboardInterrupt)
     assert (code, out.strip()) == (130 if interrupted else 2, "")
     assert err.strip().count("\n") == 0
     assert ("interrupted" if interrupted else "no memory") in err
-    assert written() == OUTPUTS
-    assert {Path(name).read_text() for name in OUTPUTS} == {"precious"}
+    assert written() == outputs
+    assert {Path(name).read_text() for name in outputs} == {"precious"}
 
 
-def test_interrupt_while_writing_leaves_no_temporary_file(run, monkeypatch):
+@pytest.mark.parametrize("command", WORK)
+@pytest.mark.parametrize("stage", ["to_netcdf", "savefig"])
+def test_both_files_or_none(stage, command, run, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(xr.Dataset, "to_netcdf", interrupt)
-    assert run("phase-diagram", *TINY)[0] == 130
+    monkeypatch.setattr(xr.Dataset if stage == "to_netcdf" else Figure, stage, interrupt)
+    assert run(command, *WORK[command][2])[0] == 130
     assert written() == set()
 
 
