@@ -1,27 +1,16 @@
 """Pictures: artists, labels with units, logarithmic axes, legends."""
 
-import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-
-import quadmodel as qm
-from quadmodel._util.checks import InputError
-
-mpl.use("agg")
-
-import matplotlib.pyplot as plt
-from matplotlib.artist import Artist
 from matplotlib.collections import PathCollection, PolyCollection, QuadMesh
 from matplotlib.lines import Line2D
 
-K_LINES = ["K = 1, paper's limit", "K = 1, finite size", "K = 1, exact threshold"]
+import quadmodel as qm
+from quadmodel._util.checks import InputError
+from tests.pictures import K_LINES, close_figures, draw, labelled, legend  # noqa: F401
+
 BOUNDARY = "simulated boundary (95%)"
-
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
 
 
 @pytest.fixture(scope="module")
@@ -34,25 +23,6 @@ def runs():
     model = qm.Ensemble(10, 20).sample(seed=0)
     sgd = qm.SGD(learning_rate=0.05, batch_size=5)
     return qm.simulate(model, sgd, steps=20, replicas=8), qm.predict(model, sgd, steps=20)
-
-
-def draw(function, *args):
-    """Return artists and Axes, after checks that hold for every picture."""
-    artists = function(*args)
-    assert artists
-    assert all(isinstance(artist, Artist) for artist in artists)
-    (ax,) = {artist.axes for artist in artists if artist.axes is not None}
-    ax.figure.canvas.draw()  # warnings are errors here
-    return artists, ax
-
-
-def legend(ax):
-    return [text.get_text() for text in ax.get_legend().get_texts()]
-
-
-def labelled(artists, label):
-    (found,) = [artist for artist in artists if artist.get_label() == label]
-    return found
 
 
 def without_crossing(grid, column):
@@ -83,12 +53,12 @@ def test_phase_diagram(grid):
     assert len(styles) == 4
 
 
-def test_cells(grid):
+def test_coloured_grid(grid):
     artists, ax = draw(qm.plot.phase_diagram, grid)
-    (cells,) = [a for a in artists if isinstance(a, QuadMesh)]
+    (mesh,) = [a for a in artists if isinstance(a, QuadMesh)]
     growth = grid.mean_growth.transpose("learning_rate", "batch_size").values
-    np.testing.assert_array_equal(np.asarray(cells.get_array()).reshape(growth.shape), growth)
-    corners = cells.get_coordinates()
+    np.testing.assert_array_equal(np.asarray(mesh.get_array()).reshape(growth.shape), growth)
+    corners = mesh.get_coordinates()
     assert corners.shape == (7, 4, 2)
     x, y = corners[0, :, 0], corners[:, 0, 1]
     assert (x[:-1] < grid.batch_size.values).all()
@@ -98,10 +68,10 @@ def test_cells(grid):
     np.testing.assert_allclose(ax.get_xlim(), x[[0, -1]])
     np.testing.assert_allclose(ax.get_ylim(), y[[0, -1]])
     # Colour: symmetric around 0, where stability ends; with units.
-    assert cells.norm.vmin == -cells.norm.vmax
-    assert cells.norm.vmax == np.abs(growth).max()
-    assert cells.norm(0.0) == pytest.approx(0.5)
-    assert cells.colorbar.ax.get_ylabel() == "simulated growth rate of the mean loss (1 / step)"
+    assert mesh.norm.vmin == -mesh.norm.vmax
+    assert mesh.norm.vmax == np.abs(growth).max()
+    assert mesh.norm(0.0) == pytest.approx(0.5)
+    assert mesh.colorbar.ax.get_ylabel() == "simulated growth rate of the mean loss (1 / step)"
 
 
 def test_boundary(grid):
@@ -154,7 +124,7 @@ def test_intermittent_marks(grid):
     assert "intermittent" in legend(ax)
 
 
-def test_no_intermittent_cells(grid):
+def test_no_intermittent_grid_points(grid):
     edited = grid.copy(deep=True)
     edited["phase"] = (("learning_rate", "batch_size"), np.full(edited.phase.shape, "stable"))
     artists, ax = draw(qm.plot.phase_diagram, edited)
@@ -199,14 +169,19 @@ def test_loss(runs):
     artists, ax = draw(qm.plot.loss, sim, pred)
     assert ax.get_yscale() == "log"
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("step", "loss")
-    assert legend(ax) == ["10% to 90% of runs", "median run", "mean of runs", "predicted mean"]
+    assert legend(ax) == [
+        "10% to 90% of replicas",
+        "median replica",
+        "mean of replicas",
+        "predicted mean",
+    ]
     mean = sim.loss.mean("replica")
-    np.testing.assert_allclose(labelled(artists, "mean of runs").get_ydata(), mean)
+    np.testing.assert_allclose(labelled(artists, "mean of replicas").get_ydata(), mean)
     np.testing.assert_allclose(
-        labelled(artists, "median run").get_ydata(), sim.loss.median("replica")
+        labelled(artists, "median replica").get_ydata(), sim.loss.median("replica")
     )
     np.testing.assert_array_equal(labelled(artists, "predicted mean").get_ydata(), pred.loss)
-    band = labelled(artists, "10% to 90% of runs")
+    band = labelled(artists, "10% to 90% of replicas")
     assert isinstance(band, PolyCollection)
     corners = band.get_paths()[0].vertices[:, 1]
     assert corners.min() == pytest.approx(float(sim.loss.quantile(0.1, "replica").min()))

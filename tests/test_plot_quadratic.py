@@ -1,29 +1,18 @@
 """Pictures of the NTK's growth and of the persistent edge: what is drawn where."""
 
-import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.collections import QuadMesh
 
 import quadmodel as qm
 from quadmodel._util.checks import InputError
+from tests.pictures import K_LINES, close_figures, draw, labelled, legend  # noqa: F401
 
-mpl.use("agg")
-
-import matplotlib.pyplot as plt
-from matplotlib.artist import Artist
-from matplotlib.collections import QuadMesh
-
-K_LINES = ["K = 1, paper's limit", "K = 1, finite size", "K = 1, exact threshold"]
 PARTS = ("progressive", "conservative", "diffusive")
 SUM, SIMULATED = "sum: closed form", "simulated (2 standard errors)"
 ENSEMBLE = qm.Ensemble(6, 20, qm.spectra.PowerLaw(1.0), curvature=0.005)
 QUANTITIES = ("simulated_growth", "predicted_growth")
-
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
 
 
 @pytest.fixture(scope="module")
@@ -45,26 +34,7 @@ def grid():
 @pytest.fixture(scope="module")
 def found():
     """The last strength diverges."""
-    return qm.persistent_edge([0.5, 1.0, 50.0], runs=2, n_data=6, n_params=10, steps=20)
-
-
-def draw(function, *args, **options):
-    """Return artists and Axes, after checks that hold for every picture."""
-    artists = function(*args, **options)
-    assert artists
-    assert all(isinstance(artist, Artist) for artist in artists)
-    (ax,) = {artist.axes for artist in artists if artist.axes is not None}
-    ax.figure.canvas.draw()  # warnings are errors here
-    return artists, ax
-
-
-def legend(ax):
-    return [text.get_text() for text in ax.get_legend().get_texts()]
-
-
-def labelled(artists, label):
-    (line,) = [artist for artist in artists if artist.get_label() == label]
-    return line
+    return qm.persistent_edge([0.5, 1.0, 50.0], replicas=2, n_data=6, n_params=10, steps=20)
 
 
 def horizontal(ax, at):
@@ -95,8 +65,8 @@ def test_simulated_growth_and_its_errors(growth):
     pred, sim = growth
     artists, ax = draw(qm.plot.sharpening, pred, sim, mode=1)
     (points,) = ax.containers
-    per_pair = sim.ntk_projection.values[:, :, 1] - sim.ntk_projection.values[:, :1, 1]
-    mean, error = per_pair.mean(axis=0), per_pair.std(axis=0, ddof=1) / 3**0.5
+    per_replica = sim.ntk_projection.values[:, :, 1] - sim.ntk_projection.values[:, :1, 1]
+    mean, error = per_replica.mean(axis=0), per_replica.std(axis=0, ddof=1) / 3**0.5
     assert points[0] in artists
     np.testing.assert_array_equal(points[0].get_xdata(), [0, 5, 10])
     np.testing.assert_allclose(np.asarray(points[0].get_ydata(), dtype=float), mean)
@@ -114,7 +84,7 @@ def test_sharpening_without_a_simulation(growth):
     )
 
 
-def test_sharpening_of_runs_that_diverge(growth):
+def test_sharpening_of_replicas_that_diverge(growth):
     model, far = ENSEMBLE.sample(0), qm.SGD(60.0, 2)
     sim = qm.sample_ntk(model, far, 10, replicas=2, record_every=5)
     assert np.isinf(sim.ntk_projection).any()
@@ -138,18 +108,18 @@ def test_sharpening_diagram(grid, quantity):
     assert ax.get_xscale() == ax.get_yscale() == "log"
     assert ax.get_xlabel() == "batch size (data points)"
     assert ax.get_ylabel() == "learning rate (1 / NTK eigenvalue)"
-    (cells,) = [a for a in artists if isinstance(a, QuadMesh)]
+    (mesh,) = [a for a in artists if isinstance(a, QuadMesh)]
     values = grid[quantity].transpose("learning_rate", "batch_size").values
-    shown = np.ma.filled(cells.get_array().astype(float), np.nan).reshape(values.shape)
+    shown = np.ma.filled(mesh.get_array().astype(float), np.nan).reshape(values.shape)
     np.testing.assert_array_equal(shown, np.where(np.isfinite(values), values, np.nan))
     assert np.isfinite(shown).any()
     assert np.isnan(shown[-1]).all()
-    x, y = cells.get_coordinates()[0, :, 0], cells.get_coordinates()[:, 0, 1]
+    x, y = mesh.get_coordinates()[0, :, 0], mesh.get_coordinates()[:, 0, 1]
     for edges, centres in ((x, grid.batch_size.values), (y, grid.learning_rate.values)):
         assert (edges[:-1] < centres).all()
         assert (centres < edges[1:]).all()
     what = "simulated" if quantity == "simulated_growth" else "predicted"
-    assert cells.colorbar.ax.get_ylabel() == f"{what} growth of the largest NTK eigenvalue (share)"
+    assert mesh.colorbar.ax.get_ylabel() == f"{what} growth of the largest NTK eigenvalue (share)"
 
 
 def test_simulated_growth_is_the_default(grid):
@@ -168,7 +138,7 @@ def test_colours_saturate_at_the_growth_without_batch_noise(grid):
         assert shrinks[2] > shrinks[0]  # blue
 
 
-def test_edges_over_the_cells(grid):
+def test_edges_over_the_grid(grid):
     artists, ax = draw(qm.plot.sharpening_diagram, grid)
     assert legend(ax) == [*K_LINES, "deterministic edge"]
     for name, label in zip(grid.norm.values, K_LINES, strict=True):
@@ -182,7 +152,7 @@ def test_edges_over_the_cells(grid):
 
 
 @pytest.mark.parametrize("quantity", QUANTITIES)
-def test_cells_without_a_number_are_grey(grid, quantity):
+def test_grid_points_without_a_number_are_grey(grid, quantity):
     artists, ax = draw(qm.plot.sharpening_diagram, grid, quantity=quantity)
     assert ax.get_facecolor() == pytest.approx((0.8, 0.8, 0.8, 1.0))
     faces = artists[0].to_rgba(artists[0].get_array().reshape(3, 2))
@@ -237,17 +207,17 @@ def test_persistent_edge(found):
     assert 1 < high < 2
     assert len(artists) == 6
     for n, line in enumerate(artists):
-        strength, run = divmod(n, 2)
+        strength, replica = divmod(n, 2)
         np.testing.assert_array_equal(line.get_xdata(), found.step)
         np.testing.assert_array_equal(
-            line.get_ydata(), found.noise_kernel_norm_exact[strength, run].values
+            line.get_ydata(), found.noise_kernel_norm_exact[strength, replica].values
         )
         assert line.get_color() == artists[2 * strength].get_color()
     assert len({line.get_color() for line in artists}) == 3
 
 
-def test_persistent_edge_of_runs_that_all_diverge(found):
-    gone = found.isel(strength=[2])
+def test_persistent_edge_of_replicas_that_all_diverge(found):
+    gone = found.isel(curvature_strength=[2])
     assert (gone.divergence_step >= 0).all()
     assert np.isnan(gone.noise_kernel_norm_exact).any()
     _, ax = draw(qm.plot.persistent_edge, gone)

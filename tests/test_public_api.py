@@ -27,6 +27,7 @@ NAMES = [
     "eigenvectors",
     "expected_ntk",
     "large_p_limit",
+    "large_p_phase_diagram",
     "late_time_rate",
     "limit_edge",
     "loss_floor",
@@ -144,7 +145,7 @@ def test_docstrings_of_modules(name):
 @pytest.mark.parametrize(
     "name",
     [
-        "limit_edge", "loss", "persistent_edge", "phase_diagram", "sharpening",
+        "large_p_edge", "loss", "persistent_edge", "phase_diagram", "sharpening",
         "sharpening_diagram", "spectrum",
     ],
 )  # fmt: skip

@@ -19,27 +19,16 @@ def is_count(name: str, given: Any) -> bool:
         raise InputError(f"{name} must be a count or a list of numbers, got a ragged one") from None
 
 
-def as_count_or_values(name: str, given: Any) -> int | list[Any]:
-    """Return the number of values that are to be chosen, or those given, not yet checked."""
-    if is_count(name, given):
-        return as_integer(name, given, high=100_000)
-    array = np.asarray(given)
-    if array.ndim > 1:
-        raise InputError(f"{name} must be a count or a list of numbers, got shape {array.shape}")
-    if array.size == 0:
-        raise InputError(f"{name} must hold at least one, got none")
-    return list(array.tolist())
-
-
-def as_learning_rates(values: Any) -> FloatArray:
-    """Return two or more different learning rates in ascending order."""
+def as_learning_rates(values: Any, *, least: int = 2) -> FloatArray:
+    """Return different learning rates, at least so many, in ascending order."""
     rates = np.sort(as_array("learning_rates", values, (None,)))
     if rates[0] <= 0:
         raise InputError(f"learning_rates must be > 0, got {rates[0]:g}")
     for rate in rates[[0, -1]]:
         as_number("learning_rates", rate, least=1e-100, most=1e100)
-    if np.unique(rates).size < rates.size or rates.size < 2:
-        raise InputError(f"learning_rates must be at least 2 different ones, got {rates.tolist()}")
+    if np.unique(rates).size < rates.size or rates.size < least:
+        wanted = "different ones" if least == 1 else f"at least {least} different ones"
+        raise InputError(f"learning_rates must be {wanted}, got {rates.tolist()}")
     return rates
 
 

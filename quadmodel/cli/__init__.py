@@ -1,4 +1,4 @@
-"""Command line: quadmodel phase-diagram, quadmodel validate, quadmodel derive."""
+"""Command line: a command per study, each in a file of its own; validate and derive."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ import click
 from quadmodel._util.checks import InputError
 from quadmodel._util.version import __version__
 from quadmodel.cli.derive import derive_command
+from quadmodel.cli.large_p_diagram import large_p_diagram_command
+from quadmodel.cli.large_p_edge import large_p_edge_command
+from quadmodel.cli.persistent_edge import persistent_edge_command
 from quadmodel.cli.phase_diagram import phase_diagram_command
+from quadmodel.cli.sharpening_diagram import sharpening_diagram_command
 from quadmodel.cli.validate import validate_command
 
 
@@ -25,9 +29,16 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-cli.add_command(phase_diagram_command)
-cli.add_command(validate_command)
-cli.add_command(derive_command)
+for command in (
+    phase_diagram_command,
+    large_p_diagram_command,
+    sharpening_diagram_command,
+    persistent_edge_command,
+    large_p_edge_command,
+    validate_command,
+    derive_command,
+):
+    cli.add_command(command)
 
 
 def main() -> None:

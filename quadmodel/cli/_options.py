@@ -1,111 +1,287 @@
-"""What options of the command line stand for: grids, spectra, sources."""
+"""Options that commands share, and what they stand for."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import numpy as np
+from click.core import ParameterSource
 
 from quadmodel import spectra
 from quadmodel._util.checks import InputError, as_array, as_integer, as_number
-from quadmodel._util.files import load_array
+from quadmodel._util.files import array_path, check_writable, load_array, write_atomically
+from quadmodel.optimizer import SAMPLING_SCHEMES, SGD
 
 if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.figure import Figure
+
     from quadmodel.ensemble import Ensemble
     from quadmodel.model import QuadraticModel
 
-INPUTS = ("jacobian", "ntk", "eigenvalues")
+Number = TypeVar("Number", int, float)
+Command = Callable[..., None]
+Decorator = Callable[[Command], Command]
+_FORMATS = (".png", ".pdf", ".svg")
 
 
-class Values(click.ParamType[Any]):
-    """A count, a comma-separated list, or LOW:HIGH:COUNT spread evenly in the logarithm."""
+def option(usage: str, default: object, text: str, **more: Any) -> Decorator:
+    """Add an option to a command; `usage` as help shows it, like "--n-data D"."""
+    flag, _, metavar = usage.partition(" ")
+    return click.option(flag, default=default, metavar=metavar or None, help=text, **more)
 
-    name = "values"
 
-    def __init__(self, convert: Callable[[str], Any], *, whole: bool) -> None:
-        self._convert, self._whole = convert, whole
+def _grouped(argument: str, build: Callable[..., object], **options: Decorator) -> Decorator:
+    """Add options, by name, to a command, which receives what `build` makes of their values."""
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        try:
-            if ":" in value:
-                low, high, count = value.split(":")
-                ends = float(low), float(high)
-                if not 0 < ends[0] < ends[1] < 1e100 or not 1 <= int(count) <= 10**6:
-                    raise ValueError
-                spread = np.geomspace(*ends, int(count))
-                if not self._whole:
-                    return spread
-                # Beyond any number of data points all sizes are equally wrong.
-                return np.unique(np.minimum(spread, 2.0**62).round().astype(np.int64))
-            if "," in value:
-                return [self._convert(part) for part in value.split(",")]
-            return int(value)
-        except ValueError:
-            self.fail(
-                "expected a count, a list like 1,2,4 or LOW:HIGH:COUNT with 0 < LOW < HIGH, "
-                f"got {value!r}"
+    def decorate(command: Command) -> Command:
+        @wraps(command)
+        def grouped(**values: Any) -> None:
+            values[argument] = build(**{name: values.pop(name) for name in options})
+            command(**values)
+
+        for add in reversed(options.values()):
+            add(grouped)
+        return grouped
+
+    return decorate
+
+
+# ---- diagrams over learning rate and batch size
+
+
+def diagram_options(
+    name: str,
+    *,
+    n_data: int,
+    n_params: int | None,
+    spectrum: str,
+    curvature: float | None = None,
+    curvature_strength: float | None = None,
+    learning_rates: int,
+    batch_sizes: int,
+    steps: int,
+    replicas: int,
+    of_replicas: str = "Replicas per grid point.",
+) -> Decorator:
+    """Add the options of a diagram; the command receives a `Diagram` called `asked`."""
+    return _grouped(
+        "asked",
+        _diagram,
+        n_data=option("--n-data D", n_data, "Data points of a random model."),
+        n_params=option(
+            "--n-params P", n_params, "Parameters of a random model.", type=int,
+            show_default=True if n_params else "2 D",
+        ),
+        spectrum=option(
+            "--spectrum LAW", spectrum, "NTK spectrum of a random model: gaussian (independent "
+            "Jacobian entries), marchenko-pastur (its deterministic quantiles), "
+            "power-law[:EXPONENT], or outliers:V1,V2,... above a bulk of ones.",
+        ),
+        jacobian=option("--jacobian FILE", None, "Use this Jacobian, shape (D, P)."),
+        ntk=option("--ntk FILE", None, "Use this NTK, shape (D, D), with P = D."),
+        eigenvalues=option(
+            "--eigenvalues FILE", None, "Use these NTK eigenvalues, shape (D,), with random "
+            "eigenvectors and P = D. FILE: an .npy file, or one array of an .npz file as "
+            "FILE.npz:name.",
+        ),
+        curvature=option(
+            "--curvature SCALE", curvature, "Standard deviation of independent Gaussian curvature; "
+            "above 0 the model is quadratic.", type=float,
+        ),
+        curvature_strength=option(
+            "--curvature-strength Q", curvature_strength, "Curvature strength q = SCALE sqrt(P), "
+            "in place of --curvature.", type=float,
+        ),
+        residual=option("--residual SCALE", 1.0, "Scale of the initial residual."),
+        learning_rates=option(
+            "--learning-rates VALUES", str(learning_rates), "How many, spread around both edges; "
+            "or a list like 0.1,0.2; or LOW:HIGH:COUNT, spread evenly in the logarithm.",
+        ),
+        batch_sizes=option(
+            "--batch-sizes VALUES", str(batch_sizes), "How many, spread from 1 to D; or a list "
+            "like 1,8,64; or LOW:HIGH:COUNT.",
+        ),
+        momentum=option("--momentum", 0.0, "Momentum, inside (-1, 1)."),
+        nesterov=option(
+            "--nesterov", False, "Nesterov's momentum instead of the heavy ball.", is_flag=True
+        ),
+        weight_decay=option("--weight-decay", 0.0, "Weight decay towards the initial parameters."),
+        sampling=option(
+            "--sampling", SAMPLING_SCHEMES[0], "How batches are drawn.",
+            type=click.Choice(SAMPLING_SCHEMES),
+        ),
+        steps=option("--steps", steps, "SGD steps."),
+        replicas=option("--replicas", replicas, of_replicas),
+        **_RUN,
+        **_files(name),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Diagram:
+    """What a diagram is asked for: a source, a grid, SGD, how to run, what to write."""
+
+    source: Source
+    learning_rates: int | list[float]
+    batch_sizes: int | list[int]
+    sgd: SGD
+    steps: int
+    replicas: int
+    seed: int
+    threads: int | None
+    outputs: Outputs
+
+
+def _diagram(
+    learning_rates: str,
+    batch_sizes: str,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+    sampling: str,
+    picture: str,
+    data: str,
+    **others: Any,
+) -> Diagram:
+    """Return what the options stand for; refuse those that the others make meaningless."""
+    if nesterov and momentum == 0:
+        raise InputError("--nesterov must be given with a --momentum other than 0, got 0")
+    run = {name: others.pop(name) for name in ("steps", "replicas", "seed", "threads")}
+    source = _source(others)
+    return Diagram(
+        source,
+        _count_or_values("--learning-rates", learning_rates, float),
+        _count_or_values("--batch-sizes", batch_sizes, int),
+        # Learning rate and batch size are those of the grid.
+        SGD(1.0, 1, momentum, nesterov, weight_decay, sampling),
+        outputs=_outputs(picture, data, source.file),
+        **run,
+    )
+
+
+def _count_or_values(flag: str, text: str, number: type[Number]) -> int | list[Number]:
+    """Return a count, the values of a list, or those that LOW:HIGH:COUNT stands for."""
+    try:
+        if ":" in text:
+            low, high, count = text.split(":")
+            ends = float(low), float(high)
+            if not 0 < ends[0] < ends[1] < 1e100 or not 1 <= int(count) <= 10**6:
+                raise ValueError
+            spread = np.geomspace(*ends, int(count))
+            if number is int:  # beyond any number of data points all sizes are equally wrong
+                spread = np.unique(np.minimum(spread, 2.0**62).round())
+            return [number(value) for value in spread]
+        return [number(part) for part in text.split(",")] if "," in text else int(text)
+    except ValueError:
+        raise InputError(
+            f"{flag} must be a count, a list like 1,2,4 or LOW:HIGH:COUNT with 0 < LOW < HIGH, "
+            f"got {text!r}"
+        ) from None
+
+
+# ---- the model
+
+
+@dataclass(frozen=True)
+class Source:
+    """An ensemble, or a model from an array in a file; curvature by its scale or its strength."""
+
+    n_data: int
+    n_params: int | None
+    spectrum: str
+    jacobian: str | None
+    ntk: str | None
+    eigenvalues: str | None
+    curvature: float | None
+    curvature_strength: float | None
+    residual: float
+
+    @property
+    def file(self) -> str | None:
+        """The file that is given, if one is."""
+        files = (self.jacobian, self.ntk, self.eigenvalues)
+        return next((file for file in files if file is not None), None)
+
+    def build(self, seed: int, *, draw_curvature: bool = True) -> Ensemble | QuadraticModel:
+        """Return the ensemble, or the model with a residual and a curvature drawn from `seed`.
+
+        Without `draw_curvature` a model holds the law of its curvature only.
+        """
+        from quadmodel.ensemble import Ensemble
+        from quadmodel.model import QuadraticModel
+
+        scale = as_number("--residual", self.residual, least=0.0, most=1e100)
+        if self.file is None:
+            n_data = as_integer("n_data", self.n_data)
+            n_params = as_integer(
+                "n_params", 2 * n_data if self.n_params is None else self.n_params
             )
+            law = _law(self.spectrum, n_data, n_params)
+            return Ensemble(n_data, n_params, law, None, self._curvature(n_params), scale)
+        array = load_array(self.file)
+        if self.eigenvalues is not None:
+            values = as_array("--eigenvalues", array, (None,))
+            n_data = len(values)
+            return Ensemble(n_data, n_data, values, None, self._curvature(n_data), scale)
+        if self.ntk is not None:
+            array = QuadraticModel.from_ntk(as_array("--ntk", array, (None, None))).jacobian
+        jacobian = as_array("--jacobian", array, (None, None))
+        # Residual and curvature as an ensemble of this shape draws them.
+        n_data, n_params = jacobian.shape
+        ensemble = Ensemble(n_data, n_params, curvature=self._curvature(n_params), residual=scale)
+        drawn = (ensemble if draw_curvature else replace(ensemble, curvature=None)).sample(seed)
+        law_of_curvature: Any = ensemble.curvature
+        return QuadraticModel(drawn.residual, jacobian, drawn.curvature, law_of_curvature)
+
+    def _curvature(self, n_params: int) -> float:
+        """Return the standard deviation of the curvature."""
+        if self.curvature_strength is None:
+            return as_number("--curvature", self.curvature, least=0.0, most=1e100)
+        strength = self.curvature_strength
+        strength = as_number("--curvature-strength", strength, least=0.0, most=1e100)
+        return strength / math.sqrt(n_params)
 
 
-def source(options: dict[str, Any]) -> Ensemble | QuadraticModel:
-    """Return the ensemble or model that the options describe."""
-    from quadmodel.ensemble import Ensemble
-    from quadmodel.model import QuadraticModel
-
-    given = [name for name in INPUTS if options[name] is not None]
-    if len(given) > 1:
-        raise InputError(f"one of --jacobian, --ntk, --eigenvalues must be given, got {given}")
-    scale = as_number("--residual", options["residual"], least=0.0, most=1e100)
-    seed = options["seed"]
-    if not given:
-        law = _law(options["spectrum"])
-        n_data = as_integer("n_data", options["n_data"])
-        n_params = as_integer("n_params", options["n_params"])
-        if law is spectra.MarchenkoPastur:
-            law = spectra.MarchenkoPastur(n_params / n_data)
-        curvature = _curvature(options, n_params)
-        return Ensemble(n_data, n_params, jacobian=law, curvature=curvature, residual=scale)
-    (name,) = given
-    array = load_array(options[name])
-    if name == "eigenvalues":
-        values = as_array(f"--{name}", array, (None,))
-        curvature = _curvature(options, len(values))
-        return Ensemble(len(values), len(values), values, curvature=curvature, residual=scale)
-    array = as_array(f"--{name}", array, (None, None))
-    if name == "ntk":
-        array = QuadraticModel.from_ntk(array).jacobian
-    # Residual and curvature as an ensemble of this shape draws them.
-    n_data, n_params = array.shape
-    ensemble = Ensemble(n_data, n_params, curvature=_curvature(options, n_params), residual=scale)
-    if options["limit"] is not None:  # where the law is all that counts
-        drawn = replace(ensemble, curvature=None).sample(seed)
-        return QuadraticModel(drawn.residual, array, None, ensemble.curvature)  # type: ignore[arg-type]
-    drawn = ensemble.sample(seed)
-    return QuadraticModel(drawn.residual, array, drawn.curvature, drawn.curvature_law)
+def _source(values: dict[str, Any]) -> Source:
+    """Return the source; refuse options that the others make meaningless."""
+    context = click.get_current_context()
+    given = [
+        name for name in values if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+    ]
+    files = [name for name in ("jacobian", "ntk", "eigenvalues") if name in given]
+    if len(files) > 1:
+        raise InputError(f"one of --jacobian, --ntk, --eigenvalues must be given, got {files}")
+    for name in ("n_data", "n_params", "spectrum"):
+        if files and name in given:
+            raise InputError(
+                f"--{name.replace('_', '-')} must not be given with --{files[0]}, which sets it, "
+                f"got {values[name]}"
+            )
+    if "curvature" in given:
+        if "curvature_strength" in given:
+            raise InputError(
+                "--curvature and --curvature-strength must not both be given, got "
+                f"{values['curvature']:g} and {values['curvature_strength']:g}"
+            )
+        values["curvature_strength"] = None
+    return Source(**values)
 
 
-def _curvature(options: dict[str, Any], n_params: int) -> float:
-    """Return the standard deviation of the curvature, given itself or by its strength."""
-    if options["curvature"] is not None:
-        return as_number("--curvature", options["curvature"], least=0.0, most=1e100)
-    strength = as_number("--strength", options["strength"], least=0.0, most=1e100)
-    return strength / math.sqrt(n_params)
-
-
-def _law(text: str) -> Any:
+def _law(text: str, n_data: int, n_params: int) -> spectra.SpectralLaw:
     """Return the spectral law named on the command line."""
     name, _, detail = text.partition(":")
     try:
         if name == "gaussian" and not detail:
             return spectra.IndependentGaussian()
         if name == "marchenko-pastur" and not detail:
-            return spectra.MarchenkoPastur
+            return spectra.MarchenkoPastur(n_params / n_data)
         if name == "power-law":
             return spectra.PowerLaw(float(detail or 1.0))
         if name == "outliers":
@@ -118,3 +294,76 @@ def _law(text: str) -> Any:
         "--spectrum must be gaussian, marchenko-pastur, power-law[:EXPONENT] or "
         f"outliers:V1,V2,..., got {text!r}"
     )
+
+
+# ---- how to run, and what to write
+
+_RUN = {
+    "seed": option("--seed", 0, "Seed of models, curvatures and batches."),
+    "threads": option("--threads", None, "Worker threads.  [default: all cores]", type=int),
+}
+
+
+def run_options(command: Command) -> Command:
+    """Add options for seed and threads."""
+    return _RUN["seed"](_RUN["threads"](command))
+
+
+def _files(name: str) -> dict[str, Decorator]:
+    return {
+        "picture": option("--picture FILE", f"{name}.png", "Picture: .png, .pdf or .svg."),
+        "data": option("--data FILE", f"{name}.nc", "NetCDF file of the result."),
+    }
+
+
+def output_options(name: str) -> Decorator:
+    """Add options for the files to write; the command receives `Outputs` called `outputs`."""
+    return _grouped("outputs", _outputs, **_files(name))
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The picture and the NetCDF file that a command writes."""
+
+    picture: Path
+    data: Path
+
+    def write(self, found: xr.Dataset, draw: Callable[[xr.Dataset, Figure], None]) -> None:
+        """Write both files or none: each moves into place only after both are complete."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(layout="constrained", dpi=150)
+        with write_atomically(self.data) as data, write_atomically(self.picture) as picture:
+            found.to_netcdf(data, engine="h5netcdf")
+            draw(found, figure)
+            figure.savefig(picture)
+
+    def __str__(self) -> str:
+        """Say what was written."""
+        return f"wrote {self.picture} and {self.data}"
+
+
+def _outputs(picture: str, data: str, file: str | None = None) -> Outputs:
+    """Return the outputs if both can be written, and not over the file of the source."""
+    outputs = Outputs(Path(picture), Path(data))
+    if outputs.picture.suffix not in _FORMATS:
+        raise InputError(f"--picture must end in {', '.join(_FORMATS)}, got {picture}")
+    for path in (outputs.picture, outputs.data):
+        check_writable(path)
+        if file is not None and path.resolve() == array_path(file).resolve():
+            raise InputError(f"outputs must not replace an input, got {path} for both")
+    if outputs.picture.resolve() == outputs.data.resolve():
+        raise InputError(f"--picture and --data must be different files, got {picture} twice")
+    return outputs
+
+
+def values_option(flag: str, default: str, number: type[Number], text: str) -> Decorator:
+    """Add an option for a list of numbers."""
+
+    def listed(_: click.Context, __: click.Parameter, value: str) -> list[Number]:
+        try:
+            return [number(part) for part in value.split(",")]
+        except ValueError:
+            raise InputError(f"{flag} must be a list like {default}, got {value!r}") from None
+
+    return option(f"{flag} VALUES", default, text, callback=listed)

@@ -1,4 +1,4 @@
-"""Pictures of runs at the stochastic edge of stability."""
+"""Pictures of training at the stochastic edge of stability."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 import xarray as xr
 
 from quadmodel._util.checks import InputError
-from quadmodel.plot._common import axes
+from quadmodel.plot._common import new_axes
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
-# Markers of limit_edge()'s fates.
-_FATES = {
+# Markers of the outcomes that large_p_edge() tells apart.
+_OUTCOMES = {
     "stayed below": "o",
     "turned back": "v",
     "ended above": "^",
@@ -25,7 +25,7 @@ _FATES = {
 
 
 def persistent_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
-    r"""Draw the exact noise kernel norm of runs that train at the stochastic edge.
+    r"""Draw the exact noise kernel norm of models that train at the stochastic edge.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def persistent_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     Returns
     -------
     list of matplotlib.artist.Artist
-        A line per run, one colour per curvature strength.
+        A line per replica, one colour per curvature strength.
 
     Raises
     ------
@@ -54,12 +54,12 @@ def persistent_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     """
     if "scaled_largest_eigenvalue" not in found:
         raise InputError("found must be of persistent_edge(), got another Dataset")
-    ax = axes(ax)
+    ax = ax or new_axes()
     artists: list[Artist] = []
-    for n, strength in enumerate(found.strength.values):
-        for run in range(found.sizes["run"]):
-            norm = found.noise_kernel_norm_exact.isel(strength=n, run=run)
-            label = f"q = {strength:g}" if run == 0 else None
+    for n, strength in enumerate(found.curvature_strength.values):
+        for replica in range(found.sizes["replica"]):
+            norm = found.noise_kernel_norm_exact.isel(curvature_strength=n, replica=replica)
+            label = f"q = {strength:g}" if replica == 0 else None
             artists += ax.plot(norm.step, norm, color=f"C{n}", linewidth=0.9, label=label)
     ax.axhline(1, color="black", linewidth=0.8)
     ax.set(xlabel="SGD steps", ylabel="noise kernel norm (exact)", ylim=(0, 1.6))
@@ -67,20 +67,21 @@ def persistent_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     return artists
 
 
-def limit_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
+def large_p_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     r"""Draw where the noise kernel norm ends against where it started, in the large-P limit.
 
     Parameters
     ----------
     found : xarray.Dataset
-        From :func:`quadmodel.limit_edge`; select ``strength=[q]`` to draw one curvature strength.
+        From :func:`quadmodel.large_p_edge`; select ``curvature_strength=[q]`` to draw one.
     ax : matplotlib.axes.Axes, optional
         Where to draw; a new figure if left out.
 
     Returns
     -------
     list of matplotlib.artist.Artist
-        The points of every batch size and fate, one colour per batch size and one marker per fate.
+        The points of every batch size and outcome: one colour per batch size, one marker per
+        outcome.
 
     Raises
     ------
@@ -89,32 +90,32 @@ def limit_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
 
     Notes
     -----
-    The paper's norm, without unit; 1 is the edge, and a linear model stays on the diagonal. Runs
-    without a finite norm at the end are shown at the top: diverged, or beyond the deterministic
-    edge.
+    The paper's norm, without unit; 1 is the edge, and a linear model stays on the diagonal.
+    Replicas without a finite norm at the end, which have diverged or lie beyond the deterministic
+    edge, are shown at the top.
 
     References
     ----------
     .. [1] derivations/08-large-p.md; goes beyond arXiv:2404.19261.
     """
-    if "initial_norm" not in found.dims or "fate" not in found:
-        raise InputError("found must be of limit_edge(), got another Dataset")
-    ax = axes(ax)
+    if "initial_norm" not in found.dims or "outcome" not in found:
+        raise InputError("found must be of large_p_edge(), got another Dataset")
+    ax = ax or new_axes()
     artists: list[Artist] = []
     seen: dict[str, None] = {}
     for n, size in enumerate(found.batch_size.values):
         at = found.sel(batch_size=size)
-        start, end, fate = (
+        start, end, outcome = (
             values.values.ravel()
-            for values in xr.broadcast(at.initial_norm, at.final_norm, at.fate)
+            for values in xr.broadcast(at.initial_norm, at.final_norm, at.outcome)
         )
-        for name, marker in _FATES.items():
+        for name, marker in _OUTCOMES.items():
             for finite in (True, False):
-                drawn = (fate == name) & (np.isfinite(end) == finite)
+                drawn = (outcome == name) & (np.isfinite(end) == finite)
                 if not drawn.any():
                     continue
                 seen[name] = None
-                # Rows above the data, one per batch size, for what has no place among them.
+                # Without a finite norm: a row above the axes' data, one per batch size.
                 where: dict[str, Any] = {} if finite else {"transform": ax.get_xaxis_transform()}
                 height = end[drawn] if finite else np.full(drawn.sum(), 0.97 - 0.03 * n)
                 artists += ax.plot(
@@ -131,7 +132,7 @@ def limit_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     ax.axhline(1, color="black", linewidth=0.8)
     norms = [found.initial_norm.values, found.final_norm.values]
     reached = np.concatenate([values[np.isfinite(values)] for values in norms])
-    # Space above for the rows of what has diverged.
+    # Space above for the rows of replicas without a finite norm.
     low, high = 0.8 * reached.min(), 1.2 * max(reached.max(), 1.0)
     ax.set(
         xscale="log",
@@ -146,9 +147,9 @@ def limit_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
         axis.set_minor_formatter("")
     for n, size in enumerate(found.batch_size.values):
         ax.plot([], [], "s", color=f"C{n}", label=f"B = {size}")
-    for name in (name for name in _FATES if name in seen):
-        ax.plot([], [], _FATES[name], color="black", fillstyle="none", label=name)
-    ax.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))  # covers no run
+    for name in (name for name in _OUTCOMES if name in seen):
+        ax.plot([], [], _OUTCOMES[name], color="black", fillstyle="none", label=name)
+    ax.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))  # beside the points
     return artists
 
 

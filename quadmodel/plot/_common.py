@@ -1,19 +1,15 @@
-"""What pictures share: colours and axes."""
+"""What pictures share: colours and new axes."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-# One colour per quantity in all pictures; distinguishable with colour-blind eyes (Okabe, Ito).
+# Colours of all pictures, distinguishable to colour-blind readers (palette of Okabe and Ito).
 SIMULATION, THEORY = "#0072B2", "#D55E00"
 
 
-def axes(ax: Axes | None) -> Any:
-    if ax is not None:
-        return ax
+def new_axes() -> Any:
+    """Return the Axes of a new figure."""
     import matplotlib.pyplot as plt
 
     return plt.subplots(figsize=(7, 5), layout="constrained")[1]

@@ -9,7 +9,7 @@ import xarray as xr
 
 from quadmodel._util.checks import FloatArray, InputError, as_choice
 from quadmodel.comparison import critical_noise_kernel_norm
-from quadmodel.plot._common import axes
+from quadmodel.plot._common import new_axes
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -35,8 +35,8 @@ def phase_diagram(grid: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     Returns
     -------
     list of matplotlib.artist.Artist
-        The cells, the lines (that of the typical edge, thin, where it is predicted), the simulated
-        boundary with its 95% interval, and the marks of intermittent cells.
+        The coloured grid, the predicted edges (the typical one, thin, where it is predicted), the
+        simulated boundary with its 95% interval, and the marks of intermittent grid points.
 
     Raises
     ------
@@ -56,19 +56,19 @@ def phase_diagram(grid: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     from matplotlib.colors import SymLogNorm
 
     critical = critical_noise_kernel_norm(grid, norm=str(grid.norm.values[-1]))
-    ax = axes(ax)
+    ax = ax or new_axes()
     sizes, rates = grid.batch_size.values, grid.learning_rate.values
     growth = grid.mean_growth.transpose("learning_rate", "batch_size").values
     reach = float(np.nanmax(np.abs(growth))) or 1.0
     scale = SymLogNorm(linthresh=min(1e-3, reach / 2), vmin=-reach, vmax=reach)
-    cells = ax.pcolormesh(
-        _cell_edges(sizes), _cell_edges(rates), growth, cmap="RdBu_r", norm=scale, alpha=0.85
+    mesh = ax.pcolormesh(
+        _outlines(sizes), _outlines(rates), growth, cmap="RdBu_r", norm=scale, alpha=0.85
     )
     figure = ax.figure
-    figure.colorbar(cells, ax=ax, label="simulated growth rate of the mean loss (1 / step)")
+    figure.colorbar(mesh, ax=ax, label="simulated growth rate of the mean loss (1 / step)")
     plain = not grid.attrs["momentum"] and not grid.attrs["weight_decay"]
     value = r", $\eta\lambda_{\max}$ = 2" if plain else ""
-    artists = [cells, *_edges(grid, ax, f"deterministic edge{value}")]
+    artists = [mesh, *_edges(grid, ax, f"deterministic edge{value}")]
     typical = grid.get("typical_critical_learning_rate")
     if typical is not None and np.isfinite(typical).any():
         artists += ax.plot(
@@ -101,8 +101,8 @@ def phase_diagram(grid: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
         yscale="log",
         xlabel="batch size (data points)",
         ylabel="learning rate (1 / NTK eigenvalue)",
-        xlim=_cell_edges(sizes)[[0, -1]],
-        ylim=_cell_edges(rates)[[0, -1]],
+        xlim=_outlines(sizes)[[0, -1]],
+        ylim=_outlines(rates)[[0, -1]],
         title=f"{grid.attrs['n_data']} data points, {_parameters(grid.attrs)}",
     )
     ax.xaxis.set_major_formatter("{x:g}")
@@ -113,7 +113,9 @@ def phase_diagram(grid: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
 def _parameters(attrs: dict[Any, Any]) -> str:
     if "limit" not in attrs:
         return f"{attrs['n_params']} parameters"
-    return f"large-P limit (level {attrs['level']}), q = {attrs['curvature_strength']:.3g}"
+    return (
+        f"large-P limit (order {attrs['truncation_order']}), q = {attrs['curvature_strength']:.3g}"
+    )
 
 
 def sharpening_diagram(
@@ -133,7 +135,7 @@ def sharpening_diagram(
     Returns
     -------
     list of matplotlib.artist.Artist
-        The cells and the lines.
+        The coloured grid and the predicted edges.
 
     Raises
     ------
@@ -142,9 +144,10 @@ def sharpening_diagram(
 
     Notes
     -----
-    Red grows, blue shrinks, as a share of the initial eigenvalue; grey: diverged, or beyond what
-    second order in the curvature can say. Colours saturate at the growth without batch noise (where
-    it is not predicted, at the largest that is, else at the largest that was simulated).
+    Red: the eigenvalue grows, as a share of its initial value; blue: it shrinks; grey: a replica
+    diverged, or second order in the curvature does not hold. Colours saturate at the largest growth
+    that is predicted without batch noise, at the largest batch size; where nothing is predicted
+    there, at the largest predicted growth, and without any prediction at the largest simulated one.
 
     References
     ----------
@@ -153,21 +156,21 @@ def sharpening_diagram(
     if "simulated_growth" not in grid:
         raise InputError("grid must be of sharpening_diagram(), got another Dataset")
     as_choice("quantity", quantity, ("simulated_growth", "predicted_growth"))
-    ax = axes(ax)
+    ax = ax or new_axes()
     values = grid[quantity].transpose("learning_rate", "batch_size").values
     reach = _growth_without_noise(grid)
     ax.set_facecolor("0.8")
-    cells = ax.pcolormesh(
-        _cell_edges(grid.batch_size.values),
-        _cell_edges(grid.learning_rate.values),
+    mesh = ax.pcolormesh(
+        _outlines(grid.batch_size.values),
+        _outlines(grid.learning_rate.values),
         np.where(np.isfinite(values), values, np.nan),
         cmap="RdBu_r",
         vmin=-reach,
         vmax=reach,
     )
     label = grid[quantity].attrs["long_name"]
-    ax.figure.colorbar(cells, ax=ax, label=f"{label} (share)", extend="both")
-    artists = [cells, *_edges(grid, ax, "deterministic edge")]
+    ax.figure.colorbar(mesh, ax=ax, label=f"{label} (share)", extend="both")
+    artists = [mesh, *_edges(grid, ax, "deterministic edge")]
     ax.set(
         xscale="log",
         yscale="log",
@@ -179,7 +182,7 @@ def sharpening_diagram(
 
 
 def _growth_without_noise(grid: xr.Dataset) -> float:
-    """Return the largest growth at the largest batch size, or what may stand for it."""
+    """Return the growth at which colours saturate, in absolute value."""
     predicted = grid.predicted_growth
     for some in (predicted.isel(batch_size=-1), predicted, grid.simulated_growth):
         sizes = np.abs(some.values[np.isfinite(some.values)])
@@ -200,8 +203,8 @@ def _edges(grid: xr.Dataset, ax: Any, deterministic: str) -> list[Artist]:
     return artists
 
 
-def _cell_edges(centres: FloatArray) -> FloatArray:
-    """Return the geometric midpoints between cells, and one more on either side."""
+def _outlines(centres: FloatArray) -> FloatArray:
+    """Return the geometric midpoints between grid points, and one more on either side."""
     log = np.log(np.asarray(centres, dtype=np.float64))
     if log.size == 1:
         log = np.append(log, log + 0.7)

@@ -1,4 +1,4 @@
-"""Pictures of runs: loss and sharpening, beside what theory predicts; and of a spectrum."""
+"""Pictures of training, loss and sharpening beside their predictions; and of a spectrum."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from quadmodel._util.checks import InputError, as_integer
-from quadmodel.plot._common import SIMULATION, THEORY, axes
+from quadmodel.plot._common import SIMULATION, THEORY, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -41,15 +41,17 @@ def loss(sim: xr.Dataset, pred: xr.Dataset | None = None, ax: Axes | None = None
     AttributeError
         If a Dataset has no loss.
     """
-    ax = axes(ax)
+    ax = ax or new_axes()
     low, middle, high = sim.loss.quantile([0.1, 0.5, 0.9], "replica").transpose("quantile", ...)
     artists: list[Artist] = [
         ax.fill_between(
-            sim.step, low, high, color=SIMULATION, alpha=0.2, label="10% to 90% of runs"
+            sim.step, low, high, color=SIMULATION, alpha=0.2, label="10% to 90% of replicas"
         )
     ]
-    artists += ax.plot(sim.step, middle, color=SIMULATION, ls=":", label="median run")
-    artists += ax.plot(sim.step, sim.loss.mean("replica"), color=SIMULATION, label="mean of runs")
+    artists += ax.plot(sim.step, middle, color=SIMULATION, ls=":", label="median replica")
+    artists += ax.plot(
+        sim.step, sim.loss.mean("replica"), color=SIMULATION, label="mean of replicas"
+    )
     if pred is not None:
         predicted = pred.loss.mean("replica") if "replica" in pred.loss.dims else pred.loss
         artists += ax.plot(pred.step, predicted, color=THEORY, ls="--", label="predicted mean")
@@ -82,7 +84,7 @@ def sharpening(
     Raises
     ------
     InputError
-        If `pred` is not of that kind or has no such mode.
+        If `pred` is not from :func:`quadmodel.expected_ntk` or has no such mode.
 
     Notes
     -----
@@ -96,7 +98,7 @@ def sharpening(
     if "conservative" not in pred or "mode" not in pred.dims:
         raise InputError("pred must be of expected_ntk(), got another Dataset")
     mode = as_integer("mode", mode, low=0, high=pred.sizes["mode"] - 1)
-    ax = axes(ax)
+    ax = ax or new_axes()
     at = pred.isel(mode=mode)
     artists: list[Artist] = []
     colours = {"progressive": "#009E73", "conservative": "#0072B2", "diffusive": "#CC79A7"}
@@ -107,7 +109,7 @@ def sharpening(
     if sim is not None:
         values = sim.ntk_projection.isel(mode=mode)
         values = values - values.isel(step=0)
-        # Nothing is drawn where a run has diverged: there is no mean to show.
+        # Nothing is drawn where a replica has diverged: there is no mean to show.
         values = values.where(np.isfinite(values))
         error = 2 * values.std("replica", ddof=1, skipna=False) / values.sizes["replica"] ** 0.5
         bars = ax.errorbar(
@@ -147,7 +149,7 @@ def spectrum(model: QuadraticModel, ax: Axes | None = None) -> list[Artist]:
     AttributeError
         If `model` has no eigensystem.
     """
-    ax = axes(ax)
+    ax = ax or new_axes()
     eigenvalues = model.eigensystem[0]
     positive = eigenvalues[eigenvalues > 0]
     artists: list[Artist] = list(

@@ -1,4 +1,4 @@
-"""The battery of :func:`quadmodel.validate`: rows of closed form against Monte Carlo."""
+"""The validation suite of :func:`quadmodel.validate`: rows of closed form against Monte Carlo."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from quadmodel.theory.prediction import predict
 from quadmodel.theory.sharpening import expected_ntk
 from quadmodel.theory.typical import typical_growth
 
-_METHODS: dict[str, dict[str, Any]] = {
+OPTIMIZERS: dict[str, dict[str, Any]] = {
     "SGD": {},
     "with replacement": {"sampling": "with_replacement"},
     "Bernoulli": {"sampling": "bernoulli"},
@@ -52,11 +52,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Effort:
-    """How much to simulate."""
+    """How much to simulate.
+
+    `replicas` of linear models; `ntk_replicas` and, where the model is large or followed at two
+    sizes, `large_replicas` with a curvature of their own each.
+    """
 
     replicas: int
-    pairs: int
-    large_pairs: int
+    ntk_replicas: int
+    large_replicas: int
     growth_steps: int
     threads: int | None
     seed: int
@@ -69,9 +73,9 @@ def _mean(name: str, predicted: float, values: FloatArray) -> Row:
 
 
 def _linear(effort: Effort) -> Iterator[Row]:
-    """Mean loss and mode energies on the way, per method and sampling scheme."""
+    """Mean loss and squared residuals along modes, per optimizer and sampling scheme."""
     model = Ensemble(30, 60).sample(effort.seed)
-    for name, options in _METHODS.items():
+    for name, options in OPTIMIZERS.items():
         sgd = SGD(1.0, 6, **options)
         rate = critical_learning_rate(model.ntk(), sgd, norm="exact", level=0.4)
         sgd = replace(sgd, learning_rate=rate)
@@ -87,7 +91,7 @@ def _linear(effort: Effort) -> Iterator[Row]:
         for mode, what in ((0, "largest"), (29, "smallest")):
             at = {"step": 40, "mode": mode}
             yield Row(
-                f"{name}: energy of the {what} mode at step 40",
+                f"{name}: squared residual along the {what} mode at step 40",
                 float(curve.mode_energy.sel(at)),
                 float(runs.mode_energy.sel(at)),
                 float(runs.mode_energy_standard_error.sel(at)),
@@ -114,7 +118,7 @@ def _floor(effort: Effort) -> Iterator[Row]:
 
 
 def _rate(effort: Effort) -> Iterator[Row]:
-    """Growth of the mean loss per step, below and above threshold."""
+    """Growth of the mean loss per step, at K below and above 1."""
     model = Ensemble(60, 120).sample(effort.seed)
     for batch_size, level in ((6, 0.8), (6, 1.05), (20, 1.05)):
         sgd = SGD(1.0, batch_size)
@@ -141,7 +145,10 @@ def _rate(effort: Effort) -> Iterator[Row]:
 
 
 def _stationary_ntk(n_data: int, seed: int) -> FloatArray:
-    """Return the NTK of exchangeable points on a ring: half of its eigenvalues 1, half 0.3."""
+    """Return the NTK of data points on a ring, which depends on their distance alone.
+
+    Half of its eigenvalues are 1, half 0.3.
+    """
     rng = np.random.default_rng([seed, 2])
     frequencies = n_data // 2 + 1
     of_frequency = np.where(rng.permutation(frequencies) < frequencies // 2, 1.0, 0.3)
@@ -153,8 +160,8 @@ def _stationary_ntk(n_data: int, seed: int) -> FloatArray:
 def _typical(effort: Effort) -> Iterator[Row]:
     """Growth of the typical loss where the mean loss neither grows nor decays."""
     ntk = _stationary_ntk(100, effort.seed)
-    # The prediction is of leading order. Its own error, 1 to 2 % of the difference to the mean,
-    # stays small against the standard error, which is 7 % of it, up to this many steps.
+    # The prediction is of leading order, with an error of 1 to 2 % of the difference between
+    # typical and mean growth. Up to this many steps the standard error is larger: 7 %.
     steps = min(effort.growth_steps, 1000)
     for sampling in ("without_replacement", "bernoulli"):
         sgd = SGD(1.0, 10, sampling=sampling)
@@ -216,19 +223,19 @@ def _laws(n_data: int, n_params: int, seed: int) -> dict[str, CurvatureLaw]:
 
 
 def _sharpening(effort: Effort) -> Iterator[Row]:
-    """Mean NTK after one, two and many steps, per law and method."""
+    """Mean NTK after one, two and many steps, per law of the curvature and optimizer."""
     base = Ensemble(8, 40).sample(effort.seed)
     cases = [("independent Q", "SGD"), ("correlated Q", "SGD"), ("independent Q", "Nesterov")]
-    for law_name, method in cases:
+    for law_name, optimizer in cases:
         law = _laws(8, 40, effort.seed)[law_name]
-        sgd = SGD(1.0, 2, **_METHODS[method])
+        sgd = SGD(1.0, 2, **OPTIMIZERS[optimizer])
         rate = critical_learning_rate(base.ntk(), sgd, norm="exact", level=0.15)
         sgd = replace(sgd, learning_rate=rate)
         drawn = sample_ntk(
             base,
             sgd,
             20,
-            replicas=effort.pairs,
+            replicas=effort.ntk_replicas,
             curvature=law,
             batch_sequences=4,
             record_every=1,
@@ -236,7 +243,7 @@ def _sharpening(effort: Effort) -> Iterator[Row]:
             threads=effort.threads,
         )
         mean = expected_ntk(base, sgd, 20, curvature=law, record_every=1)
-        label = f"{law_name}, {method}"
+        label = f"{law_name}, {optimizer}"
         for name, pick in _PICKS.items():
             yield _mean(f"{label}: first difference, {name}", *_difference(mean, drawn, pick, 1))
             yield _mean(f"{label}: second difference, {name}", *_difference(mean, drawn, pick, 2))
@@ -269,19 +276,8 @@ def _change(
     return float(theory), values.values
 
 
-def conservative_case(seed: int = 0) -> tuple[QuadraticModel, SGD]:
-    """Return a model whose largest eigenvalue batch noise keeps from growing, and its SGD.
-
-    Parameters
-    ----------
-    seed : int, optional
-        Seed of the model.
-
-    Returns
-    -------
-    tuple of QuadraticModel and SGD
-        D = 60, P = 240, NTK eigenvalues 3/k, batches of D/10.
-    """
+def _conservative_case(seed: int) -> tuple[QuadraticModel, SGD]:
+    """Return a model whose largest eigenvalue batch noise keeps from growing, and its SGD."""
     law = GivenEigenvalues(3.0 / np.arange(1, 61))
     model = Ensemble(60, 240, jacobian=law, curvature=0.003).sample(seed)
     sgd = SGD(1.0, 6)
@@ -291,7 +287,7 @@ def conservative_case(seed: int = 0) -> tuple[QuadraticModel, SGD]:
 
 def _conservative(effort: Effort) -> Iterator[Row]:
     """Compare what batch noise takes from the growth of the largest eigenvalue."""
-    model, small = conservative_case(effort.seed)
+    model, small = _conservative_case(effort.seed)
     full = replace(small, batch_size=60)
     steps = 60
     drawn, mean = [], []
@@ -301,7 +297,7 @@ def _conservative(effort: Effort) -> Iterator[Row]:
                 model,
                 sgd,
                 steps,
-                replicas=effort.large_pairs,
+                replicas=effort.large_replicas,
                 batch_sequences=24 if sgd is small else 1,
                 seed=effort.seed,
                 threads=effort.threads,
@@ -316,12 +312,12 @@ def _conservative(effort: Effort) -> Iterator[Row]:
 
 
 def _large_p(effort: Effort) -> Iterator[Row]:
-    """Loss and NTK in the limit of many parameters, from runs at two finite numbers of them.
+    """Loss and NTK in the limit of many parameters, from simulations at P and at 2P.
 
-    As many letters as steps leave nothing out of the limit; what is left is 1/P, which twice the
-    runs at 2P less those at P do not have.
+    A truncation order equal to the number of steps leaves nothing out of the limit. Simulations
+    deviate from it by order 1/P; twice the mean at 2P less the mean at P has no such term.
     """
-    n_data, n_params, steps, strength = 4, 400, 6, 0.8
+    n_data, n_params, steps, curvature_strength = 4, 400, 6, 0.8
     start = Ensemble(n_data, n_data, jacobian=1 / np.arange(1, n_data + 1)).sample(effort.seed)
     residual = start.residual * (n_data**0.5 / np.linalg.norm(start.residual))
     start = QuadraticModel(residual, start.jacobian)
@@ -331,13 +327,13 @@ def _large_p(effort: Effort) -> Iterator[Row]:
         "seed": effort.seed, "threads": effort.threads, "record_every": steps, "observables": names
     }  # fmt: skip
     limit = large_p_limit(
-        start, sgd, steps, level=steps, curvature=strength / n_data**0.5, **options
+        start, sgd, steps, level=steps, curvature=curvature_strength / n_data**0.5, **options
     )
     runs = []
     for size in (n_params, 2 * n_params):
-        law = IndependentCurvature(strength / size**0.5)
+        law = IndependentCurvature(curvature_strength / size**0.5)
         jacobian = np.pad(start.jacobian, ((0, 0), (0, size - n_data)))
-        for draw in range(effort.large_pairs):
+        for draw in range(effort.large_replicas):
             rng = np.random.default_rng([effort.seed, size, draw])
             model = QuadraticModel(residual, jacobian, law.sample(rng, n_data, size))
             runs.append(simulate(model, sgd, steps, **options))
@@ -348,7 +344,7 @@ def _large_p(effort: Effort) -> Iterator[Row]:
         yield _mean(f"large-P limit: {label} at step {steps}", predicted, 2 * values[1] - values[0])
 
 
-BATTERY: tuple[Callable[[Effort], Iterator[Row]], ...] = (
+SUITE: tuple[Callable[[Effort], Iterator[Row]], ...] = (
     _linear,
     _floor,
     _rate,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import xarray as xr
@@ -13,15 +13,13 @@ from numpy.typing import ArrayLike
 
 from quadmodel._util.axes import as_batch_sizes, as_learning_rates, is_count
 from quadmodel._util.checks import FloatArray, InputError, IntArray, as_choice, as_integer
+from quadmodel._util.results import attributes, variable
 from quadmodel._util.threads import Workers, workers
-from quadmodel._util.version import __version__
 from quadmodel.ensemble import Ensemble
-from quadmodel.large_p.growth import check_runs, measure_cells_in_limit, system_of
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
 from quadmodel.simulation._replicas import PRECISIONS
-from quadmodel.simulation.growth import MIN_STEPS, Cells, measure_cells
-from quadmodel.spectra import IndependentGaussian
+from quadmodel.simulation.growth import MIN_STEPS, Cells, Measurement, measure_cells
 from quadmodel.theory._inputs import NORMS, Spectrum
 from quadmodel.theory.noise_kernel import norm_or_infinity, phase_boundaries
 from quadmodel.theory.typical import typical_critical_on_spectrum
@@ -29,14 +27,13 @@ from quadmodel.theory.typical import typical_critical_on_spectrum
 PHASES = ("stable", "intermittent", "stochastically unstable", "deterministically unstable")
 # Predicted phase where the mean loss grows and the theory does not say what a typical one does.
 UNDECIDED = "undecided"
-LIMITS = ("large-p",)
 
 _LABELS = {
     "mean_growth": ("growth rate of the mean loss", "1 / step"),
     "mean_growth_standard_error": ("standard error of the mean's growth rate", "1 / step"),
     "typical_growth": ("growth rate of the typical loss", "1 / step"),
     "typical_growth_standard_error": ("standard error of the typical growth rate", "1 / step"),
-    "fraction_diverged": ("fraction of runs that diverged", "1"),
+    "fraction_diverged": ("fraction of replicas that diverged", "1"),
     "final_loss": ("median final loss", "loss"),
     "noise_kernel_norm": ("noise kernel norm", "1"),
     "learning_rate": ("learning rate", "1 / NTK eigenvalue"),
@@ -54,8 +51,6 @@ def phase_diagram(
     seed: int = 0,
     refine: int = 12,
     precision: str = "float64",
-    limit: str | None = None,
-    level: int | None = None,
     threads: int | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
@@ -73,9 +68,9 @@ def phase_diagram(
     sgd : SGD, optional
         Momentum, weight decay and sampling scheme; its learning rate and batch size are not used.
     steps : int, optional
-        SGD steps per run, at least 32.
+        SGD steps per replica, at least 32.
     replicas : int, optional
-        Runs per cell, at least 2.
+        Replicas per grid point, at least 2.
     seed : int, optional
         Seed of the model and of all batches, below 2**64.
     refine : int, optional
@@ -83,12 +78,6 @@ def phase_diagram(
         simulated growth rates change sign; 0 for none.
     precision : {"float64", "mixed"}, optional
         As for :func:`quadmodel.simulate`.
-    limit : {"large-p"}, optional
-        Run SGD in the limit of many parameters instead of simulating a model of P: at fixed
-        curvature strength :math:`q = \sigma\sqrt P`, as :func:`quadmodel.large_p_limit` does. Of
-        the source's curvature only the law is used; nothing of size P squared is held.
-    level : int, optional
-        With `limit`: length L of the longest words that are kept, 2 by default.
     threads : int, optional
         Worker threads; all available cores by default. Results don't depend on it.
     progress : bool, optional
@@ -102,23 +91,23 @@ def phase_diagram(
         ``..._standard_error``, `fraction_diverged`, `final_loss` (median), `phase` and
         `predicted_phase`. Per batch size, predicted: `critical_learning_rate` (along `norm`),
         `typical_critical_learning_rate` (NaN where it does not hold), `edge_of_stability`; and the
-        same measurements in the finer scan, ``scan_...`` along `scan`. Number:
-        `crossing_batch_size`. With `limit`, attributes `limit`, `level` and `curvature_strength`
-        take the place of `n_params`.
+        measurements of the finer scan, ``scan_...`` along `scan`. One number for the whole
+        diagram: `crossing_batch_size`.
 
     Raises
     ------
     InputError
         If an argument is out of range.
     MemoryError
-        If model or runs don't fit in memory.
+        If model or replicas don't fit in memory.
 
     Notes
     -----
     The phases, from the simulated growth rates:
 
     - *stable*: the mean loss does not grow;
-    - *intermittent*: the mean loss grows while the typical loss shrinks (rare runs carry the mean);
+    - *intermittent*: the mean loss grows while the typical loss shrinks, since a few replicas carry
+      the mean;
     - *stochastically unstable*: both grow, below the deterministic edge;
     - *deterministically unstable*: unstable, at or above it.
 
@@ -126,34 +115,20 @@ def phase_diagram(
     :func:`quadmodel.typical_growth` turns positive, and the deterministic edge; "undecided" is what
     lies above K = 1 where the typical growth can't be predicted.
 
-    How growth is measured, so that standard errors are honest although the plain mean over
-    replicas would hang on rare runs. Of a linear model, typical growth is the mean over independent
-    replicas of the growth of their log loss, their sizes being set back every step, after a first
-    half in which directions relax. The mean's growth is that of a population of replicas, redrawn
-    in proportion to their losses whenever fewer than half of them carry the mean, which leaves the
-    mean's expectation as it is; 16 blocks give the standard error and the correction for the bias
-    of a logarithm (:func:`quadmodel.simulation.populations.population_growth`). Of a quadratic
-    model, growth is that of plain runs over their second half, or up to divergence or convergence
-    (:func:`quadmodel.simulation.growth.measure_cells`).
-
-    In the large-P limit a run is a deterministic function of its batches, those that a simulation
-    with the same seed and grid would draw, and
-
-    .. math:: \theta = \sum_{l\le L}T_l, \qquad
-              T_l \to T_l - \frac{\eta}{D}\sum_a(Wz)_aw_a^l
-
-    over words of up to L letters, whose inner products are known
-    (:func:`quadmodel.large_p_limit`). A step of a cell takes about :math:`2BD^{L-1}r`
-    multiplications for independent curvature, :math:`2D^Lr` for correlated, with r the rank of the
-    Jacobian; a thread holds one run, :math:`8D^Lr` bytes. Growth is measured as that of a quadratic
-    model, and the predicted edges are those of the initial NTK, as they are without the limit. A
-    model of P parameters was seen to turn unstable earlier, mostly: at learning rates lower by 0 to
-    8 % for D = 12 and P = 600 or 1200, from one draw of the curvature to another.
+    A plain mean over replicas would be decided by a few of them, and its standard error would be
+    too small. Growth of a linear model is therefore measured in two ways. The typical growth is the
+    mean, over independent replicas, of the growth of their log loss in the second half of the
+    steps, after their directions have relaxed in the first; every step scales parameters back to
+    size 1. The growth of the mean loss is that of a population of replicas, redrawn in proportion
+    to their losses whenever fewer than half of them carry the mean, which leaves the mean's
+    expectation as it is; 16 blocks of steps give the standard error and the correction for the bias
+    of a logarithm (:func:`quadmodel.simulation.populations.population_growth`). Growth of a
+    quadratic model is that of independent replicas over the second half of their steps, or up to
+    their divergence or convergence (:func:`quadmodel.simulation.growth.measure_cells`).
 
     References
     ----------
     .. [1] A. Agarwala, J. Pennington, arXiv:2404.19261, section 3.
-    .. [2] derivations/08-large-p.md for the large-P limit; beyond arXiv:2404.19261.
 
     Examples
     --------
@@ -161,115 +136,77 @@ def phase_diagram(
     >>> grid = qm.phase_diagram(qm.Ensemble(20, 40), 6, 3, steps=64, replicas=4)
     >>> dict(grid.mean_growth.sizes)
     {'learning_rate': 6, 'batch_size': 3}
-    >>> curved = qm.Ensemble(8, 400, curvature=0.5 / 400**0.5)
-    >>> limit = qm.phase_diagram(curved, 6, 3, steps=64, replicas=4, limit="large-p")
-    >>> round(limit.attrs["curvature_strength"], 12)
-    0.5
     """
-    seed = as_integer("seed", seed, low=0, high=2**64 - 1)
-    steps = as_integer("steps", steps, low=MIN_STEPS, high=2**31)
-    replicas = as_integer("replicas", replicas, low=2, high=2**20)
-    refine = as_integer("refine", refine, low=0, high=1000)
-    threads = None if threads is None else as_integer("threads", threads)
-    level = _as_level(limit, level, precision)
-    if not isinstance(sgd, SGD | None):
-        raise InputError(f"sgd must be an SGD, got {type(sgd).__name__}")
-    template = replace(sgd or SGD(1.0, 1), learning_rate=1.0, batch_size=1)
-    given_rates = (
-        None if is_count("learning_rates", learning_rates) else as_learning_rates(learning_rates)
+    checked = as_source(source)
+    spec = as_spec(
+        checked.n_data,
+        learning_rates,
+        batch_sizes,
+        sgd=sgd,
+        steps=steps,
+        replicas=replicas,
+        seed=seed,
+        refine=refine,
+        precision=precision,
+        threads=threads,
+        progress=progress,
     )
-    if given_rates is None:
-        as_integer("learning_rates", learning_rates, low=2, high=100_000)
-    source = source if isinstance(source, Ensemble) else _as_model(source)
-    sizes = as_batch_sizes(batch_sizes, source.n_data)
-
-    n_rates = int(learning_rates) if given_rates is None else given_rates.size  # type: ignore[arg-type]
-    measure: Any
-    if limit is None:
-        model = source.sample(seed) if isinstance(source, Ensemble) else source
-        precision = as_choice("precision", precision, PRECISIONS)
-        measure = partial(measure_cells, model)
-        special: dict[str, Any] = {"n_params": model.n_params}
-    else:
-        model, system = system_of(source, seed, level)
-        check_runs(system, template, (n_rates + refine) * sizes.size * replicas, threads)
-        measure = partial(measure_cells_in_limit, system)
-        special = {"limit": limit, "level": level, "curvature_strength": system.strength}
-    attrs = {
-        "kind": "phase diagram",
-        **_described(source, limit),
-        "n_data": model.n_data,
-        **special,
-        **{k: v for k, v in template.spec().items() if k not in ("learning_rate", "batch_size")},
-        "steps": steps,
-        "replicas": replicas,
-        "refine": refine,
-        "precision": precision,
-        "seed": str(seed),
-        "quadmodel_version": __version__,
-    }
-    with workers(threads) as pool:
-        spectrum = Spectrum(*model.eigensystem)
-        if spectrum.edge == 0:
-            raise InputError("source: the NTK must not vanish, got eigenvalues that are all zero")
-        boundaries = _boundaries(spectrum, sizes, template, pool)
-        rates = given_rates
-        if rates is None:
-            rates = _spread_learning_rates(boundaries, n_rates)
-
-        def evaluate(at: FloatArray, b: IntArray, first: int, what: str) -> tuple[Any, int]:
-            cells = Cells(at, b, template, steps, replicas, seed, first, precision)
-            measured = measure(cells, pool, what=what, show=progress)
-            norms = _norms(spectrum, template, at, b, pool)
-            return measured.variables() | {"noise_kernel_norm": norms}, measured.replica_steps
-
-        on_grid, done = evaluate(
-            np.repeat(rates, sizes.size), np.tile(sizes, rates.size), 0, "grid"
-        )
-        grid = {k: v.reshape(*v.shape[:-1], rates.size, sizes.size) for k, v in on_grid.items()}
-        scan_rates = _scan_learning_rates(rates, grid, refine)
-        found = np.isfinite(scan_rates).all(axis=1)
-        scan = {k: np.full((*v.shape[:-2], sizes.size, refine), np.nan) for k, v in grid.items()}
-        if refine and found.any():
-            # Replica numbers beyond those of the grid: three sets of runs per cell at most.
-            first = 3 * rates.size * sizes.size * replicas
-            on_scan, more = evaluate(
-                scan_rates[found].ravel(), np.repeat(sizes[found], refine), first, "finer scan"
-            )
-            done += more
-            for name, value in on_scan.items():
-                scan[name][..., found, :] = value.reshape(*value.shape[:-1], -1, refine)
-    scan["learning_rate"] = scan_rates
-    attrs["replica_steps"] = done
-    return _dataset(rates, sizes, grid, scan, boundaries, attrs)
+    model = checked.sample(spec.seed) if isinstance(checked, Ensemble) else checked
+    described = checked.spec() if isinstance(checked, Ensemble) else {"model": repr(checked)}
+    described |= {"n_data": model.n_data, "n_params": model.n_params}
+    return stability_diagram(model, partial(measure_cells, model), spec, described)
 
 
-def _as_level(limit: Any, level: Any, precision: Any) -> int:
-    """Return the level of the limit; 0 without one."""
-    if limit is None:
-        if level is not None:
-            raise InputError(f"level must be None without a limit, got {level!r}")
-        return 0
-    as_choice("limit", limit, LIMITS)
-    if as_choice("precision", precision, PRECISIONS) != "float64":
-        raise InputError(f'precision must be "float64" with a limit, got "{precision}"')
-    return 2 if level is None else as_integer("level", level, high=1000)
+@dataclass(frozen=True)
+class DiagramSpec:
+    """The grid of a phase diagram and how to measure it; every field has been checked.
+
+    `learning_rates` are the values, or how many are to be spread around the edges; `sgd` gives
+    momentum, weight decay and sampling scheme.
+    """
+
+    learning_rates: int | FloatArray
+    batch_sizes: IntArray
+    sgd: SGD
+    steps: int
+    replicas: int
+    seed: int
+    refine: int
+    precision: str
+    threads: int | None
+    progress: bool
+
+    @property
+    def n_measured(self) -> int:
+        """Number of replicas of grid and finer scan together, at most."""
+        given = self.learning_rates
+        n_rates = given if isinstance(given, int) else given.size
+        return (n_rates + self.refine) * self.batch_sizes.size * self.replicas
+
+    def points(self, rates: FloatArray, sizes: IntArray, first_replica: int) -> Cells:
+        """Return grid points, one per pair of learning rate and batch size."""
+        return Cells(
+            rates, sizes, self.sgd, self.steps, self.replicas, self.seed, first_replica,
+            self.precision,
+        )  # fmt: skip
+
+    def sgd_attributes(self) -> dict[str, Any]:
+        """Return what attributes of the result say about SGD."""
+        spec = self.sgd.spec()
+        del spec["learning_rate"], spec["batch_size"]
+        return spec
 
 
-def _described(source: Ensemble | QuadraticModel, limit: str | None) -> dict[str, Any]:
-    """Return what attributes say about the source."""
-    if not isinstance(source, Ensemble):
-        return {"model": repr(source)}
-    spec = source.spec()
-    if limit is not None:
-        n_params = spec.pop("n_params")
-        if isinstance(source.jacobian, IndependentGaussian):  # whose spectrum depends on it
-            spec["jacobian"] += f" with n_params={n_params}"
-    return spec
+class Measure(Protocol):
+    """A function that measures grid points: how losses grow there, and how replicas end."""
+
+    def __call__(self, points: Cells, pool: Workers, /, *, what: str, show: bool) -> Measurement:
+        """Measure `points`, with a progress bar called `what`."""
 
 
-def _as_model(source: Any) -> QuadraticModel:
-    if isinstance(source, QuadraticModel):
+def as_source(source: Any) -> Ensemble | QuadraticModel:
+    """Return an ensemble or a model, which an NTK is turned into."""
+    if isinstance(source, Ensemble | QuadraticModel):
         return source
     if np.ndim(source) != 2:
         raise InputError(
@@ -279,13 +216,86 @@ def _as_model(source: Any) -> QuadraticModel:
     return QuadraticModel.from_ntk(source)
 
 
+def as_spec(
+    n_data: int,
+    learning_rates: int | Sequence[float] | ArrayLike,
+    batch_sizes: int | Sequence[int] | ArrayLike,
+    *,
+    sgd: SGD | None,
+    steps: int,
+    replicas: int,
+    seed: int,
+    refine: int,
+    threads: int | None,
+    progress: bool,
+    precision: str = "float64",
+) -> DiagramSpec:
+    """Check what a phase diagram of `n_data` points is asked for."""
+    if not isinstance(sgd, SGD | None):
+        raise InputError(f"sgd must be an SGD, got {type(sgd).__name__}")
+    return DiagramSpec(
+        as_integer("learning_rates", learning_rates, low=2, high=100_000)
+        if is_count("learning_rates", learning_rates)
+        else as_learning_rates(learning_rates),
+        as_batch_sizes(batch_sizes, n_data),
+        replace(sgd or SGD(1.0, 1), learning_rate=1.0, batch_size=1),
+        steps=as_integer("steps", steps, low=MIN_STEPS, high=2**31),
+        replicas=as_integer("replicas", replicas, low=2, high=2**20),
+        seed=as_integer("seed", seed, low=0, high=2**64 - 1),
+        refine=as_integer("refine", refine, low=0, high=1000),
+        precision=as_choice("precision", precision, PRECISIONS),
+        threads=None if threads is None else as_integer("threads", threads),
+        progress=progress,
+    )
+
+
+Variables = dict[str, FloatArray]
+
+
+def stability_diagram(
+    model: QuadraticModel, measure: Measure, spec: DiagramSpec, described: dict[str, Any]
+) -> xr.Dataset:
+    """Predict the edges of a model, measure a grid and a finer scan, and label all of it."""
+    sizes = spec.batch_sizes
+    with workers(spec.threads) as pool:
+        spectrum = Spectrum(*model.eigensystem)
+        if spectrum.edge == 0:
+            raise InputError("source: the NTK must not vanish, got eigenvalues that are all zero")
+
+        def evaluate(points: Cells, what: str) -> tuple[Variables, int]:
+            measured = measure(points, pool, what=what, show=spec.progress)
+            norms = {"noise_kernel_norm": _norms(spectrum, points, pool)}
+            return measured.variables() | norms, measured.replica_steps
+
+        boundaries = _boundaries(spectrum, sizes, spec.sgd, pool)
+        rates = spec.learning_rates
+        if isinstance(rates, int):
+            rates = _spread_learning_rates(boundaries, rates)
+        points = spec.points(np.repeat(rates, sizes.size), np.tile(sizes, rates.size), 0)
+        on_grid, steps_of_grid = evaluate(points, "grid")
+        grid = {k: v.reshape(*v.shape[:-1], rates.size, sizes.size) for k, v in on_grid.items()}
+        scan, steps_of_scan = _finer_scan(rates, grid, spec, evaluate)
+    attrs = attributes(
+        "phase diagram",
+        described | spec.sgd_attributes(),
+        steps=spec.steps,
+        replicas=spec.replicas,
+        refine=spec.refine,
+        precision=spec.precision,
+        replica_steps=steps_of_grid + steps_of_scan,
+        seed=spec.seed,
+    )
+    return _dataset(rates, grid, scan, boundaries, attrs)
+
+
 def _spread_learning_rates(boundaries: xr.Dataset, count: int) -> FloatArray:
+    """Return learning rates from below the smallest critical one to above the largest edge."""
     low = 0.4 * float(boundaries.critical_learning_rate.min())
     return np.geomspace(low, 1.6 * float(boundaries.edge_of_stability.max()), count)
 
 
 def _boundaries(spectrum: Spectrum, sizes: IntArray, template: SGD, pool: Workers) -> xr.Dataset:
-    """Return the edges of the mean loss, and that of the typical one."""
+    """Return the learning rates from which on the mean loss and the typical loss grow."""
     edges = phase_boundaries(spectrum, sizes, template)
     mean_square = edges.critical_learning_rate.sel(norm="exact").values
     typical = np.empty(sizes.size)
@@ -297,26 +307,47 @@ def _boundaries(spectrum: Spectrum, sizes: IntArray, template: SGD, pool: Worker
 
     pool.map(work, [slice(k, k + 1) for k in range(sizes.size)])
     name = "learning rate above which typical runs diverge"
-    attrs = {"long_name": name, "units": "1 / NTK eigenvalue"}
-    return edges.assign(typical_critical_learning_rate=("batch_size", typical, attrs))
+    labelled = variable(("batch_size",), typical, name, "1 / NTK eigenvalue")
+    return edges.assign(typical_critical_learning_rate=labelled)
 
 
-def _norms(
-    spectrum: Spectrum, template: SGD, rates: FloatArray, sizes: IntArray, pool: Workers
-) -> FloatArray:
-    """Return K of every method and cell, shape (methods, cells)."""
-    norms = np.empty((len(NORMS), rates.size))
+def _norms(spectrum: Spectrum, points: Cells, pool: Workers) -> FloatArray:
+    """Return K by every norm and at every grid point, shape (norms, points)."""
+    norms = np.empty((len(NORMS), len(points)))
 
     def work(some: slice) -> None:
-        for cell in range(*some.indices(rates.size)):
-            sgd = template._at(learning_rate=float(rates[cell]), batch_size=int(sizes[cell]))
-            norms[:, cell] = [norm_or_infinity(spectrum, sgd, norm) for norm in NORMS]
+        for n in range(*some.indices(len(points))):
+            rate, size = float(points.learning_rate[n]), int(points.batch_size[n])
+            sgd = points.sgd._at(learning_rate=rate, batch_size=size)
+            norms[:, n] = [norm_or_infinity(spectrum, sgd, norm) for norm in NORMS]
 
-    pool.map(work, [slice(i, i + 8) for i in range(0, rates.size, 8)])
+    pool.map(work, [slice(i, i + 8) for i in range(0, len(points), 8)])
     return norms
 
 
-def _scan_learning_rates(rates: FloatArray, grid: dict[str, Any], count: int) -> FloatArray:
+def _finer_scan(
+    rates: FloatArray,
+    grid: Variables,
+    spec: DiagramSpec,
+    evaluate: Callable[[Cells, str], tuple[Variables, int]],
+) -> tuple[Variables, int]:
+    """Measure learning rates around the simulated boundaries; NaN where there is none."""
+    sizes, count = spec.batch_sizes, spec.refine
+    scan_rates = _scan_learning_rates(rates, grid, count)
+    found = np.isfinite(scan_rates).all(axis=1)
+    scan = {k: np.full((*v.shape[:-2], sizes.size, count), np.nan) for k, v in grid.items()}
+    replica_steps = 0
+    if count and found.any():
+        # Replica numbers beyond those of the grid: three sets of replicas per grid point at most.
+        first = 3 * rates.size * sizes.size * spec.replicas
+        points = spec.points(scan_rates[found].ravel(), np.repeat(sizes[found], count), first)
+        on_scan, replica_steps = evaluate(points, "finer scan")
+        for name, value in on_scan.items():
+            scan[name][..., found, :] = value.reshape(*value.shape[:-1], -1, count)
+    return scan | {"learning_rate": scan_rates}, replica_steps
+
+
+def _scan_learning_rates(rates: FloatArray, grid: Variables, count: int) -> FloatArray:
     """Return, per batch size, learning rates between the columns where growth changes sign."""
     scan = np.full((grid["mean_growth"].shape[1], count), np.nan)
     for j in range(len(scan)):
@@ -332,9 +363,10 @@ def _scan_learning_rates(rates: FloatArray, grid: dict[str, Any], count: int) ->
     return scan
 
 
-def _phases(rates: FloatArray, grid: dict[str, Any], edge: FloatArray) -> np.ndarray:
+def _phases(rates: FloatArray, grid: Variables, boundaries: xr.Dataset) -> np.ndarray:
+    """Return the phase of every grid point from its measured growth rates."""
     mean, typical = grid["mean_growth"] > 0, grid["typical_growth"] > 0
-    beyond = rates[:, None] >= edge
+    beyond = rates[:, None] >= boundaries.edge_of_stability.values
     stable, intermittent, stochastic, deterministic = PHASES
     return np.select(
         [~mean & ~typical, beyond, mean & ~typical],
@@ -344,6 +376,7 @@ def _phases(rates: FloatArray, grid: dict[str, Any], edge: FloatArray) -> np.nda
 
 
 def _predicted_phases(rates: FloatArray, boundaries: xr.Dataset) -> np.ndarray:
+    """Return the phase of every grid point from the predicted learning rates."""
     at = rates[:, None]
     typical = boundaries.typical_critical_learning_rate.values
     beyond = at >= boundaries.edge_of_stability.values
@@ -362,26 +395,25 @@ def _predicted_phases(rates: FloatArray, boundaries: xr.Dataset) -> np.ndarray:
 
 def _dataset(
     rates: FloatArray,
-    sizes: IntArray,
-    grid: dict[str, Any],
-    scan: dict[str, Any],
+    grid: Variables,
+    scan: Variables,
     boundaries: xr.Dataset,
     attrs: dict[str, Any],
 ) -> xr.Dataset:
-    def labelled(name: str, value: Any, dims: tuple[str, ...]) -> Any:
-        long_name, units = _LABELS[name]
+    """Label predictions and measurements."""
+
+    def labelled(name: str, value: FloatArray, dims: tuple[str, ...]) -> Any:
         lead = ("norm",) if value.ndim > len(dims) else ()
-        return (*lead, *dims), value, {"long_name": long_name, "units": units}
+        return variable((*lead, *dims), value, *_LABELS[name])
 
     plane = ("learning_rate", "batch_size")
-    phases = _phases(rates, grid, boundaries.edge_of_stability.values)
     predicted = _predicted_phases(rates, boundaries)
     return xr.Dataset(
         {name: labelled(name, v, plane) for name, v in grid.items()}
-        | {"phase": (plane, phases, {"long_name": "phase, simulated"})}
-        | {"predicted_phase": (plane, predicted, {"long_name": "phase, predicted"})}
+        | {"phase": variable(plane, _phases(rates, grid, boundaries), "phase, simulated")}
+        | {"predicted_phase": variable(plane, predicted, "phase, predicted")}
         | {f"scan_{name}": labelled(name, v, ("batch_size", "scan")) for name, v in scan.items()}
-        | {str(name): variable for name, variable in boundaries.data_vars.items()},
+        | {str(name): values for name, values in boundaries.data_vars.items()},
         coords={
             "learning_rate": labelled("learning_rate", rates, ("learning_rate",)),
             "batch_size": boundaries.batch_size,

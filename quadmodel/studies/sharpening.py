@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from quadmodel._util.axes import as_count_or_values
-from quadmodel._util.checks import FloatArray, InputError, as_integer, as_number, check_memory
+from quadmodel._util.axes import as_batch_sizes, as_learning_rates, is_count
+from quadmodel._util.checks import FloatArray, InputError, IntArray, as_integer, check_memory
 from quadmodel._util.progress import progress_bar
-from quadmodel._util.version import __version__
+from quadmodel._util.results import attributes, variable
 from quadmodel.curvature import CurvatureLaw
 from quadmodel.ensemble import Ensemble
 from quadmodel.model import QuadraticModel
@@ -20,6 +20,16 @@ from quadmodel.optimizer import SGD
 from quadmodel.simulation.ntk_draws import growth_over_cells
 from quadmodel.theory import sharpening
 from quadmodel.theory.noise_kernel import edge_of_stability, phase_boundaries
+
+_PLANE = ("learning_rate", "batch_size")
+_SHARE = "1 (share of the initial eigenvalue)"
+_LABELS = {
+    "predicted_growth": ("predicted growth of the largest NTK eigenvalue", _SHARE),
+    "simulated_growth": ("simulated growth of the largest NTK eigenvalue", _SHARE),
+    "standard_error": ("standard error", _SHARE),
+    "conservative": ("predicted part of batch noise in the growth", _SHARE),
+    "relative_change": ("mean square change of the Jacobian by diffusion", "1"),
+}
 
 
 def sharpening_diagram(
@@ -45,15 +55,15 @@ def sharpening_diagram(
     learning_rates : int or sequence of float, optional
         How many, spread below the deterministic edge; or different values, in 1 / NTK eigenvalue.
     batch_sizes : int or sequence of int, optional
-        How many, spread from 1 to the number of data points; or the values.
+        How many, spread from 1 to the number of data points; or different values.
     sgd : SGD, optional
         Momentum, weight decay and sampling scheme; plain SGD if left out.
     steps : int, optional
         SGD steps over which the eigenvalue grows.
     replicas : int, optional
-        Antithetic pairs of curvature draws, at least 2; all cells share them.
+        Antithetic pairs of curvature draws, at least 2; all grid points share them.
     batch_sequences : int, optional
-        Sequences of batches per draw.
+        Sequences of batches per curvature draw.
     curvature : CurvatureLaw or float, optional
         Law of the curvature; by default that of `source`.
     seed : int, optional
@@ -67,10 +77,11 @@ def sharpening_diagram(
     -------
     xarray.Dataset
         Over (learning_rate, batch_size): `predicted_growth`, NaN where second order in the
-        curvature does not hold; `simulated_growth` and its `standard_error`, +inf where runs
+        curvature does not hold; `simulated_growth` and its `standard_error`, +inf where a replica
         diverged; `conservative`, what batch noise adds to the prediction; `relative_change`, the
-        number that says how far second order holds. Growth as a share of the initial largest
-        eigenvalue. `critical_learning_rate` (norm, batch_size) and `edge_of_stability`.
+        mean square change of the Jacobian by diffusion, which says how far second order holds.
+        Growth is a share of the initial largest eigenvalue. Over (norm, batch_size) and batch_size:
+        `critical_learning_rate` and `edge_of_stability`.
 
     Raises
     ------
@@ -105,7 +116,7 @@ def sharpening_diagram(
     if not isinstance(template, SGD):
         raise InputError(f"sgd must be an SGD, got {type(sgd).__name__}")
     if isinstance(source, Ensemble):
-        # The law is all that is needed of the curvature.
+        # Of the curvature only the law is needed, not a draw.
         law_of_source = source.curvature
         model = replace(source, curvature=None).sample(seed)
         curvature = law_of_source if curvature is None else curvature
@@ -113,115 +124,102 @@ def sharpening_diagram(
         model = source
     law = sharpening.law_of(model, curvature)
     statistics = sharpening.curvature_statistics(model, law)
-    sizes = _sizes(batch_sizes, model.n_data)
+    sizes = as_batch_sizes(batch_sizes, model.n_data)
     edge = edge_of_stability(model.ntk(), template)
-    rates = _rates(learning_rates, edge)
+    rates = _as_rates(learning_rates, edge)
     boundaries = phase_boundaries(model.ntk(), sizes, template)
-    largest = float(model.eigensystem[0][0])
-    shape = (len(rates), len(sizes))
-    predicted, conservative, relative = (np.full(shape, np.nan) for _ in range(3))
-    cells = [(i, j) for i in range(shape[0]) for j in range(shape[1])]
-    check_memory("the growths", 32.0 * replicas * len(cells))
-    with progress_bar(len(cells) + replicas, what="sharpening", show=progress) as bar:
+    n_points = rates.size * sizes.size
+    check_memory("the growths", 32.0 * replicas * n_points)
+    with progress_bar(n_points + replicas, what="sharpening", show=progress) as bar:
         # The simulation first: it knows whether its draws fit in memory.
         growth = growth_over_cells(
             model,
             law,
             template,
-            np.array([rates[i] for i, _ in cells]),
-            np.array([sizes[j] for _, j in cells]),
+            np.repeat(rates, sizes.size),
+            np.tile(sizes, rates.size),
             steps=steps,
             replicas=replicas,
             batch_sequences=batch_sequences,
             seed=seed,
             threads=threads,
             advance=bar.update,
-        )
-        for i, j in cells:
-            bar.update(1)
-            if rates[i] >= edge:
-                continue
-            one = replace(template, learning_rate=rates[i], batch_size=sizes[j])
-            with np.errstate(over="ignore", invalid="ignore"):
-                (last,) = sharpening.ntk_changes(statistics, model, one, np.array([steps]))
-            relative[i, j] = last.relative_change
-            if last.relative_change < sharpening.VALID_BELOW:
-                conservative[i, j] = last.conservative[0, 0] / largest
-                grown = np.nanmax(last.eigenvalues(statistics.lam)) - largest
-                predicted[i, j] = grown / largest
-    growth = growth.reshape(replicas, *shape) / largest
+        ).reshape(replicas, rates.size, sizes.size)
+        grid = _predicted(model, statistics, template, rates, sizes, steps, edge, bar.update)
+    grid |= _simulated(growth / float(model.eigensystem[0][0]))
+    options = {name: value for name, value in template.spec().items() if name not in _PLANE}
+    attrs = attributes(
+        "sharpening diagram",
+        {"n_data": model.n_data, "n_params": model.n_params, **options},
+        steps=steps,
+        replicas=replicas,
+        batch_sequences=batch_sequences,
+        curvature=repr(law),
+        valid_below=sharpening.VALID_BELOW,
+        seed=seed,
+    )
+    return _dataset(rates, sizes, grid, boundaries).assign_attrs(attrs)
+
+
+def _as_rates(given: int | Sequence[float] | FloatArray, edge: float) -> FloatArray:
+    """Return learning rates, spread below the deterministic edge if counted."""
+    if is_count("learning_rates", given):
+        count = as_integer("learning_rates", given, high=100_000)
+        return np.geomspace(edge / 20, 0.95 * edge, count)
+    return as_learning_rates(given, least=1)
+
+
+def _predicted(
+    model: QuadraticModel,
+    statistics: sharpening.Statistics,
+    template: SGD,
+    rates: FloatArray,
+    sizes: IntArray,
+    steps: int,
+    edge: float,
+    advance: Callable[[int], object],
+) -> dict[str, FloatArray]:
+    """Return the predicted growth, and how far second order holds, at every grid point."""
+    predicted, conservative, relative = np.full((3, rates.size, sizes.size), np.nan)
+    largest = float(model.eigensystem[0][0])
+    for i, j in np.ndindex(rates.size, sizes.size):
+        advance(1)
+        if rates[i] >= edge:
+            continue
+        sgd = replace(template, learning_rate=float(rates[i]), batch_size=int(sizes[j]))
+        with np.errstate(over="ignore", invalid="ignore"):
+            (last,) = sharpening.ntk_changes(statistics, model, sgd, np.array([steps]))
+        relative[i, j] = last.relative_change
+        if last.relative_change < sharpening.VALID_BELOW:
+            conservative[i, j] = last.conservative[0, 0] / largest
+            grown = np.nanmax(last.eigenvalues(statistics.lam)) - largest
+            predicted[i, j] = grown / largest
+    return {
+        "predicted_growth": predicted,
+        "conservative": conservative,
+        "relative_change": relative,
+    }
+
+
+def _simulated(growth: FloatArray) -> dict[str, FloatArray]:
+    """Return mean and standard error over replicas; +inf where one of them diverged."""
     mean = growth.mean(axis=0)
     with np.errstate(invalid="ignore"):
-        error = growth.std(axis=0, ddof=1) / replicas**0.5
+        error = growth.std(axis=0, ddof=1) / len(growth) ** 0.5
     error = np.where(np.isfinite(mean), error, np.inf)
-    per_cell = ("learning_rate", "batch_size")
-    share = {"units": "1 (share of the initial eigenvalue)"}
+    return {"simulated_growth": mean, "standard_error": error}
+
+
+def _dataset(
+    rates: FloatArray, sizes: IntArray, grid: dict[str, FloatArray], boundaries: xr.Dataset
+) -> xr.Dataset:
+    """Label predictions and measurements."""
+    edges = ("critical_learning_rate", "edge_of_stability")
     return xr.Dataset(
-        {
-            "predicted_growth": (
-                per_cell,
-                predicted,
-                {"long_name": "predicted growth of the largest NTK eigenvalue", **share},
-            ),
-            "simulated_growth": (
-                per_cell,
-                mean,
-                {"long_name": "simulated growth of the largest NTK eigenvalue", **share},
-            ),
-            "standard_error": (per_cell, error, {"long_name": "standard error", **share}),
-            "conservative": (
-                per_cell,
-                conservative,
-                {"long_name": "predicted part of batch noise in the growth", **share},
-            ),
-            "relative_change": (
-                per_cell,
-                relative,
-                {"long_name": "mean square change of the Jacobian by diffusion", "units": "1"},
-            ),
-            "critical_learning_rate": boundaries.critical_learning_rate,
-            "edge_of_stability": boundaries.edge_of_stability,
-        },
+        {name: variable(_PLANE, grid[name], *label) for name, label in _LABELS.items()}
+        | {name: boundaries[name] for name in edges},
         coords={
-            "learning_rate": (
-                "learning_rate",
-                rates,
-                {"long_name": "learning rate", "units": "1 / NTK eigenvalue"},
-            ),
-            "batch_size": (
-                "batch_size",
-                sizes,
-                {"long_name": "batch size", "units": "data points"},
-            ),
-        },
-        attrs={
-            "kind": "sharpening diagram",
-            "steps": steps,
-            "replicas": replicas,
-            "batch_sequences": batch_sequences,
-            "seed": str(seed),
-            "curvature": repr(law),
-            "valid_below": sharpening.VALID_BELOW,
-            "quadmodel_version": __version__,
-            "n_data": model.n_data,
-            "n_params": model.n_params,
-            **{k: v for k, v in template.spec().items() if k not in per_cell},
+            "learning_rate": variable(_PLANE[:1], rates, "learning rate", "1 / NTK eigenvalue"),
+            "batch_size": variable(_PLANE[1:], sizes, "batch size", "data points"),
         },
     )
-
-
-def _sizes(given: int | Sequence[int] | NDArray[np.integer], n_data: int) -> list[int]:
-    values = as_count_or_values("batch_sizes", given)
-    if isinstance(values, int):
-        return [int(b) for b in np.unique(np.geomspace(1, n_data, values).round())]
-    return sorted({as_integer("batch_sizes", b, high=n_data) for b in values})
-
-
-def _rates(given: int | Sequence[float] | FloatArray, edge: float) -> list[float]:
-    values = as_count_or_values("learning_rates", given)
-    if isinstance(values, int):
-        return [float(v) for v in np.geomspace(edge / 20, 0.95 * edge, values)]
-    rates = sorted(as_number("learning_rates", v, above=0.0) for v in values)
-    if len(set(rates)) < len(rates):
-        raise InputError(f"learning_rates must be different ones, got {rates}")
-    return rates

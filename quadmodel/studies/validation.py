@@ -10,8 +10,8 @@ from scipy.special import ndtri
 
 from quadmodel._util.checks import as_integer, as_number
 from quadmodel._util.progress import progress_bar
-from quadmodel._util.version import __version__
-from quadmodel.studies._validation_suite import BATTERY, Effort, Row
+from quadmodel._util.results import attributes, variable
+from quadmodel.studies._validation_suite import SUITE, Effort, Row
 
 _QUICK = Effort(2000, 1200, 24, 1500, None, 0)
 _FULL = Effort(20000, 12000, 200, 12000, None, 0)
@@ -34,7 +34,7 @@ def validate(
     seed : int, optional
         Seed of all models, batches and curvatures.
     family_wise_error : float, optional
-        Probability, inside (0, 1), that right theory fails anywhere.
+        Probability, inside (0, 1), that any row of a right theory differs.
     threads : int, optional
         Worker threads; all available cores by default. Results don't depend on it.
     progress : bool, optional
@@ -54,13 +54,13 @@ def validate(
 
     Notes
     -----
-    Linear model: mean loss and mode energies of SGD, two more sampling schemes, heavy ball,
-    Nesterov and weight decay; loss floor; late-time rate; noise kernel norm at the simulated
-    threshold. Curvature: first and second difference and the mean of the NTK after more steps, for
-    independent entries and for covariances over data and parameters, with antithetic pairs; what
-    batch noise takes from the growth of the largest eigenvalue, as the difference of two batch
-    sizes that share curvatures. Typical growth at the threshold. Loss and NTK in the limit of many
-    parameters.
+    Linear model: mean loss and squared residuals along NTK modes of SGD, two more sampling schemes,
+    heavy ball, Nesterov and weight decay; loss floor; late-time rate; noise kernel norm at the
+    simulated threshold; typical growth at the threshold. Quadratic model: first and second
+    difference of the mean NTK over steps and its change in 20 steps, for independent curvature and
+    for covariances over data and parameters, with antithetic pairs of curvature draws; what batch
+    noise takes from the growth of the largest eigenvalue, as the difference of two batch sizes that
+    share curvature draws; loss and NTK in the limit of many parameters.
 
     References
     ----------
@@ -78,8 +78,8 @@ def validate(
     threads = None if threads is None else as_integer("threads", threads)
     effort = replace(_QUICK if quick else _FULL, threads=threads, seed=seed)
     rows: list[Row] = []
-    with progress_bar(len(BATTERY), what="validate", show=progress) as bar:
-        for part in BATTERY:
+    with progress_bar(len(SUITE), what="validate", show=progress) as bar:
+        for part in SUITE:
             rows.extend(part(effort))
             bar.update(1)
     predicted = np.array([row.predicted for row in rows])
@@ -90,20 +90,21 @@ def validate(
     agrees = np.abs(z) <= bound  # a NaN does not
     return xr.Dataset(
         {
-            "predicted": ("row", predicted, {"long_name": "closed form"}),
-            "measured": ("row", measured, {"long_name": "Monte Carlo mean"}),
-            "standard_error": ("row", error, {"long_name": "standard error"}),
-            "z": ("row", z, {"long_name": "difference over standard error", "units": "1"}),
-            "agrees": ("row", agrees, {"long_name": "within the bound"}),
+            "predicted": variable("row", predicted, "closed form"),
+            "measured": variable("row", measured, "Monte Carlo mean"),
+            "standard_error": variable("row", error, "standard error"),
+            "z": variable("row", z, "difference over standard error", "1"),
+            "agrees": variable("row", agrees, "within the bound"),
         },
         coords={"row": [row.name for row in rows]},
-        attrs={
-            "quick": int(quick),
-            "seed": str(seed),
-            "family_wise_error": family_wise_error,
-            "bound": bound,
-            "worst": float(np.abs(z).max()),
-            "verdict": "agree" if agrees.all() else "disagree",
-            "quadmodel_version": __version__,
-        },
+        attrs=attributes(
+            "validation",
+            {},
+            seed=seed,
+            quick=int(quick),
+            family_wise_error=family_wise_error,
+            bound=bound,
+            worst=float(np.abs(z).max()),
+            verdict="agree" if agrees.all() else "disagree",
+        ),
     )

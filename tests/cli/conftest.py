@@ -6,9 +6,10 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from quadmodel.cli import main
-from quadmodel.studies import phases as phase
+from quadmodel.studies import phases
 from tests.cli.command import TINY, contents
 
 
@@ -62,17 +63,23 @@ def run(monkeypatch, capsys):
 
 
 @pytest.fixture
+def undrawn(monkeypatch):
+    """No picture is drawn, which takes longest."""
+    monkeypatch.setattr(Figure, "savefig", lambda _, path: path.write_text("picture"))
+
+
+@pytest.fixture
 def refuse(run, monkeypatch):
     """Run with bad input: exit code 2, one line that names the argument, nothing written."""
 
     def work(*_, **__):
         raise AssertionError("work started before the input was checked")
 
-    monkeypatch.setattr(phase, "measure_cells", work)
+    monkeypatch.setattr(phases, "measure_cells", work)
 
-    def refuse(*arguments, names, base=TINY):
+    def refuse(*arguments, names, base=("phase-diagram", *TINY)):
         before = contents()
-        code, out, err = run("phase-diagram", *base, *arguments)
+        code, out, err = run(*base, *arguments)
         assert (code, out) == (2, "")
         assert err.startswith("quadmodel: error: ")
         assert err.count("\n") == 1

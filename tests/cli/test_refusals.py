@@ -9,10 +9,22 @@ from pathlib import Path
 
 import pytest
 import xarray as xr
+from matplotlib.figure import Figure
 
 from quadmodel import cli
-from quadmodel.studies import phases as phase
+from quadmodel.studies import (
+    large_p_outcomes,
+    large_p_phases,
+    persistence,
+    phases,
+    sharpening,
+)  # fmt: skip
 from tests.cli.command import COMMAND, ENVIRONMENT, GRID, OUTPUTS, SIZE, TINY, written
+
+STEPS = ["--steps", "40", "--replicas", "2"]
+SHORT = [*SIZE, "--learning-rates", "3", "--batch-sizes", "2", *STEPS]
+# Beside a file of data.
+WITHOUT_SIZE = ["--learning-rates", "3", "--batch-sizes", "2", "--replicas", "2", "--steps", "40"]
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "0,2", "-3,2", "21,2", "2.5", "2.5,3", "x"])
@@ -126,11 +138,13 @@ def test_more_outliers_than_eigenvalues(refuse):
     ],
 )
 def test_input_files(refuse, arrays, option, file, words):
-    refuse(option, file, names=words)
+    refuse(option, file, names=words, base=["phase-diagram", *WITHOUT_SIZE])
 
 
 def test_batch_size_above_the_array(refuse, arrays):
-    refuse("--jacobian", "jacobian.npy", "--batch-sizes", "1,13", names=["batch", "12", "13"])
+    options = ["--jacobian", "jacobian.npy", "--batch-sizes", "1,13"]
+    base = ["phase-diagram", *WITHOUT_SIZE]
+    refuse(*options, names=["batch", "12", "13"], base=base)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +153,24 @@ def test_batch_size_above_the_array(refuse, arrays):
 def test_two_sources(refuse, arrays, given):
     options = [part for name in given for part in (f"--{name}", f"{name}.npy")]
     refuse(*options, names=[*given, "one of"])
+
+
+MEANINGLESS = [
+    *[
+        ([f"--{source}", f"{source}.npy", *option], [option[0], f"--{source}", option[1]])
+        for source in ("jacobian", "ntk", "eigenvalues")
+        for option in (["--n-data", "5"], ["--n-params", "5"], ["--spectrum", "gaussian"])
+    ],
+    (["--curvature", "0.1", "--curvature-strength", "1"], ["--curvature ", "-strength", "0.1"]),
+    (["--nesterov"], ["--nesterov", "--momentum"]),
+    (["--nesterov", "--momentum", "0"], ["--nesterov", "--momentum"]),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), MEANINGLESS, ids=lambda value: " ".join(value))
+@pytest.mark.parametrize("command", ["phase-diagram", "large-p-diagram", "sharpening-diagram"])
+def test_options_that_others_make_meaningless(command, options, words, refuse, arrays):
+    refuse(*options, names=words, base=[command, *WITHOUT_SIZE])
 
 
 @pytest.mark.parametrize(
@@ -166,7 +198,8 @@ def test_outputs(refuse, arrays, options, words):
     ],
 )
 def test_output_that_would_replace_an_input(refuse, arrays, source, output):
-    refuse(*source, *output, names="outputs must not replace an input")
+    message = "outputs must not replace an input"
+    refuse(*source, *output, names=message, base=["phase-diagram", *WITHOUT_SIZE])
 
 
 def test_picture_that_is_a_folder(refuse):
@@ -205,6 +238,7 @@ def test_unknown_command(run):
     assert "phase" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "word"), [(["--batch-sizes", "0"], "batch"), (["--ntk", "no.npy"], "no.npy")]
 )
@@ -229,32 +263,50 @@ def test_existing_outputs_survive_a_refusal(refuse, options):
     assert {Path(name).read_text() for name in OUTPUTS} == {"precious"}
 
 
-@pytest.mark.parametrize("error", [MemoryError("no\nmemory"), KeyboardInterrupt()])
-def test_existing_outputs_survive_a_failure(run, monkeypatch, error):
+# Where each command's work begins, and options that make it small.
+WORK = {
+    "phase-diagram": (phases, "measure_cells", TINY),
+    "large-p-diagram": (large_p_phases, "measure_cells_in_limit", ["--n-data", "6", *TINY[4:]]),
+    "sharpening-diagram": (sharpening, "growth_over_cells", SHORT),
+    "persistent-edge": (persistence, "simulate", ["--n-data", "6", "--n-params", "9", *STEPS]),
+    "large-p-edge": (
+        large_p_outcomes, "large_p_limit", ["--n-data", "6", "--batch-sizes", "2", *STEPS]
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", WORK)
+@pytest.mark.parametrize("error", [MemoryError("no\nmemory"), KeyboardInterrupt()], ids=repr)
+def test_existing_outputs_survive_a_failure(error, command, run, monkeypatch):
     def fail(*_, **__):
         raise error
 
-    for name in OUTPUTS:
+    outputs = {f"{command}.png", f"{command}.nc"}
+    for name in outputs:
         Path(name).write_text("precious")
-    monkeypatch.setattr(phase, "measure_cells", fail)
-    code, out, err = run("phase-diagram", *TINY)
+    module, work, options = WORK[command]
+    monkeypatch.setattr(module, work, fail)
+    code, out, err = run(command, *options)
     interrupted = isinstance(error, KeyboardInterrupt)
     assert (code, out.strip()) == (130 if interrupted else 2, "")
     assert err.strip().count("\n") == 0
     assert ("interrupted" if interrupted else "no memory") in err
-    assert written() == OUTPUTS
-    assert {Path(name).read_text() for name in OUTPUTS} == {"precious"}
+    assert written() == outputs
+    assert {Path(name).read_text() for name in outputs} == {"precious"}
 
 
-def test_interrupt_while_writing_leaves_no_temporary_file(run, monkeypatch):
+@pytest.mark.parametrize("command", WORK)
+@pytest.mark.parametrize("stage", ["to_netcdf", "savefig"])
+def test_both_files_or_none(stage, command, run, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(xr.Dataset, "to_netcdf", interrupt)
-    assert run("phase-diagram", *TINY)[0] == 130
+    monkeypatch.setattr(xr.Dataset if stage == "to_netcdf" else Figure, stage, interrupt)
+    assert run(command, *WORK[command][2])[0] == 130
     assert written() == set()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 def test_control_c():
     # A child of a background process ignores SIGINT unless it is told otherwise.

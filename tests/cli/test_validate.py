@@ -1,41 +1,29 @@
-"""quadmodel validate: table, JSON, exit code, picture, refusals."""
+"""quadmodel validate: table, JSON, exit code, refusals."""
 
 import json
 import math
 import subprocess
 from functools import partial
 
-import matplotlib.image
-import numpy as np
 import pytest
 
 import quadmodel as qm
 from quadmodel._util import checks as _validation
-from quadmodel.studies import _validation_suite as battery
-from quadmodel.studies import large_p_outcomes as limit_module
-from quadmodel.studies import persistence as edge_module
+from quadmodel.studies import _validation_suite as suite
 from quadmodel.studies import validation as module
 from tests.cli.command import COMMAND, ENVIRONMENT, contents, written
 
-TINY = battery.Effort(replicas=40, pairs=4, large_pairs=2, growth_steps=64, threads=None, seed=0)
+TINY = suite.Effort(40, ntk_replicas=4, large_replicas=2, growth_steps=64, threads=None, seed=0)
 GOOD = [("loss at step 10", 0.5, 0.504, 0.004), ("log growth, K = 0.8", -0.02, -0.0201, 0.0002)]
 BAD = ("loss, a wrong one", 1.0, 2.0, 0.1)
 
 
 @pytest.fixture
 def rows(monkeypatch):
-    """Put known rows in the place of the battery; the persistent edge is followed briefly."""
-    short = partial(
-        edge_module.persistent_edge, runs=2, n_data=10, n_params=20, steps=300, record_every=10
-    )
-    monkeypatch.setattr(edge_module, "persistent_edge", short)
-    few = partial(limit_module.limit_edge, [0.3, 0.9], [1, 2], n_data=6, steps=60, runs=2)
-    monkeypatch.setattr(limit_module, "limit_edge", few)
+    """Put known rows in the place of the validation suite."""
 
     def rows(*rows):
-        monkeypatch.setattr(
-            module, "BATTERY", [lambda _effort: [battery.Row(*row) for row in rows]]
-        )
+        monkeypatch.setattr(module, "SUITE", [lambda _effort: [suite.Row(*row) for row in rows]])
 
     return rows
 
@@ -88,14 +76,13 @@ def test_json(bad, run, rows):
         "z": pytest.approx(1.0), "agrees": True,
     }  # fmt: skip
     assert found["rows"][-1]["agrees"] is not bad
-    assert "persistent_edge" not in found
     assert written() == set()
 
 
-def test_the_battery_itself(run, monkeypatch):
+def test_the_suite_itself(run, monkeypatch):
     """What is printed is what validate() returns, in table and JSON; one thread or two."""
     monkeypatch.setattr(module, "_QUICK", TINY)
-    monkeypatch.setattr(module, "BATTERY", battery.BATTERY[:3])
+    monkeypatch.setattr(module, "SUITE", suite.SUITE[:3])
     table = qm.validate(quick=True, seed=3)
     code, out, _ = run("validate", "--quick", "--json", "--seed", "3", "--threads", "1")
     found = strict(out)
@@ -131,56 +118,6 @@ def test_json_of_a_row_without_a_number(number, run, rows):
     assert [row["agrees"] for row in found["rows"]] == [True, True, False]
 
 
-# ---- the full battery's runs at the persistent edge
-
-
-def test_full_battery_draws_the_persistent_edge(run, rows):
-    rows(*GOOD)
-    code, out, err = run("validate", "--picture", "edge.png")
-    assert (code, err) == (0, "")
-    lines = out.splitlines()
-    assert lines[3].endswith(": agree")
-    assert lines[-1] == "wrote edge.png"
-    assert "noise_kernel_norm_exact" in out
-    # a line per strength and run, and per strength, batch size and start
-    assert len(lines) == 4 + 3 + 3 * 2 + 3 + 2 * 2 * 2 + 1
-    assert written() == {"edge.png"}
-    assert np.ptp(matplotlib.image.imread("edge.png")) > 0.5
-
-
-def test_the_persistent_edge_is_no_verdict_and_json_holds_it(run, rows):
-    rows(*GOOD)
-    code, out, err = run("validate", "--json")
-    assert (code, err) == (0, "")
-    found = strict(out)
-    runs = found["persistent_edge"]
-    assert [(one["strength"], one["run"]) for one in runs] == [
-        (q, run) for q in (0.7, 1.0, 1.2) for run in range(2)
-    ]
-    cells = found["limit_edge"]
-    assert [(one["strength"], one["batch_size"], one["initial_norm"]) for one in cells] == [
-        (q, size, norm) for q in (0.3, 1.0) for size in (1, 2) for norm in (0.3, 0.9)
-    ]
-    assert all(one["fate"][0] in "12" for one in cells)
-    for one in runs:
-        assert one["exact_low"] <= one["noise_kernel_norm_exact"] <= one["exact_high"]
-    assert written() == {"validate.png"}
-
-
-def test_json_of_runs_that_diverge(run, rows, monkeypatch):
-    rows(*GOOD)
-    short = edge_module.persistent_edge
-    monkeypatch.setattr(
-        edge_module,
-        "persistent_edge",
-        lambda **options: short([40.0], initial_norm=1.5, **options),
-    )
-    code, out, err = run("validate", "--json")
-    assert (code, err) == (0, "")
-    runs = strict(out)["persistent_edge"]
-    assert all(one["divergence_step"] > 0 for one in runs)
-
-
 # ---- refusals
 
 
@@ -197,6 +134,7 @@ def test_json_of_runs_that_diverge(run, rows, monkeypatch):
         (["--jsn"], ["--jsn"]),
         (["--json", "yes"], ["yes"]),
         (["--full"], ["--full"]),
+        (["--picture", "edge.png"], ["--picture"]),
     ],
 )
 @pytest.mark.parametrize("quick", [["--quick"], []], ids=["quick", "full"])
@@ -204,16 +142,11 @@ def test_refusals_are_one_line(arguments, words, quick, run, monkeypatch):
     refused(run, monkeypatch, *quick, *arguments, words=words)
 
 
-@pytest.mark.parametrize("picture", ["edge.jpeg", "edge", "nowhere/edge.png", "."])
-def test_pictures_that_can_not_be_written(picture, run, monkeypatch):
-    refused(run, monkeypatch, "--picture", picture, words=[picture])
-
-
 def refused(run, monkeypatch, *arguments, words):
     def work(_):
         raise AssertionError("work started before the input was checked")
 
-    monkeypatch.setattr(module, "BATTERY", [work])
+    monkeypatch.setattr(module, "SUITE", [work])
     before = contents()
     code, out, err = run("validate", *arguments)
     assert (code, out) == (2, "")
@@ -228,9 +161,9 @@ def refused(run, monkeypatch, *arguments, words):
 def test_too_little_memory_is_one_line(run, rows, monkeypatch):
     def part(_):
         _validation.check_memory("the draws of the curvature", 1e18)
-        yield battery.Row(*BAD)
+        yield suite.Row(*BAD)
 
-    monkeypatch.setattr(module, "BATTERY", [part])
+    monkeypatch.setattr(module, "SUITE", [part])
     code, out, err = run("validate", "--quick")
     assert (code, out) == (2, "")
     assert err.startswith("quadmodel: error: the draws of the curvature needs ")
@@ -240,6 +173,6 @@ def test_too_little_memory_is_one_line(run, rows, monkeypatch):
 def test_help_as_a_process():
     command = [*COMMAND[:-1], "validate", "--help"]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=True)
-    for option in ("--quick", "--json", "--picture", "--seed", "--threads"):
+    for option in ("--quick", "--json", "--seed", "--threads"):
         assert option in done.stdout
     assert done.stderr == ""

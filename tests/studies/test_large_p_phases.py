@@ -1,4 +1,4 @@
-"""phase_diagram() in the large-P limit: beside diagrams of many parameters, layout, refusals."""
+"""large_p_phase_diagram(): beside diagrams of many parameters, layout, refusals."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ import xarray as xr
 
 import quadmodel as qm
 from quadmodel._util.checks import InputError
-from quadmodel.large_p import growth as _limit_cells
-from quadmodel.studies import phases as phase
+from quadmodel.large_p import growth
+from quadmodel.studies import large_p_phases as module
+from quadmodel.studies import phases
+from tests.assertions import assert_same_bits
 
-STRENGTH, N_PARAMS = 1.0, 600
+N_PARAMS = 600
 SPECTRUM = 1 / np.arange(1, 13)
-ENSEMBLE = qm.Ensemble(12, N_PARAMS, SPECTRUM, curvature=STRENGTH / N_PARAMS**0.5)
+ENSEMBLE = qm.Ensemble(12, N_PARAMS, SPECTRUM, curvature=1.0 / N_PARAMS**0.5)
 SMALL = qm.Ensemble(6, 40, 1 / np.arange(1, 7), curvature=0.1)
 MOMENTUM = qm.SGD(1.0, 1, momentum=0.3, nesterov=True, weight_decay=0.05, sampling="bernoulli")
 SIGNS = ("mean_growth", "typical_growth")
 
 
-def diagram(source=SMALL, rates=(0.1, 0.5, 1.5, 4.0), sizes=(1, 2, 6), **options):
-    defaults = {"steps": 64, "replicas": 4, "refine": 2, "seed": 1, "limit": "large-p"}
-    return qm.phase_diagram(source, rates, sizes, **{**defaults, **options})
-
-
-def assert_same_bits(first, second) -> None:
-    assert set(first.variables) == set(second.variables)
-    for name in first.variables:
-        np.testing.assert_array_equal(first[name], second[name], err_msg=str(name))
-    assert first.attrs == second.attrs
+def diagram(
+    source=SMALL,
+    rates=(0.1, 0.5, 1.5, 4.0),
+    sizes=(1, 2, 6),
+    study=qm.large_p_phase_diagram,
+    **options,
+):
+    defaults = {"steps": 64, "replicas": 4, "refine": 2, "seed": 1}
+    return study(source, rates, sizes, **{**defaults, **options})
 
 
 # ---- beside a simulation
@@ -43,12 +44,12 @@ def assert_same_bits(first, second) -> None:
 @pytest.fixture(scope="module")
 def direct():
     """Six hundred parameters; all batches are those of the limit."""
-    return wide(limit=None)
+    return wide(study=qm.phase_diagram)
 
 
 @pytest.fixture(scope="module")
 def limits():
-    return {level: wide(level=level) for level in (1, 2, 3)}
+    return {order: wide(truncation_order=order) for order in (1, 2, 3)}
 
 
 def wide(**options):
@@ -79,20 +80,20 @@ def test_growth_has_the_same_signs(direct, limits):
 
 @pytest.mark.statistical
 def test_critical_noise_kernel_norm(direct, limits):
-    """Five standard errors, and what the draw of the curvature moves; level 1 is farther off."""
+    """Within five standard errors and the scatter of curvature draws; order 1 is farther off."""
     wanted, error = critical(direct)
     found, gap, bound = {}, {}, {}
-    for level, grid in limits.items():
-        found[level], its_error = critical(grid)
-        gap[level] = abs(found[level] - wanted)
-        bound[level] = 5 * math.hypot(error, its_error) + 2 * wanted / N_PARAMS**0.5
+    for order, grid in limits.items():
+        found[order], its_error = critical(grid)
+        gap[order] = abs(found[order] - wanted)
+        bound[order] = 5 * math.hypot(error, its_error) + 2 * wanted / N_PARAMS**0.5
     assert gap[3] < bound[3]
     assert gap[1] > bound[1]
     assert abs(found[3] - found[2]) < 0.5 * abs(found[2] - found[1])
     assert wanted < 0.9  # the curvature lowers it: a linear model's is 1
 
 
-def test_a_cell_is_that_of_large_p_limit():
+def test_a_grid_point_is_that_of_large_p_limit():
     grid = diagram(replicas=3, refine=0, steps=64)
     flat = [(rate, size) for rate in grid.learning_rate.values for size in (1, 2, 6)]
     for n, (rate, size) in enumerate(flat):
@@ -100,17 +101,17 @@ def test_a_cell_is_that_of_large_p_limit():
             SMALL, qm.SGD(rate, size), 64, replicas=3 * len(flat), seed=1, observables=["loss"]
         ).isel(replica=slice(3 * n, 3 * n + 3))
         last = alone.loss.sel(step=64).values
-        cell = grid.sel(learning_rate=rate, batch_size=size)
+        point = grid.sel(learning_rate=rate, batch_size=size)
         diverged = np.mean(~(last <= 10 * float(alone.loss[0, 0])))
-        assert float(cell.fraction_diverged) == pytest.approx(diverged)
-        np.testing.assert_allclose(cell.final_loss, np.median(last), rtol=1e-12, atol=1e-20)
+        assert float(point.fraction_diverged) == pytest.approx(diverged)
+        np.testing.assert_allclose(point.final_loss, np.median(last), rtol=1e-12, atol=1e-20)
 
 
 def test_momentum_decay_and_correlated_curvature():
     law = qm.curvature.KroneckerCurvature(np.diag([1.0, 2.0, 0.5, 1.0, 1.0, 0.0]), scale=0.02)
     source = replace(SMALL, curvature=law, n_params=200)
     options = {"sgd": MOMENTUM, "steps": 200, "rates": (0.05, 0.2, 3.0, 8.0)}
-    limit, wanted = (diagram(source, **options, limit=kind) for kind in ("large-p", None))
+    limit, wanted = diagram(source, **options), diagram(source, study=qm.phase_diagram, **options)
     for name in SIGNS:
         np.testing.assert_array_equal(limit[name] > 0, wanted[name] > 0)
     assert limit.attrs["curvature_strength"] == pytest.approx(0.02 * 200**0.5)
@@ -124,15 +125,15 @@ def test_full_batches_are_followed_once():
     assert grid.attrs["replica_steps"] == 64 * 4 * (5 + 5 + 1)
 
 
-def test_diverged_and_converged_runs_are_frozen(monkeypatch):
+def test_diverged_and_converged_replicas_are_frozen(monkeypatch):
     steps = []
-    advance = _limit_cells.words.advance
+    advance = growth.words.advance
 
     def count(system, sgd, lanes, rows, seed, index, t, n):
         steps.append((sgd.learning_rate, n))
         advance(system, sgd, lanes, rows, seed, index, t, n)
 
-    monkeypatch.setattr(_limit_cells.words, "advance", count)
+    monkeypatch.setattr(growth.words, "advance", count)
     one = qm.Ensemble(2, 40, [1.0, 1.0], curvature=1e-3)
     grid = diagram(one, (0.1, 0.9, 30.0), [2], steps=800, refine=0)
     assert [sum(n for r, n in steps if r == rate) for rate in (0.1, 0.9, 30.0)] == [300, 100, 100]
@@ -144,9 +145,9 @@ def test_diverged_and_converged_runs_are_frozen(monkeypatch):
 # ---- layout
 
 
-@pytest.mark.parametrize("level", [None, 1, 3])
-def test_layout(level):
-    grid, plain = diagram(level=level), diagram(limit=None)
+@pytest.mark.parametrize("given", [{}, {"truncation_order": 1}, {"truncation_order": 3}], ids=str)
+def test_layout(given):
+    grid, plain = diagram(**given), diagram(study=qm.phase_diagram)
     assert set(grid.variables) == set(plain.variables)
     for name in grid.variables:
         assert grid[name].dims == plain[name].dims
@@ -154,9 +155,9 @@ def test_layout(level):
         assert grid[name].dtype.kind == plain[name].dtype.kind
     assert "n_params" not in grid.attrs
     assert grid.attrs["limit"] == "large-p"
-    assert grid.attrs["level"] == (2 if level is None else level)
+    assert grid.attrs["truncation_order"] == given.get("truncation_order", 2)
     assert grid.attrs["curvature_strength"] == pytest.approx(0.1 * 40**0.5)
-    special = {"limit", "level", "curvature_strength"}
+    special = {"limit", "truncation_order", "curvature_strength"}
     assert set(grid.attrs) == (set(plain.attrs) - {"n_params"}) | special
     for name in set(grid.attrs) - special - {"replica_steps"}:
         assert grid.attrs[name] == plain.attrs[name]
@@ -188,7 +189,7 @@ def test_picture_names_the_limit():
     import matplotlib.pyplot as plt
 
     ax = qm.plot.phase_diagram(diagram())[0].axes
-    assert ax.get_title() == "6 data points, large-P limit (level 2), q = 0.632"
+    assert ax.get_title() == "6 data points, large-P limit (order 2), q = 0.632"
     plt.close("all")
 
 
@@ -215,7 +216,7 @@ def test_same_bits():
 
 def test_pieces_of_work_do_not_matter(monkeypatch):
     one = diagram()
-    monkeypatch.setattr(_limit_cells, "_PIECES", 3)
+    monkeypatch.setattr(growth, "_PIECES", 3)
     assert_same_bits(one, diagram())
 
 
@@ -241,16 +242,10 @@ DRAWN = SMALL.sample(0)
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"limit": "large-n"}, "^limit must be one of large-p, got 'large-n'$"),
-        ({"limit": 3}, "^limit must be one of large-p, got 3$"),
-        ({"limit": None, "level": 2}, "^level must be None without a limit, got 2$"),
-        ({"level": 0}, "^level must be an integer between 1 and 1000, got 0$"),
-        ({"level": 1.5}, "^level must be an integer"),
-        ({"level": 10**9}, "^level must be an integer"),
-        ({"precision": "mixed"}, '^precision must be "float64" with a limit, got "mixed"$'),
-        ({"precision": "float16"}, "^precision must be one of"),
+        ({"truncation_order": 0}, "^truncation_order must be an integer between 1 and 1000, got 0"),
+        ({"truncation_order": 1.5}, "^truncation_order must be an integer"),
+        ({"truncation_order": 10**9}, "^truncation_order must be an integer"),
         ({"source": replace(SMALL, curvature=None)}, "^source must have curvature for the large-P"),
-        ({"source": replace(SMALL, curvature=None), "level": 2}, "^source must have curvature"),
         ({"source": np.eye(6)}, "^source must have curvature for the large-P"),
         (
             {"source": qm.QuadraticModel(DRAWN.residual, DRAWN.jacobian, DRAWN.curvature)},
@@ -278,8 +273,8 @@ def no_work(monkeypatch):
     def work(*_, **__):
         raise AssertionError("work started before the input was checked")
 
-    for name in ("_boundaries", "measure_cells", "measure_cells_in_limit"):
-        monkeypatch.setattr(phase, name, work)
+    monkeypatch.setattr(phases, "_boundaries", work)
+    monkeypatch.setattr(module, "measure_cells_in_limit", work)
     return work
 
 
@@ -287,25 +282,25 @@ def test_refuses_what_does_not_fit_in_memory(no_work, monkeypatch):
     monkeypatch.setattr(qm.Ensemble, "sample", no_work)  # nor is a model drawn
     law = qm.spectra.PowerLaw(1.0)
     for source, options in (
-        (replace(SMALL, n_params=40_000), {"level": 400}),
+        (replace(SMALL, n_params=40_000), {"truncation_order": 400}),
         (replace(SMALL, n_data=20_000, n_params=40_000, jacobian=law), {}),
     ):
         with pytest.raises(MemoryError, match=r"^the large-P limit needs .* are free$"):
             diagram(source, **options)
     with pytest.raises(MemoryError, match=r"^the large-P limit needs .* are free$"):
-        diagram(DRAWN, level=400)
+        diagram(DRAWN, truncation_order=400)
     monkeypatch.undo()
-    words = 8 * 6 * (1 + 6 + 36)
-    monkeypatch.setattr(phase, "_boundaries", no_work)
+    one_replica = 8 * 6 * (1 + 6 + 36)
+    monkeypatch.setattr(phases, "_boundaries", no_work)
     monkeypatch.setattr(
-        psutil, "virtual_memory", lambda: SimpleNamespace(available=40_000 + 20 * words)
+        psutil, "virtual_memory", lambda: SimpleNamespace(available=40_000 + 20 * one_replica)
     )
     with pytest.raises(MemoryError, match=r"^the large-P limit needs .* are free$"):
         diagram(threads=100)
 
 
-def test_memory_is_that_of_one_run_per_thread(monkeypatch):
+def test_memory_is_that_of_one_replica_per_thread(monkeypatch):
     free = SimpleNamespace(available=200_000)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
-    runs = diagram(threads=1, replicas=20)  # whose words together take over a megabyte
-    assert runs.attrs["replicas"] == 20
+    found = diagram(threads=1, replicas=20)  # together they take over a megabyte
+    assert found.attrs["replicas"] == 20

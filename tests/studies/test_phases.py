@@ -15,6 +15,7 @@ from quadmodel._util.checks import InputError
 from quadmodel.simulation.growth import measure_cells
 from quadmodel.studies.phases import PHASES, UNDECIDED
 from quadmodel.theory.typical import typical_critical_learning_rate
+from tests.assertions import assert_same_bits
 
 STABLE, INTERMITTENT, STOCHASTIC, DETERMINISTIC = PHASES
 NORMS = ("paper", "finite", "exact")
@@ -33,13 +34,6 @@ def diagram(source=ENSEMBLE, rates=9, sizes=(1, 4, 12), **options):
 @pytest.fixture(scope="module")
 def grid():
     return diagram(seed=3)
-
-
-def assert_same_bits(first, second) -> None:
-    assert set(first.variables) == set(second.variables)
-    for name in first.variables:
-        np.testing.assert_array_equal(first[name], second[name], err_msg=str(name))
-    assert first.attrs == second.attrs
 
 
 def test_layout(grid):
@@ -122,8 +116,8 @@ def test_predicted_phases_are_the_simulated_ones(wide):
     assert wide.predicted_phase.sel(batch_size=80).values.tolist() == expected
     assert wide.phase.sel(batch_size=80).values.tolist() == expected
     for name in ("mean_growth", "typical_growth"):
-        cell = wide.isel(learning_rate=1).sel(batch_size=80)
-        assert abs(float(cell[name])) > 5 * float(cell[f"{name}_standard_error"])
+        point = wide.isel(learning_rate=1).sel(batch_size=80)
+        assert abs(float(point[name])) > 5 * float(point[f"{name}_standard_error"])
 
 
 def test_predicted_phases(wide, grid):
@@ -241,12 +235,12 @@ def test_scan_lies_between_the_columns_that_change_sign(grid):
 
 
 def test_scan_and_grid_share_no_batches(monkeypatch):
-    """Three sets of runs per cell, each with replica numbers of its own."""
+    """Three sets of replicas per grid point, each with replica numbers of its own."""
     seen = []
 
-    def measure(model, cells, *args, **options):
-        seen.append((cells.first_replica, 3 * len(cells) * cells.replicas))
-        return measure_cells(model, cells, *args, **options)
+    def measure(model, points, *args, **options):
+        seen.append((points.first_replica, 3 * len(points) * points.replicas))
+        return measure_cells(model, points, *args, **options)
 
     monkeypatch.setattr("quadmodel.studies.phases.measure_cells", measure)
     diagram(steps=64)

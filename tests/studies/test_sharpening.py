@@ -15,13 +15,14 @@ from scipy.stats import t as student
 import quadmodel as qm
 from quadmodel._util.checks import InputError
 from quadmodel.studies import sharpening as module
+from tests.assertions import assert_same_bits
 
 FAMILY_WISE_ERROR = 1e-6
 SCALE = 0.002
 ENSEMBLE = qm.Ensemble(8, 40, qm.spectra.PowerLaw(1.0), curvature=SCALE)
 EDGE = qm.edge_of_stability(ENSEMBLE.sample(0).ntk(), qm.SGD(1.0, 1))
 RATES, SIZES = (0.1 * EDGE, 0.25 * EDGE), (1, 2, 8)
-METHODS = {
+OPTIMIZERS = {
     "plain": qm.SGD(1.0, 1),
     "Nesterov": qm.SGD(
         1.0, 1, momentum=0.5, nesterov=True, weight_decay=0.1, sampling="with_replacement"
@@ -33,13 +34,6 @@ GROWTHS = ("predicted_growth", "simulated_growth", "standard_error", "conservati
 
 def diagram(source=ENSEMBLE, rates=RATES, sizes=SIZES, **options):
     return qm.sharpening_diagram(source, rates, sizes, **{"steps": 6, "replicas": 4, **options})
-
-
-def assert_same_bits(first, second) -> None:
-    assert set(first.variables) == set(second.variables)
-    for name in first.variables:
-        np.testing.assert_array_equal(first[name], second[name], err_msg=str(name))
-    assert first.attrs == second.attrs
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +78,7 @@ def test_counts_are_spread_in_the_logarithm():
 
 
 def test_values_are_sorted():
-    given = diagram(rates=np.array(RATES[::-1]), sizes=np.array([8, 1, 2, 8]), seed=2)
+    given = diagram(rates=np.array(RATES[::-1]), sizes=np.array([8, 1, 2]), seed=2)
     assert_same_bits(given, diagram(seed=2))
 
 
@@ -96,10 +90,10 @@ def test_netcdf_round_trip(grid, tmp_path):
         assert back.attrs == grid.attrs
 
 
-# ---- what the cells hold
+# ---- what the grid points hold
 
 
-@pytest.mark.parametrize("template", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize("template", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_prediction_is_that_of_expected_ntk(template):
     found, model = diagram(sgd=template, seed=2), ENSEMBLE.sample(2)
     largest = np.linalg.eigvalsh(model.ntk())[-1]
@@ -107,22 +101,22 @@ def test_prediction_is_that_of_expected_ntk(template):
         for size in SIZES:
             sgd = replace(template, learning_rate=rate, batch_size=size)
             last = qm.expected_ntk(model, sgd, 6, record_every=6).isel(step=-1)
-            cell = found.sel(learning_rate=rate, batch_size=size)
+            point = found.sel(learning_rate=rate, batch_size=size)
             growth = float(last.ntk_eigenvalue.max()) / largest - 1
-            assert float(cell.predicted_growth) == pytest.approx(growth, rel=1e-6, abs=1e-12)
-            assert float(cell.conservative) == pytest.approx(
+            assert float(point.predicted_growth) == pytest.approx(growth, rel=1e-6, abs=1e-12)
+            assert float(point.conservative) == pytest.approx(
                 float(last.conservative[0]) / largest, rel=1e-9, abs=1e-15
             )
-            assert float(cell.relative_change) == pytest.approx(
+            assert float(point.relative_change) == pytest.approx(
                 float(last.relative_change), rel=1e-9
             )
     for name in ("momentum", "nesterov", "weight_decay", "sampling"):
         assert found.attrs[name] == template.spec()[name]
 
 
-@pytest.mark.parametrize("template", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize("template", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_simulation_is_that_of_sample_ntk(template):
-    """Every cell has the draws and batches that it has alone."""
+    """Every grid point has the draws and batches that it has alone."""
     found, model = diagram(sgd=template, seed=2, batch_sequences=3), ENSEMBLE.sample(2)
     largest = np.linalg.eigvalsh(model.ntk())[-1]
     for rate in RATES:
@@ -139,9 +133,9 @@ def test_simulation_is_that_of_sample_ntk(template):
                 curvature=SCALE,
             )
             growth = alone.ntk_eigenvalue.values[:, -1, 0] / largest - 1
-            cell = found.sel(learning_rate=rate, batch_size=size)
-            assert float(cell.simulated_growth) == pytest.approx(growth.mean(), rel=1e-6)
-            assert float(cell.standard_error) == pytest.approx(
+            point = found.sel(learning_rate=rate, batch_size=size)
+            assert float(point.simulated_growth) == pytest.approx(growth.mean(), rel=1e-6)
+            assert float(point.standard_error) == pytest.approx(
                 growth.std(ddof=1) / math.sqrt(4), rel=1e-6
             )
 
@@ -153,7 +147,7 @@ def test_batch_noise_is_conservative(grid):
     np.testing.assert_allclose(grid.conservative.sel(batch_size=8), 0, atol=1e-18)
 
 
-@pytest.mark.parametrize("template", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize("template", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_boundaries(template):
     found = diagram(sgd=template, replicas=2)
     edges = qm.phase_boundaries(ENSEMBLE.sample(0).ntk(), list(SIZES), template)
@@ -227,7 +221,7 @@ def sampled():
 
 
 def disagreeing(sampled, predicted):
-    """Cells whose z-score has a chance below FAMILY_WISE_ERROR over all cells."""
+    """Grid points whose z-score has a chance below FAMILY_WISE_ERROR over all of them."""
     z = (sampled.simulated_growth - predicted) / sampled.standard_error
     bound = student.isf(FAMILY_WISE_ERROR / 2 / z.size, sampled.attrs["replicas"] - 1)
     return np.abs(z.values) > bound
@@ -235,7 +229,7 @@ def disagreeing(sampled, predicted):
 
 @pytest.mark.statistical
 def test_prediction_agrees_with_simulation(sampled):
-    """4 cells, wrong by chance once in a million; the growth is known to 3 %."""
+    """Four grid points, wrong by chance once in a million; the growth is known to 3 %."""
     assert (sampled.standard_error < 0.03 * sampled.predicted_growth).all()
     assert not disagreeing(sampled, sampled.predicted_growth).any()
 
@@ -344,15 +338,16 @@ Kronecker, LowRank = qm.curvature.KroneckerCurvature, qm.curvature.RandomLowRank
         ({"curvature": Kronecker(np.eye(3))}, "^data_covariance must have shape"),
         ({"rates": 0}, "^learning_rates must be"),
         ({"rates": True}, "^learning_rates must be"),
-        ({"rates": []}, "^learning_rates must hold at least one"),
-        ({"rates": [0.0, 0.1]}, "^learning_rates must be a finite number > 0, got 0.0$"),
+        ({"rates": []}, "^learning_rates must"),
+        ({"rates": [0.0, 0.1]}, "^learning_rates must be > 0, got 0$"),
         ({"rates": [0.1, -0.1]}, "^learning_rates must be"),
-        ({"rates": [0.1, math.nan]}, "^learning_rates must be"),
-        ({"rates": [0.1, math.inf]}, "^learning_rates must be"),
-        ({"rates": [[0.1, 0.2]]}, "^learning_rates must be"),
+        ({"rates": [0.1, math.nan]}, "^learning_rates must hold finite"),
+        ({"rates": [0.1, math.inf]}, "^learning_rates must hold finite"),
+        ({"rates": [[0.1, 0.2]]}, "^learning_rates must have shape"),
         ({"rates": "0.1"}, "^learning_rates must be"),
         ({"sizes": 0}, "^batch_sizes must be"),
-        ({"sizes": []}, "^batch_sizes must hold at least one"),
+        ({"sizes": []}, "^batch_sizes must be"),
+        ({"sizes": [8, 1, 8]}, "^batch_sizes must be different ones"),
         ({"sizes": [0, 1]}, "^batch_sizes must be"),
         ({"sizes": [1, 9]}, "^batch_sizes must be an integer between 1 and 8, got 9$"),
         ({"sizes": [2.5]}, "^batch_sizes must be"),

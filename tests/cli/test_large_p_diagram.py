@@ -1,7 +1,6 @@
-"""quadmodel phase-diagram --limit large-p: files, table, defaults, refusals."""
+"""quadmodel large-p-diagram: files, table, defaults, refusals."""
 
 import re
-from pathlib import Path
 
 import matplotlib.image
 import numpy as np
@@ -10,15 +9,14 @@ import xarray as xr
 
 import quadmodel as qm
 from quadmodel._util.checks import InputError
-from quadmodel.cli import _pictures as pictures
-from quadmodel.cli import phase_diagram_command
-from quadmodel.cli.phase_diagram import DEFAULTS
-from quadmodel.studies import phases as phase
-from tests.cli.command import OUTPUTS, written
+from quadmodel.cli import large_p_diagram_command
+from quadmodel.studies import large_p_phases as module
+from tests.cli.command import written
 
-LIMIT = ["--limit", "large-p"]
-SMALL = [*LIMIT, "--n-data", "6", "--learning-rates", "0.1,0.5,1.5,4", "--batch-sizes", "1,6"]
-SMALL += ["--steps", "64", "--replicas", "4", "--refine", "2", "--strength", "0.5"]
+COMMAND = "large-p-diagram"
+OUTPUTS = {f"{COMMAND}.png", f"{COMMAND}.nc"}
+SMALL = ["--n-data", "6", "--learning-rates", "0.1,0.5,1.5,4", "--batch-sizes", "1,6"]
+SMALL += ["--steps", "64", "--replicas", "4", "--refine", "2", "--curvature-strength", "0.5"]
 
 
 def ensemble(n_data=6, n_params=12, strength=0.5, **options):
@@ -27,14 +25,14 @@ def ensemble(n_data=6, n_params=12, strength=0.5, **options):
 
 
 def expected(source=None, **options):
-    defaults = {"steps": 64, "replicas": 4, "refine": 2, "limit": "large-p"}
-    return qm.phase_diagram(
+    defaults = {"steps": 64, "replicas": 4, "refine": 2}
+    return qm.large_p_phase_diagram(
         source or ensemble(), [0.1, 0.5, 1.5, 4.0], [1, 6], **defaults | options
     )
 
 
 def saved():
-    with xr.open_dataset("phase-diagram.nc", engine="h5netcdf") as grid:
+    with xr.open_dataset(f"{COMMAND}.nc", engine="h5netcdf") as grid:
         return grid.load()
 
 
@@ -44,23 +42,19 @@ def assert_equal(grid, wanted):
     assert grid.attrs == wanted.attrs
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    """No picture, which takes longest."""
-    monkeypatch.setattr(pictures, "draw", lambda _, picture: picture.write_text("picture"))
-
-
 # ---- what is written and printed
 
 
 def test_files_and_table(run):
-    code, out, err = run("phase-diagram", *SMALL)
+    code, out, err = run(COMMAND, *SMALL)
     assert (code, err) == (0, "")
     assert written() == OUTPUTS
     assert_equal(saved(), expected())
-    assert matplotlib.image.imread("phase-diagram.png").shape[:2] == (900, 1200)
+    assert matplotlib.image.imread(f"{COMMAND}.png").shape[:2] == (900, 1200)
     lines = out.splitlines()
-    title = "critical learning rate (1 / NTK eigenvalue), large-P limit, level 2, q = 0.5"
+    title = (
+        "critical learning rate (1 / NTK eigenvalue), large-P limit, truncation order 2, q = 0.5"
+    )
     assert lines[0] == title
     assert [line.split()[0] for line in lines[2:4]] == ["1", "6"]
     assert lines[4].startswith("simulated critical K, all batch sizes: ")
@@ -72,9 +66,9 @@ def test_files_and_table(run):
 @pytest.mark.parametrize(
     ("options", "source", "changed"),
     [
-        (["--level", "3"], {}, {"level": 3}),
+        (["--truncation-order", "3"], {}, {"truncation_order": 3}),
         (["--seed", "5", "--threads", "1"], {}, {"seed": 5}),
-        (["--strength", "0.8"], {"strength": 0.8}, {}),
+        (["--curvature-strength", "0.8"], {"strength": 0.8}, {}),
         (["--n-params", "50"], {"n_params": 50}, {}),
         (["--spectrum", "gaussian"], {"jacobian": qm.spectra.IndependentGaussian()}, {}),
         (["--residual", "0.5"], {"residual": 0.5}, {}),
@@ -83,19 +77,28 @@ def test_files_and_table(run):
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_options_reach_the_function(options, source, changed, run):
-    code, _, err = run("phase-diagram", *SMALL, *options)
+    code, _, err = run(COMMAND, *SMALL, *options)
     assert (code, err) == (0, "")
     assert_equal(saved(), expected(ensemble(**source), **changed))
 
 
 @pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize("limit", [[], LIMIT], ids=["simulated", "large-p"])
-def test_strength_is_short_for_a_scale(limit, run):
+@pytest.mark.parametrize("command", ["phase-diagram", COMMAND])
+def test_strength_is_short_for_a_scale(command, run):
     grid = ["--n-data", "6", "--n-params", "16", "--steps", "64", "--replicas", "2"]
-    grid += ["--learning-rates", "0.1,0.5", "--batch-sizes", "1,6", "--refine", "0", *limit]
+    grid += [
+        "--learning-rates",
+        "0.1,0.5",
+        "--batch-sizes",
+        "1,6",
+        "--refine",
+        "0",
+        "--data",
+        f"{COMMAND}.nc",
+    ]
     grids = []
-    for option in (["--strength", "0.4"], ["--curvature", "0.1"]):
-        assert run("phase-diagram", *grid, *option)[0] == 0
+    for option in (["--curvature-strength", "0.4"], ["--curvature", "0.1"]):
+        assert run(command, *grid, *option)[0] == 0
         grids.append(saved())
     assert_equal(*grids)
     assert "scale=0.1" in grids[0].attrs["curvature"]
@@ -111,7 +114,7 @@ def test_strength_is_short_for_a_scale(limit, run):
     ],
 )
 def test_arrays_from_files(option, file, n_params, run, arrays):
-    code, out, err = run("phase-diagram", *SMALL, option, file)
+    code, out, err = run(COMMAND, *SMALL[2:], option, file)
     assert (code, err) == (0, "")
     grid = saved()
     assert grid.attrs["n_data"] == 12
@@ -129,7 +132,7 @@ def test_a_file_of_many_parameters_draws_no_curvature(run):
     """It would take 320 GB."""
     np.save("wide.npy", np.random.default_rng(0).standard_normal((4, 100_000)))
     small = [*SMALL[2:], "--batch-sizes", "1,4", "--learning-rates", "1e-5,1e-3"]
-    code, _, err = run("phase-diagram", *LIMIT, *small, "--jacobian", "wide.npy")
+    code, _, err = run(COMMAND, *small, "--jacobian", "wide.npy")
     assert (code, err) == (0, "")
 
 
@@ -147,8 +150,8 @@ def received(run, monkeypatch):
             calls.append((source, rates, sizes, options))
             raise InputError("no work")
 
-        monkeypatch.setattr(phase, "phase_diagram", work)
-        assert run("phase-diagram", *arguments) == (2, "", "quadmodel: error: no work\n")
+        monkeypatch.setattr(module, "large_p_phase_diagram", work)
+        assert run(COMMAND, *arguments) == (2, "", "quadmodel: error: no work\n")
         (call,) = calls
         return call
 
@@ -156,32 +159,24 @@ def received(run, monkeypatch):
 
 
 def test_defaults(received):
-    source, rates, sizes, options = received(*LIMIT)
+    source, rates, sizes, options = received()
     assert source.spec() == ensemble(40, 80, 1.0).spec()
     assert (rates, sizes) == (16, 8)
     assert (options["steps"], options["replicas"]) == (1000, 8)
-    assert (options["limit"], options["level"]) == ("large-p", None)
+    assert options["truncation_order"] == 2
 
 
 def test_given_options_are_no_defaults(received):
-    source, *_ = received(*LIMIT, "--n-data", "10")
+    source, *_ = received("--n-data", "10")
     assert source.spec() == ensemble(10, 20, 1.0).spec()
-    source, *_ = received(*LIMIT, "--curvature", "0.01")
+    source, *_ = received("--curvature", "0.01")
     assert source.spec() == ensemble(40, 80, curvature=0.01).spec()
-    assert received()[3]["limit"] is None
 
 
-def test_help_shows_the_defaults():
-    shown = {option.name: option.show_default for option in phase_diagram_command.params}
-    assert shown["n_data"] == "200, sharpening: 60, large-p: 40"
-    assert shown["n_params"] == "400, sharpening: 240, large-p: 2 D"
-    assert shown["strength"] == "large-p: 1"
-    assert shown["steps"] == "1000, sharpening: 60"
-    for name, (stability, _, limit) in DEFAULTS.items():
-        if limit not in (stability, None):
-            assert f"large-p: {limit if isinstance(limit, str) else f'{limit:g}'}" in shown[
-                name
-            ] or (name == "spectrum" and limit in shown[name])
+def test_help_shows_the_defaults(run):
+    defaults = {option.name: option.default for option in large_p_diagram_command.params}
+    assert (defaults["n_data"], defaults["curvature_strength"]) == (40, 1.0)
+    assert re.search(r"\[default:\s+\(2\s+D\)\]", run(COMMAND, "--help")[1])
 
 
 # ---- refusals
@@ -190,16 +185,14 @@ def test_help_shows_the_defaults():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--limit", "small"], ["--limit", "large-p"]),
-        (["--level", "0"], ["level", "0"]),
-        (["--level", "x"], ["--level"]),
-        (["--level", "30"], ["the large-P limit", "GiB"]),
-        (["--precision", "mixed"], ["precision", "float64", "limit"]),
-        (["--observable", "sharpening"], ["--limit", "--observable sharpening"]),
-        (["--curvature", "0.1"], ["--curvature", "--strength", "0.1", "0.5"]),
-        (["--strength", "0"], ["source", "curvature", "linear"]),
-        (["--strength", "-1"], ["--strength", "-1"]),
-        (["--strength", "nan"], ["--strength", "nan"]),
+        (["--truncation-order", "0"], ["truncation_order", "0"]),
+        (["--truncation-order", "x"], ["--truncation-order"]),
+        (["--truncation-order", "30"], ["the large-P limit", "GiB"]),
+        (["--precision", "mixed"], ["--precision"]),
+        (["--curvature", "0.1"], ["--curvature", "--curvature-strength", "0.1", "0.5"]),
+        (["--curvature-strength", "0"], ["source", "curvature", "linear"]),
+        (["--curvature-strength", "-1"], ["--curvature-strength", "-1"]),
+        (["--curvature-strength", "nan"], ["--curvature-strength", "nan"]),
         (["--n-data", "0"], ["n_data", "0"]),
         (["--spectrum", "marchenko-pastur", "--n-data", "0"], ["n_data", "0"]),
         (["--n-params", "0"], ["n_params", "0"]),
@@ -212,20 +205,5 @@ def test_refusals(arguments, words, refuse, monkeypatch):
     def work(*_, **__):
         raise AssertionError("work started before the input was checked")
 
-    monkeypatch.setattr(phase, "measure_cells_in_limit", work)
-    refuse(*arguments, names=words, base=SMALL)
-
-
-def test_level_without_a_limit(refuse):
-    refuse("--level", "2", names=["--level", "--limit", "2"])
-
-
-def test_interrupt_leaves_outputs_as_they_were(run, monkeypatch):
-    def interrupt(*_, **__):
-        raise KeyboardInterrupt
-
-    Path("phase-diagram.nc").write_text("precious")
-    monkeypatch.setattr(phase, "measure_cells_in_limit", interrupt)
-    assert run("phase-diagram", *SMALL)[0] == 130
-    assert written() == {"phase-diagram.nc"}
-    assert Path("phase-diagram.nc").read_text() == "precious"
+    monkeypatch.setattr(module, "measure_cells_in_limit", work)
+    refuse(*arguments, names=words, base=[COMMAND, *SMALL])

@@ -1,0 +1,10 @@
+"""Assertions about Datasets that many tests share."""
+
+import numpy as np
+
+
+def assert_same_bits(first, second) -> None:
+    assert set(first.variables) == set(second.variables)
+    for name in first.variables:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=str(name))
+    assert first.attrs == second.attrs
