@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -51,3 +52,22 @@ def as_batch_sizes(values: Any, n_data: int) -> NDArray[np.int64]:
     if not sizes or len(set(sizes)) < len(sizes):
         raise InputError(f"batch_sizes must be different ones, got {sizes}")
     return np.array(sizes, dtype=np.int64)
+
+
+def as_list(name: str, given: Any, check: Callable[[Any], Any]) -> list[Any]:
+    """Return one value or more, each of them checked."""
+    try:
+        flat = np.ravel(given).tolist()
+    except ValueError:
+        raise InputError(f"{name} must be a list of numbers, got a ragged one") from None
+    if not flat:
+        raise InputError(f"{name} must hold at least one, got none")
+    return [check(value) for value in flat]
+
+
+def as_sorted_list(name: str, given: Any, check: Callable[[Any], Any]) -> list[Any]:
+    """Return different values in ascending order, each of them checked."""
+    values = sorted(as_list(name, given, check))
+    if len(set(values)) < len(values):
+        raise InputError(f"{name} must be different ones, got {values}")
+    return values
