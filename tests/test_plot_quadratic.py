@@ -45,7 +45,7 @@ def grid():
 @pytest.fixture(scope="module")
 def found():
     """The last strength diverges."""
-    return qm.persistent_edge([0.5, 1.0, 50.0], runs=2, n_data=6, n_params=10, steps=20)
+    return qm.persistent_edge([0.5, 1.0, 50.0], replicas=2, n_data=6, n_params=10, steps=20)
 
 
 def draw(function, *args, **options):
@@ -247,7 +247,7 @@ def test_persistent_edge(found):
 
 
 def test_persistent_edge_of_runs_that_all_diverge(found):
-    gone = found.isel(strength=[2])
+    gone = found.isel(curvature_strength=[2])
     assert (gone.divergence_step >= 0).all()
     assert np.isnan(gone.noise_kernel_norm_exact).any()
     _, ax = draw(qm.plot.persistent_edge, gone)

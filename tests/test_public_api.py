@@ -26,12 +26,14 @@ NAMES = [
     "edge_of_stability",
     "eigenvectors",
     "expected_ntk",
+    "large_p_edge",
     "large_p_limit",
+    "late_time_quartiles",
     "late_time_rate",
-    "limit_edge",
     "loss_floor",
     "lyapunov_exponent",
     "noise_kernel_norm",
+    "outcome_table",
     "persistent_edge",
     "phase_boundaries",
     "phase_diagram",
@@ -144,7 +146,7 @@ def test_docstrings_of_modules(name):
 @pytest.mark.parametrize(
     "name",
     [
-        "limit_edge", "loss", "persistent_edge", "phase_diagram", "sharpening",
+        "large_p_edge", "loss", "persistent_edge", "phase_diagram", "sharpening",
         "sharpening_diagram", "spectrum",
     ],
 )  # fmt: skip

@@ -50,13 +50,13 @@ def draw_edges(persistent: xr.Dataset, limit: xr.Dataset, picture: Path) -> None
 
     from quadmodel import plot
 
-    strengths = limit.strength.values
+    strengths = limit.curvature_strength.values
     figure, axes = plt.subplots(
         1, 1 + len(strengths), figsize=(7 * (1 + len(strengths)), 5), layout="constrained"
     )
     plot.persistent_edge(persistent, axes[0])
     for ax, strength in zip(axes[1:], strengths, strict=True):
-        plot.limit_edge(limit.sel(strength=[strength]), ax)
+        plot.large_p_edge(limit.sel(curvature_strength=[strength]), ax)
         ax.set_title(f"large-P limit, q = {strength:g}")
     figure.savefig(picture, dpi=150)
     plt.close(figure)

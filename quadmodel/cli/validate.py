@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _TITLES = {
     "persistent_edge": "runs at the persistent edge, medians over the last third of the steps",
-    "limit_edge": "runs of the large-P limit, medians of those that did not diverge",
+    "large_p_edge": "runs of the large-P limit, medians of those that did not diverge",
 }
 
 
@@ -91,18 +91,18 @@ def _or_null(value: Any) -> Any:
 
 def _edges(picture: Path, seed: int, threads: int | None) -> dict[str, pd.DataFrame]:
     """Run the persistent edge and the edge at large P, draw both, and return their tables."""
-    from quadmodel.studies.large_p_outcomes import edge_table, limit_edge
-    from quadmodel.studies.persistence import late_table, persistent_edge
+    from quadmodel.studies.large_p_outcomes import large_p_edge, outcome_table
+    from quadmodel.studies.persistence import late_time_quartiles, persistent_edge
 
     found = persistent_edge(seed=seed, threads=threads, progress=True)
-    limit = limit_edge(seed=seed, threads=threads, progress=True)
+    limit = large_p_edge(seed=seed, threads=threads, progress=True)
     with write_atomically(picture) as partial:
         pictures.draw_edges(found, limit, partial)
-    table = late_table(found)
+    table = late_time_quartiles(found)
     frame = table.sel(quantile=0.5).drop_vars("quantile").to_dataframe().reset_index()
-    exact = table.noise_kernel_norm_exact.stack(row=("strength", "run"))
+    exact = table.noise_kernel_norm_exact.stack(row=("curvature_strength", "replica"))
     frame["exact_low"], frame["exact_high"] = exact.sel(quantile=0.25), exact.sel(quantile=0.75)
     return {
         "persistent_edge": frame,
-        "limit_edge": edge_table(limit).to_dataframe().reset_index(),
+        "large_p_edge": outcome_table(limit).to_dataframe().reset_index(),
     }

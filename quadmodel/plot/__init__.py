@@ -1,11 +1,11 @@
 """Pictures: take a Dataset and an Axes, return artists."""
 
-from quadmodel.plot._at_the_edge import limit_edge, persistent_edge
+from quadmodel.plot._at_the_edge import large_p_edge, persistent_edge
 from quadmodel.plot._diagrams import phase_diagram, sharpening_diagram
 from quadmodel.plot._runs import loss, sharpening, spectrum
 
 __all__ = [
-    "limit_edge",
+    "large_p_edge",
     "loss",
     "persistent_edge",
     "phase_diagram",

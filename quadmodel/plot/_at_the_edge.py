@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
-# Markers of limit_edge()'s fates.
-_FATES = {
+# Markers of large_p_edge()'s outcomes.
+_OUTCOMES = {
     "stayed below": "o",
     "turned back": "v",
     "ended above": "^",
@@ -56,10 +56,10 @@ def persistent_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
         raise InputError("found must be of persistent_edge(), got another Dataset")
     ax = axes(ax)
     artists: list[Artist] = []
-    for n, strength in enumerate(found.strength.values):
-        for run in range(found.sizes["run"]):
-            norm = found.noise_kernel_norm_exact.isel(strength=n, run=run)
-            label = f"q = {strength:g}" if run == 0 else None
+    for n, strength in enumerate(found.curvature_strength.values):
+        for replica in range(found.sizes["replica"]):
+            norm = found.noise_kernel_norm_exact.isel(curvature_strength=n, replica=replica)
+            label = f"q = {strength:g}" if replica == 0 else None
             artists += ax.plot(norm.step, norm, color=f"C{n}", linewidth=0.9, label=label)
     ax.axhline(1, color="black", linewidth=0.8)
     ax.set(xlabel="SGD steps", ylabel="noise kernel norm (exact)", ylim=(0, 1.6))
@@ -67,20 +67,22 @@ def persistent_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     return artists
 
 
-def limit_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
+def large_p_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     r"""Draw where the noise kernel norm ends against where it started, in the large-P limit.
 
     Parameters
     ----------
     found : xarray.Dataset
-        From :func:`quadmodel.limit_edge`; select ``strength=[q]`` to draw one curvature strength.
+        From :func:`quadmodel.large_p_edge`; select
+        ``curvature_strength=[q]`` to draw one curvature strength.
     ax : matplotlib.axes.Axes, optional
         Where to draw; a new figure if left out.
 
     Returns
     -------
     list of matplotlib.artist.Artist
-        The points of every batch size and fate, one colour per batch size and one marker per fate.
+        The points of every batch size and outcome, one colour per batch size and one marker per
+        outcome.
 
     Raises
     ------
@@ -97,20 +99,20 @@ def limit_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     ----------
     .. [1] derivations/08-large-p.md; goes beyond arXiv:2404.19261.
     """
-    if "initial_norm" not in found.dims or "fate" not in found:
-        raise InputError("found must be of limit_edge(), got another Dataset")
+    if "initial_norm" not in found.dims or "outcome" not in found:
+        raise InputError("found must be of large_p_edge(), got another Dataset")
     ax = axes(ax)
     artists: list[Artist] = []
     seen: dict[str, None] = {}
     for n, size in enumerate(found.batch_size.values):
         at = found.sel(batch_size=size)
-        start, end, fate = (
+        start, end, outcome = (
             values.values.ravel()
-            for values in xr.broadcast(at.initial_norm, at.final_norm, at.fate)
+            for values in xr.broadcast(at.initial_norm, at.final_norm, at.outcome)
         )
-        for name, marker in _FATES.items():
+        for name, marker in _OUTCOMES.items():
             for finite in (True, False):
-                drawn = (fate == name) & (np.isfinite(end) == finite)
+                drawn = (outcome == name) & (np.isfinite(end) == finite)
                 if not drawn.any():
                     continue
                 seen[name] = None
@@ -146,8 +148,8 @@ def limit_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
         axis.set_minor_formatter("")
     for n, size in enumerate(found.batch_size.values):
         ax.plot([], [], "s", color=f"C{n}", label=f"B = {size}")
-    for name in (name for name in _FATES if name in seen):
-        ax.plot([], [], _FATES[name], color="black", fillstyle="none", label=name)
+    for name in (name for name in _OUTCOMES if name in seen):
+        ax.plot([], [], _OUTCOMES[name], color="black", fillstyle="none", label=name)
     ax.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))  # covers no run
     return artists
 

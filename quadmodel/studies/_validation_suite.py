@@ -318,8 +318,8 @@ def _conservative(effort: Effort) -> Iterator[Row]:
 def _large_p(effort: Effort) -> Iterator[Row]:
     """Loss and NTK in the limit of many parameters, from runs at two finite numbers of them.
 
-    As many letters as steps leave nothing out of the limit; what is left is 1/P, which twice the
-    runs at 2P less those at P do not have.
+    A truncation order of as many steps leaves nothing out of the limit; what is left is 1/P, which
+    twice the runs at 2P less those at P do not have.
     """
     n_data, n_params, steps, strength = 4, 400, 6, 0.8
     start = Ensemble(n_data, n_data, jacobian=1 / np.arange(1, n_data + 1)).sample(effort.seed)
@@ -330,9 +330,9 @@ def _large_p(effort: Effort) -> Iterator[Row]:
     options: dict[str, Any] = {
         "seed": effort.seed, "threads": effort.threads, "record_every": steps, "observables": names
     }  # fmt: skip
-    limit = large_p_limit(
-        start, sgd, steps, level=steps, curvature=strength / n_data**0.5, **options
-    )
+    law = IndependentCurvature(strength / n_data**0.5)
+    start = QuadraticModel(residual, start.jacobian, curvature_law=law)
+    limit = large_p_limit(start, sgd, steps, truncation_order=steps, **options)
     runs = []
     for size in (n_params, 2 * n_params):
         law = IndependentCurvature(strength / size**0.5)

@@ -194,7 +194,11 @@ def phase_diagram(
         model, system = system_of(source, seed, level)
         check_runs(system, template, (n_rates + refine) * sizes.size * replicas, threads)
         measure = partial(measure_cells_in_limit, system)
-        special = {"limit": limit, "level": level, "curvature_strength": system.strength}
+        special = {
+            "limit": limit,
+            "level": level,
+            "curvature_strength": system.curvature_strength,
+        }
     attrs = {
         "kind": "phase diagram",
         **_described(source, limit),

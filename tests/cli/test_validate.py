@@ -26,11 +26,11 @@ BAD = ("loss, a wrong one", 1.0, 2.0, 0.1)
 def rows(monkeypatch):
     """Put known rows in the place of the battery; the persistent edge is followed briefly."""
     short = partial(
-        edge_module.persistent_edge, runs=2, n_data=10, n_params=20, steps=300, record_every=10
+        edge_module.persistent_edge, replicas=2, n_data=10, n_params=20, steps=300, record_every=10
     )
     monkeypatch.setattr(edge_module, "persistent_edge", short)
-    few = partial(limit_module.limit_edge, [0.3, 0.9], [1, 2], n_data=6, steps=60, runs=2)
-    monkeypatch.setattr(limit_module, "limit_edge", few)
+    few = partial(limit_module.large_p_edge, [0.3, 0.9], [1, 2], n_data=6, steps=60, replicas=2)
+    monkeypatch.setattr(limit_module, "large_p_edge", few)
 
     def rows(*rows):
         monkeypatch.setattr(
@@ -154,14 +154,14 @@ def test_the_persistent_edge_is_no_verdict_and_json_holds_it(run, rows):
     assert (code, err) == (0, "")
     found = strict(out)
     runs = found["persistent_edge"]
-    assert [(one["strength"], one["run"]) for one in runs] == [
+    assert [(one["curvature_strength"], one["replica"]) for one in runs] == [
         (q, run) for q in (0.7, 1.0, 1.2) for run in range(2)
     ]
-    cells = found["limit_edge"]
-    assert [(one["strength"], one["batch_size"], one["initial_norm"]) for one in cells] == [
-        (q, size, norm) for q in (0.3, 1.0) for size in (1, 2) for norm in (0.3, 0.9)
-    ]
-    assert all(one["fate"][0] in "12" for one in cells)
+    cells = found["large_p_edge"]
+    assert [
+        (one["curvature_strength"], one["batch_size"], one["initial_norm"]) for one in cells
+    ] == [(q, size, norm) for q in (0.3, 1.0) for size in (1, 2) for norm in (0.3, 0.9)]
+    assert all(one["outcome"][0] in "12" for one in cells)
     for one in runs:
         assert one["exact_low"] <= one["noise_kernel_norm_exact"] <= one["exact_high"]
     assert written() == {"validate.png"}
