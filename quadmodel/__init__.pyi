@@ -16,8 +16,10 @@ from .optimizer import SGD as SGD
 from .simulation.lyapunov import lyapunov_exponent as lyapunov_exponent
 from .simulation.ntk_draws import sample_ntk as sample_ntk
 from .simulation.trajectories import simulate as simulate
-from .studies.large_p_outcomes import limit_edge as limit_edge
+from .studies.large_p_outcomes import large_p_edge as large_p_edge
+from .studies.large_p_outcomes import outcome_table as outcome_table
 from .studies.large_p_phases import large_p_phase_diagram as large_p_phase_diagram
+from .studies.persistence import late_time_quartiles as late_time_quartiles
 from .studies.persistence import persistent_edge as persistent_edge
 from .studies.phases import phase_diagram as phase_diagram
 from .studies.sharpening import sharpening_diagram as sharpening_diagram

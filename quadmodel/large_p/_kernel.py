@@ -1,21 +1,30 @@
-"""Compiled loop of the large-P limit: SGD on the coefficients of words; arrays in, arrays out.
+"""Compiled loop of the large-P limit: SGD on coefficients of basis states; arrays in, arrays out.
 
-The state of a lane holds tau_0, tau_1, ..., tau_L one after the other, tau_l with l axes of letters
-and one of length r, in coordinates in which every inner product is the plain one. So row k of
-tau_(l+1) (first letter k) has the shape of tau_l, and with mixing R and strength q
+The state of a replica holds the coefficients tau_0, tau_1, ..., tau_L of orders 0 to L (the
+truncation order) one after the other; tau_l has l axes of data indices and a last one of length r,
+the rank of the Jacobian. In these coordinates every inner product is the plain one. Row k of
+tau_(l+1), with first data index k, has the shape of tau_l.
+
+Formula, with mixing R (R R^T is the curvature covariance of the data points) and curvature strength
+q; residuals z in units of the output, learning rate in units of 1 / NTK eigenvalue:
 
     z_a = z0_a + J_a . tau_0 + q sum_k R_ak sum_l <tau_(l+1)[k], tau_l>
     gradient of tau_l = [l = 0] sum_a zeta_a J_a + q sum_k rho_k (tau_(l+1)[k] + e_k x tau_(l-1))
 
-with rho = R^T zeta. Only *active* letters count, those with R_ak != 0 for a point of the batch:
-with R = 1 a step reads and writes the batch's rows of the top level and no others. What momentum
-and weight decay do to the other rows meanwhile is a linear recursion, made up for when a row's turn
-comes; `current` holds the step up to which each has been.
+with zeta_a = w_a z_a / B, w_a the multiplicity of data point a in the batch, and rho = R^T zeta:
+the first term annihilates the leading data index k, the second one creates it.
+
+Only *active* data indices matter to a step, those with R_ak != 0 for a point of the batch: with
+R = 1 a step reads and writes the batch's rows of the highest order and no others. Rows of that
+order are updated lazily: what momentum and weight decay do to a row while it is not active is a
+linear recursion, applied when the row is needed; `current` holds the step that each has reached.
 """
 
 # mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -24,161 +33,254 @@ from quadmodel.batches import draw_batch
 
 # Under these flags np.isfinite, a test of x - x, is always true; comparisons are kept.
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
+# Phases of a step are inlined: calls would cost as much as a step of few data points.
+_phase = njit(cache=True, nogil=True, fastmath=_FAST, inline="always")
+
+
+class Limit(NamedTuple):
+    """What drives the coefficients; with `independent`, R = 1 and `mixing` is not read."""
+
+    jacobian: Any
+    residual: Any
+    mixing: Any
+    independent: bool
+    curvature_strength: float
+    truncation_order: int
+
+
+class Update(NamedTuple):
+    """Step x' = keep x + keep_previous x_previous - learning_rate gradient, and its batches.
+
+    The gradient is taken at x + extrapolation (x - x_previous). A replica has diverged when the
+    squared norm of what a step has written is not below `divergence_limit`.
+    """
+
+    learning_rate: float
+    batch_size: int
+    extrapolation: float
+    keep: float
+    keep_previous: float
+    scheme: int
+    seed: Any
+    model_index: int
+    divergence_limit: float
+
+
+class Coefficients(NamedTuple):
+    """State of replicas, a row each; `previous` has no columns where there is no momentum."""
+
+    state: Any
+    previous: Any
+    current: Any
+    replica_number: Any
+    diverged_at: Any
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
-def advance(
-    jacobian,
-    residual,
-    mixing,
-    unit,
-    strength,
-    level,
-    state,
-    old,
-    current,
-    replica,
-    diverged_at,
-    learning_rate,
-    batch_size,
-    momentum,
-    nesterov,
-    weight_decay,
-    scheme,
-    seed,
-    model,
-    first_step,
-    n_steps,
-    limit,
-):
-    """Advance lanes in place by `n_steps`; with `unit`, letters are data points and R is not read.
-
-    `old` holds the state one step before, or has no columns where there is no momentum. A lane is
-    frozen when the squared norm of what a step has written is not below `limit`.
-    """
-    n_data, rank = jacobian.shape
-    n_letters = current.shape[1]
-    size = np.empty(level + 1, np.int64)
-    start = np.zeros(level + 2, np.int64)
-    for n in range(level + 1):
-        size[n] = rank * n_letters**n
-        start[n + 1] = start[n] + size[n]
-    lower, row_size = start[level], size[level - 1]
-    order, swaps = np.arange(n_data), np.empty(n_data, np.int64)
+def advance(limit, update, coefficients, first_step, n_steps):
+    """Advance replicas in place by `n_steps`; those that diverge are left where they are."""
+    state, older, diverged_at = coefficients.state, coefficients.previous, coefficients.diverged_at
+    jacobian, residual, mixing = limit.jacobian, limit.residual, limit.mixing
+    independent, strength = limit.independent, limit.curvature_strength
+    (n_data, rank), n_indices = jacobian.shape, coefficients.current.shape[1]
+    start, size = _layout(limit.truncation_order, rank, n_indices)
+    lower = start[limit.truncation_order]
+    shuffled, swaps = np.arange(n_data), np.empty(n_data, np.int64)
     batch, points = np.empty(n_data, np.int64), np.empty(n_data, np.int64)
-    times, pull = np.zeros(n_data), np.empty(n_data)
-    active = np.arange(n_letters)
-    overlap, push = np.empty(n_letters), np.empty(n_letters)
+    multiplicity, zeta = np.zeros(n_data), np.empty(n_data)
+    active, overlap, rho = np.arange(n_indices), np.empty(n_indices), np.empty(n_indices)
     extrapolated, gradient = np.empty(lower), np.empty(lower)
-    ahead = momentum if nesterov else 0.0
-    keep = 1.0 + momentum - learning_rate * weight_decay * (1.0 + ahead)
-    keep_old = -momentum + learning_rate * weight_decay * ahead
-    at_rest = keep == 1.0 and keep_old == 0.0
-    for lane in range(len(replica)):
-        x, x_old, done = state[lane], old[lane], current[lane]
+    for replica in range(len(diverged_at)):
+        number, current = coefficients.replica_number[replica], coefficients.current[replica]
+        x, previous = state[replica], older[replica]
         for t in range(first_step, first_step + n_steps):
-            if diverged_at[lane] >= 0:
+            if diverged_at[replica] >= 0:
                 break
-            length = draw_batch(
-                seed, model, replica[lane], t, scheme, n_data, batch_size, order, swaps, batch
-            )
-            n_points = 0
-            for k in range(length):
-                a = batch[k]
-                if times[a] == 0.0:
-                    points[n_points] = a
-                    n_points += 1
-                times[a] += 1.0
-            n_active = n_letters
-            if unit:
+            n_points = _draw_points(update, number, t, shuffled, swaps, batch, points, multiplicity)
+            if independent:
                 n_active = n_points
                 active[:n_active] = points[:n_active]
-            if ahead == 0.0:
-                point = x[:lower]
             else:
-                point = extrapolated
-                for i in range(lower):
-                    point[i] = x[i] + ahead * (x[i] - x_old[i])
-
-            for j in range(n_active):
-                k = active[j]
-                first = lower + k * row_size
-                row, row_old = x[first : first + row_size], x_old[first : first + row_size]
-                if not at_rest and done[k] < t:
-                    catch_up(row, row_old, t - done[k], keep, keep_old)
-                done[k] = t + 1
-                total = _overlap(row, row_old, point[start[level - 1] : lower], ahead)
-                for n in range(level - 1):
-                    total += _dot(
-                        _row(point, start, size, n + 1, k), point[start[n] : start[n + 1]]
-                    )
-                overlap[j] = strength * total
-
-            for p in range(n_points):
-                a = points[p]
-                z = residual[a] + _dot(jacobian[a], point[:rank])
-                if unit:
-                    z += overlap[p]
-                else:
-                    z += _dot(mixing[a], overlap)
-                pull[p] = times[a] * z / batch_size
-                times[a] = 0.0
-            gradient[:] = 0.0
-            for p in range(n_points):
-                _add(gradient[:rank], pull[p], jacobian[points[p]])
-            if unit:
-                push[:n_active] = pull[:n_active]
-            else:
-                push[:] = 0.0
-                for p in range(n_points):
-                    _add(push, pull[p], mixing[points[p]])
-
-            energy = 0.0
-            for j in range(n_active):
-                k, c = active[j], strength * push[j]
-                for n in range(level - 1):
-                    below = point[start[n] : start[n + 1]]
-                    _add(gradient[start[n] : start[n + 1]], c, _row(point, start, size, n + 1, k))
-                    _add(_row(gradient, start, size, n + 1, k), c, below)
-                first = lower + k * row_size
-                energy += _step_row(
-                    x[first : first + row_size],
-                    x_old[first : first + row_size],
-                    point[start[level - 1] : lower],
-                    gradient[start[level - 1] : lower],
-                    c,
-                    learning_rate,
-                    ahead,
-                    keep,
-                    keep_old,
-                )
-            energy += _step(x[:lower], x_old, gradient, learning_rate, keep, keep_old)
-            if not energy < limit:
-                diverged_at[lane] = t + 1
+                n_active = n_indices
+            some, rows = points[:n_points], active[:n_active]
+            point = _evaluation_point(x[:lower], previous, update.extrapolation, extrapolated)
+            _contract(update, strength, start, size, x, previous, current, point, t, rows, overlap)
+            _weigh(
+                update.batch_size,
+                jacobian,
+                residual,
+                mixing,
+                independent,
+                point,
+                some,
+                multiplicity,
+                overlap,
+                zeta,
+            )
+            _project(jacobian, mixing, independent, some, zeta, rho, gradient)
+            squared = _step_rows(
+                update, strength, start, size, x, previous, point, rows, rho, gradient
+            )
+            squared += _step_lower_orders(
+                x[:lower],
+                previous,
+                gradient,
+                update.learning_rate,
+                update.keep,
+                update.keep_previous,
+            )
+            if not squared < update.divergence_limit:
+                diverged_at[replica] = t + 1
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
-def catch_up(row, row_old, elapsed, keep, keep_old):
-    """Take `elapsed` steps without gradient: x' = keep x + keep_old x_old."""
-    if len(row_old) == 0:
+def _layout(truncation_order, rank, n_indices):
+    """Return where every order starts, and its size."""
+    size = np.empty(truncation_order + 1, np.int64)
+    start = np.zeros(truncation_order + 2, np.int64)
+    for n in range(truncation_order + 1):
+        size[n] = rank * n_indices**n
+        start[n + 1] = start[n] + size[n]
+    return start, size
+
+
+@_phase
+def _draw_points(update, replica_number, t, shuffled, swaps, batch, points, multiplicity):
+    """List the distinct data points of a batch with their multiplicities, return their number."""
+    length = draw_batch(
+        update.seed,
+        update.model_index,
+        replica_number,
+        t,
+        update.scheme,
+        len(points),
+        update.batch_size,
+        shuffled,
+        swaps,
+        batch,
+    )
+    n_points = 0
+    for k in range(length):
+        a = batch[k]
+        if multiplicity[a] == 0.0:
+            points[n_points] = a
+            n_points += 1
+        multiplicity[a] += 1.0
+    return n_points
+
+
+@_phase
+def _evaluation_point(x, previous, extrapolation, extrapolated):
+    """Return where the gradient is taken, of the orders below the highest."""
+    if extrapolation == 0.0:
+        return x
+    for i in range(len(x)):
+        extrapolated[i] = x[i] + extrapolation * (x[i] - previous[i])
+    return extrapolated
+
+
+@_phase
+def _contract(update, strength, start, size, x, previous, current, point, t, active, overlap):
+    """Bring active rows of the highest order up to date; overlap = q sum_l <tau_(l+1)[k], tau_l>.
+
+    Entries of `overlap` and of `rho` are by position in `active`.
+    """
+    order = len(size) - 1
+    at_rest = update.keep == 1.0 and update.keep_previous == 0.0
+    for j in range(len(active)):
+        k = active[j]
+        first = start[order] + k * size[order - 1]
+        last = first + size[order - 1]
+        row, row_previous = x[first:last], previous[first:last]
+        if not at_rest and current[k] < t:
+            catch_up(row, row_previous, t - current[k], update.keep, update.keep_previous)
+        current[k] = t + 1
+        below = point[start[order - 1] : start[order]]
+        total = _overlap(row, row_previous, below, update.extrapolation)
+        for n in range(order - 1):
+            total += _dot(_row(point, start, size, n + 1, k), point[start[n] : start[n + 1]])
+        overlap[j] = strength * total
+
+
+@_phase
+def _weigh(
+    batch_size, jacobian, residual, mixing, independent, point, points, multiplicity, overlap, zeta
+):
+    """Set zeta_a = w_a z_a / B, by position in `points`, and the multiplicities w to zero."""
+    for p in range(len(points)):
+        a = points[p]
+        z = residual[a] + _dot(jacobian[a], point[: jacobian.shape[1]])
+        if independent:
+            z += overlap[p]
+        else:
+            z += _dot(mixing[a], overlap)
+        zeta[p] = multiplicity[a] * z / batch_size
+        multiplicity[a] = 0.0
+
+
+@_phase
+def _project(jacobian, mixing, independent, points, zeta, rho, gradient):
+    """Begin the gradient with sum_a zeta_a J_a, and set rho = R^T zeta."""
+    gradient[:] = 0.0
+    for p in range(len(points)):
+        _add(gradient[: jacobian.shape[1]], zeta[p], jacobian[points[p]])
+    if independent:
+        rho[: len(points)] = zeta[: len(points)]
+    else:
+        rho[:] = 0.0
+        for p in range(len(points)):
+            _add(rho, zeta[p], mixing[points[p]])
+
+
+@_phase
+def _step_rows(update, strength, start, size, x, previous, point, active, rho, gradient):
+    """Step active rows of the highest order, complete the gradient below; return |rows|^2."""
+    order = len(size) - 1
+    squared = 0.0
+    for j in range(len(active)):
+        k, c = active[j], strength * rho[j]
+        for n in range(order - 1):
+            _add(gradient[start[n] : start[n + 1]], c, _row(point, start, size, n + 1, k))
+            _add(_row(gradient, start, size, n + 1, k), c, point[start[n] : start[n + 1]])
+        first = start[order] + k * size[order - 1]
+        last = first + size[order - 1]
+        squared += _step_row(
+            x[first:last],
+            previous[first:last],
+            point[start[order - 1] : start[order]],
+            gradient[start[order - 1] : start[order]],
+            c,
+            update.learning_rate,
+            update.extrapolation,
+            update.keep,
+            update.keep_previous,
+        )
+    return squared
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST)
+def catch_up(row, previous, elapsed, keep, keep_previous):
+    """Take `elapsed` steps without gradient: x' = keep x + keep_previous x_previous."""
+    if len(previous) == 0:
         row *= keep**elapsed
         return
-    a, b, c, d = 1.0, 0.0, 0.0, 1.0  # the power of [[keep, keep_old], [1, 0]], by squaring
-    p, q, r, s = keep, keep_old, 1.0, 0.0
+    # The power of [[keep, keep_previous], [1, 0]], by squaring.
+    a, b, c, d = 1.0, 0.0, 0.0, 1.0
+    p, q, r, s = keep, keep_previous, 1.0, 0.0
     while elapsed > 0:
         if elapsed & 1:
             a, b, c, d = a * p + b * r, a * q + b * s, c * p + d * r, c * q + d * s
         p, q, r, s = p * p + q * r, p * q + q * s, r * p + s * r, r * q + s * s
         elapsed >>= 1
     for i in range(len(row)):
-        now, before = row[i], row_old[i]
+        now, before = row[i], previous[i]
         row[i] = a * now + b * before
-        row_old[i] = c * now + d * before
+        previous[i] = c * now + d * before
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
 def _row(x, start, size, n, k):
-    """Return the row of first letter k at level n."""
+    """Return the row with first data index k of order n."""
     first = start[n] + k * size[n - 1]
     return x[first : first + size[n - 1]]
 
@@ -192,15 +294,15 @@ def _dot(x, y):
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
-def _overlap(row, row_old, below, ahead):
-    """Return the inner product of an extrapolated row with the level below."""
+def _overlap(row, previous, below, extrapolation):
+    """Return the inner product of an extrapolated row with the order below."""
     total = 0.0
-    if ahead == 0.0:
+    if extrapolation == 0.0:
         for i in range(len(row)):
             total += row[i] * below[i]
     else:
         for i in range(len(row)):
-            total += (row[i] + ahead * (row[i] - row_old[i])) * below[i]
+            total += (row[i] + extrapolation * (row[i] - previous[i])) * below[i]
     return total
 
 
@@ -211,51 +313,50 @@ def _add(total, c, x):
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
-def _step_row(row, row_old, below, gradient, c, learning_rate, ahead, keep, keep_old):
-    """Step a row of the top level, add its share to the gradient below, return its energy."""
-    energy = 0.0
-    kick = learning_rate * c
-    if len(row_old) == 0:
+def _step_row(row, previous, below, gradient, c, learning_rate, extrapolation, keep, keep_previous):
+    """Step a row of the highest order, add its part to the gradient below; return |row|^2."""
+    squared, source = 0.0, learning_rate * c
+    if len(previous) == 0:
         for i in range(len(row)):
             now = row[i]
             gradient[i] += c * now
-            now = keep * now - kick * below[i]
+            now = keep * now - source * below[i]
             row[i] = now
-            energy += now * now
+            squared += now * now
     else:
         for i in range(len(row)):
-            now, before = row[i], row_old[i]
-            gradient[i] += c * (now + ahead * (now - before))
-            row_old[i] = now
-            now = keep * now + keep_old * before - kick * below[i]
+            now, before = row[i], previous[i]
+            gradient[i] += c * (now + extrapolation * (now - before))
+            previous[i] = now
+            now = keep * now + keep_previous * before - source * below[i]
             row[i] = now
-            energy += now * now
-    return energy
+            squared += now * now
+    return squared
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
-def _step(x, x_old, gradient, learning_rate, keep, keep_old):
-    """Step what lies below the top level and return its energy."""
-    energy = 0.0
-    if len(x_old) == 0:
+def _step_lower_orders(x, previous, gradient, learning_rate, keep, keep_previous):
+    """Step what lies below the highest order and return its squared norm."""
+    squared = 0.0
+    if len(previous) == 0:
         for i in range(len(x)):
             x[i] = keep * x[i] - learning_rate * gradient[i]
-            energy += x[i] * x[i]
+            squared += x[i] * x[i]
     else:
         for i in range(len(x)):
             now = x[i]
-            x[i] = keep * now + keep_old * x_old[i] - learning_rate * gradient[i]
-            x_old[i] = now
-            energy += x[i] * x[i]
-    return energy
+            x[i] = keep * now + keep_previous * previous[i] - learning_rate * gradient[i]
+            previous[i] = now
+            squared += x[i] * x[i]
+    return squared
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
-def settle(top, top_old, done, step, keep, keep_old):
-    """Make up for what the rows of the top level have missed before `step`."""
-    row_size = len(top) // max(len(done), 1)
-    for k in range(len(done)):
-        if done[k] < step:
-            first = k * row_size
-            row_old = top_old[first : first + row_size]
-            catch_up(top[first : first + row_size], row_old, step - done[k], keep, keep_old)
+def bring_up_to_date(highest, previous, current, step, update):
+    """Apply to every row of the highest order what it has missed before `step`."""
+    size = len(highest) // max(len(current), 1)
+    for k in range(len(current)):
+        if current[k] < step:
+            rows = slice(k * size, (k + 1) * size)
+            elapsed = step - current[k]
+            catch_up(highest[rows], previous[rows], elapsed, update.keep, update.keep_previous)

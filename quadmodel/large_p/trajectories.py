@@ -3,48 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
 
 from quadmodel._util.checks import FloatArray, InputError, as_integer, check_memory
 from quadmodel._util.progress import progress_bar
-from quadmodel._util.threads import as_threads, workers
-from quadmodel._util.version import __version__
-from quadmodel.curvature import CurvatureLaw, IndependentCurvature
-from quadmodel.large_p import _system as words
+from quadmodel._util.results import attributes
+from quadmodel._util.threads import Workers, as_threads, workers
+from quadmodel.ensemble import Ensemble
+from quadmodel.large_p._snapshot import Snapshot
+from quadmodel.large_p._state import (
+    Replicas,
+    advance,
+    bytes_needed,
+    components,
+    start_replicas,
+    update_of,
+)
+from quadmodel.large_p._system import System, law_of, model_at_start, system_from
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
+from quadmodel.simulation._recording import Recorder, numbers_recorded, stretches
+from quadmodel.simulation._replicas import groups
+from quadmodel.simulation.observables import OBSERVABLES, as_observables
 from quadmodel.theory._inputs import check_sgd
 
-if TYPE_CHECKING:
-    from quadmodel.ensemble import Ensemble
-
-_EIGENVALUE = "1 / learning rate"
-_RUN = ("replica", "step")
-# Long name, units, dimensions, and value once a run has diverged; names as simulate() has them.
-OBSERVABLES: dict[str, tuple[str, str, tuple[str, ...], float]] = {
-    "loss": ("loss", "loss", _RUN, np.inf),
-    "squared_distance": (
-        "squared distance from the initial parameters", "parameter^2", _RUN, np.inf
-    ),
-    "ntk_largest_eigenvalue": ("largest eigenvalue of the NTK", _EIGENVALUE, _RUN, np.nan),
-    "ntk_trace": ("trace of the NTK", _EIGENVALUE, _RUN, np.nan),
-    "ntk_eigenvalue": ("eigenvalue of the NTK", _EIGENVALUE, (*_RUN, "mode"), np.nan),
-    "noise_kernel_norm": ("noise kernel norm (paper)", "1", _RUN, np.nan),
-    "noise_kernel_norm_finite": ("noise kernel norm (finite size)", "1", _RUN, np.nan),
-    "noise_kernel_norm_exact": ("noise kernel norm (exact)", "1", _RUN, np.nan),
-    "residual_overlap": (
-        "share of the squared residual along the top eigenvector", "1", _RUN, np.nan
-    ),
-    "mode_energy": (
-        "mean squared residual along an NTK eigenvector", "residual^2", ("step", "mode"), np.inf
-    ),
-}  # fmt: skip
-_ON_DEMAND = ("ntk_eigenvalue", "noise_kernel_norm_exact", "residual_overlap")
+# What the limit knows, under the names and labels of a simulation.
+KNOWN = tuple(name for name in OBSERVABLES if name == "mode_energy" or hasattr(Snapshot, name))
 
 
 def large_p_limit(
@@ -52,8 +39,7 @@ def large_p_limit(
     sgd: SGD,
     steps: int,
     *,
-    level: int = 2,
-    curvature: CurvatureLaw | float | None = None,
+    truncation_order: int = 2,
     replicas: int = 1,
     seed: int = 0,
     record_every: int | None = None,
@@ -68,18 +54,18 @@ def large_p_limit(
     Parameters
     ----------
     model : QuadraticModel or Ensemble
-        Jacobian and residual at the start, and the law of the curvature; a model's own draw of the
-        curvature is not used. An ensemble is sampled with `seed`, without drawing its curvature.
+        Jacobian and residual at the start, and the law of the curvature: a model's `curvature_law`,
+        whatever its own draw of the curvature; to try another one, use
+        ``dataclasses.replace(model, curvature_law=law)``. An ensemble is sampled with `seed`,
+        without drawing its curvature. The law must have a Kronecker covariance with the identity
+        over parameters.
     sgd : SGD
         Learning rate, batch size, momentum, weight decay and sampling scheme.
     steps : int
         Number of SGD steps.
-    level : int, optional
-        Length L of the longest words that are kept. The residual is exact for the first L + 1
-        steps, the NTK for L.
-    curvature : CurvatureLaw or float, optional
-        Law of the curvature: Kronecker covariance with the identity over parameters; a number is
-        short for ``IndependentCurvature(number)``. By default the model's own.
+    truncation_order : int, optional
+        Largest number L of data indices of the basis states that are kept. The residual is exact
+        for the first L + 1 steps, the NTK for L.
     replicas : int, optional
         Independent runs that differ in their batches.
     seed : int, optional
@@ -116,15 +102,16 @@ def large_p_limit(
         If an argument is out of range, the batch is larger than the data, the law of the curvature
         is not known or of another kind, or draws are wanted where P is not above D.
     MemoryError
-        If words and records don't fit in memory.
+        If coefficients and records don't fit in memory.
 
     Notes
     -----
     With P to infinity at fixed D and :math:`q^2 = \sigma^2P`, the matrices :math:`Q_a` become free
-    semicircular elements, and :math:`\theta = \sum_lT_l` is a sum over words of letters
-    :math:`a_1\dots a_l` (data points) that end in a row b of the Jacobian. With
-    :math:`\langle X,Y\rangle_l` the contraction of letters by :math:`q^2C` and of the last index by
-    :math:`G_0 = J_0J_0^\top`,
+    semicircular elements, and :math:`\theta = \sum_lT_l` is a sum over basis states of the free
+    Fock space, with data indices :math:`a_1\dots a_l` and a row b of the Jacobian. :math:`Q_a` is a
+    sum of creation, which puts a in front, and annihilation, which takes the leading c away with
+    the weight :math:`q^2C_{ac}`. With :math:`\langle X,Y\rangle_l` the contraction of data indices
+    by :math:`q^2C` and of the last index by :math:`G_0 = J_0J_0^\top`,
 
     .. math::
         z_a = z_{0a} + (G_0T_0)_a
@@ -133,17 +120,17 @@ def large_p_limit(
               + q^2\textstyle\sum_cC_{ac}T_{l+1}[c,c_1\dots]
 
     (:math:`w_a^0[b] = \delta_{ab} + \dots`), :math:`D\,\Theta_{ab} = \sum_l\langle w_a^l,w_b^l
-    \rangle_l` and :math:`T_l \to T_l - (\eta/D)\sum_a(Wz)_aw_a^l`, cut at level L. At L = 1 that is
-    a linear network of two layers, :math:`z = z_0 + (J_0+qE)x`. One level more changes loss and
-    NTK by a tenth of what the last one did, or less, while the trace has less than doubled. Finite
-    P adds fluctuations of relative size :math:`P^{-1/2}`; eigenvalues feel them first, as they
-    repel each other.
+    \rangle_l` and :math:`T_l \to T_l - (\eta/D)\sum_a(Wz)_aw_a^l`, truncated at order L. At L = 1
+    that is a linear network of two layers, :math:`z = z_0 + (J_0+qE)x`. One order more changes loss
+    and NTK by a tenth of what the last one did, or less, while the trace has less than doubled.
+    Finite P adds fluctuations of relative size :math:`P^{-1/2}`; eigenvalues show them first, as
+    they repel each other.
 
     *Cost*, in multiplications per replica, with r the rank of the Jacobian: for C = 1 a step takes
-    about :math:`2BD^{L-1}r`, because only words that begin in the batch matter for its gradient;
-    else :math:`2D^Lr`. A record takes :math:`D^Lr` for the loss and the distance and
-    :math:`D^{L+1}r` for the NTK, so what isn't asked for costs nothing. The words take
-    :math:`8D^Lr` bytes, twice that with momentum.
+    about :math:`2BD^{L-1}r`, because only basis states whose leading data index is in the batch
+    matter for its gradient; else :math:`2D^Lr`. A record takes :math:`D^Lr` for the loss and the
+    distance and :math:`D^{L+1}r` for the NTK, so what isn't asked for costs nothing. The
+    coefficients take :math:`8D^Lr` bytes, twice that with momentum.
 
     *Draws at finite width* add to the Jacobian :math:`\sigma|\theta|C^{1/2}N`, with N of
     independent normal entries, in place of the part of :math:`Q(\theta,\cdot)` that is
@@ -163,166 +150,107 @@ def large_p_limit(
     >>> bool(abs(limit.ntk_trace / runs.ntk_trace - 1).max() < 0.05)
     True
     """
-    level = as_integer("level", level)
+    truncation_order = as_integer("truncation_order", truncation_order)
     steps = as_integer("steps", steps, high=2**32 - 1)
     replicas = as_integer("replicas", replicas, high=2**32 - 1)
     seed = as_integer("seed", seed, low=0, high=2**64 - 1)
     model_index = as_integer("model_index", model_index, low=0, high=2**32 - 1)
     draws = as_integer("finite_width_draws", finite_width_draws, low=0)
-    names = _as_observables(observables)
+    names = as_observables(observables, KNOWN)
     count = as_threads(threads)
-    model, law = _model_and_law(model, curvature, seed)
-    check_sgd(sgd, model.n_data)
-    if draws and model.n_params <= model.n_data:
+    law = law_of(model, "model")
+    start = model_at_start(model, seed)
+    check_sgd(sgd, start.n_data)
+    if draws and start.n_params <= start.n_data:
         raise InputError(
-            f"n_params must be above n_data={model.n_data} for finite_width_draws, "
-            f"got {model.n_params}"
+            f"n_params must be above n_data={start.n_data} for finite_width_draws, "
+            f"got {start.n_params}"
         )
-    system = words.build(model, law, level)
+    system = system_from(start, law, truncation_order)
     if record_every is None:
-        record_every = max(1, steps // 50) if system.strength else 1
+        record_every = max(1, steps // 50) if system.curvature_strength else 1
     record_every = as_integer("record_every", record_every)
     recorded = np.arange(0, steps + 1, record_every)
-    sizes = {"replica": replicas, "step": recorded.size, "mode": model.n_data}
-    held = sum(float(np.prod([sizes[d] for d in OBSERVABLES[n][2]])) for n in names)
-    need = words.bytes_needed(system, sgd, replicas, min(count, replicas), draws)
+    held = numbers_recorded(names, replicas, recorded.size, start.n_data)
+    need = bytes_needed(system, sgd, replicas, min(count, replicas), draws)
     check_memory("the large-P limit", need + 8.0 * held)
-
-    lanes = words.start_lanes(system, sgd, replicas)
-    size = max(1, -(-replicas // 16))
-    groups = [slice(first, first + size) for first in range(0, replicas, size)]
-    record = _Record(names, sizes, model)
+    recorder = Recorder(names, replicas, recorded, start.n_data)
+    state = start_replicas(system, sgd, np.arange(replicas))
+    run = _Run(start, system, sgd, seed, model_index, draws)
     with (
         workers(count) as pool,
         progress_bar(steps, what="large-P limit", show=progress) as bar,
     ):
+        for k, step, n_steps in stretches(steps, record_every):
+            run.record(k, step, state, recorder, pool)
+            if n_steps:  # the last stretch decides about divergence
+                run.advance(step, n_steps, state, pool)
+            bar.update(n_steps)
+    source = {"n_data": start.n_data, "n_params": start.n_params, **sgd.spec()}
+    attrs = attributes(
+        "large-P limit",
+        source,
+        truncation_order=truncation_order,
+        curvature=repr(law),
+        curvature_strength=system.curvature_strength,
+        finite_width_draws=draws,
+        steps=steps,
+        seed=seed,
+        model_index=model_index,
+    )
+    return recorder.dataset(state.diverged_at, attrs)
 
-        def measure(step: int, lane: int) -> dict[str, Any] | None:
-            if lanes.diverged_at[lane] >= 0:
+
+class _Run(NamedTuple):
+    """What all replicas share."""
+
+    model: QuadraticModel
+    system: System
+    sgd: SGD
+    seed: int
+    model_index: int
+    draws: int
+
+    def advance(self, step: int, n_steps: int, state: Replicas, pool: Workers) -> None:
+        """Take steps with all replicas, in about sixteen groups."""
+        update = update_of(self.sgd, self.seed, self.model_index)
+        count = len(state.diverged_at)
+        pool.map(
+            lambda rows: advance(self.system, update, state, rows, step, n_steps),
+            groups(count, -(-count // 16), at_least=1),
+        )
+
+    def record(self, k: int, step: int, state: Replicas, recorder: Recorder, pool: Workers) -> None:
+        """Measure all replicas at record `k`."""
+        with_energy = "mode_energy" in recorder.names
+
+        def measure(replica: int) -> FloatArray | None:
+            if state.diverged_at[replica] >= 0:
                 return None
-            snapshot = words.Snapshot(
-                system,
-                sgd,
-                words.words_at(system, sgd, lanes, lane, step),
-                draws,
-                lambda: _generator(seed, model_index, lane, step),
-            )
+            snapshot = self.snapshot(step, state, replica)
             with np.errstate(over="ignore", invalid="ignore"):
-                wanted = ("residual" if n == "mode_energy" else n for n in names)
-                return {name: getattr(snapshot, name) for name in wanted}
+                recorder.put(k, replica, snapshot)
+                return snapshot.residual if with_energy else None
 
-        def advance(step: int, n_steps: int, rows: slice) -> None:
-            words.advance(system, sgd, lanes, rows, seed, model_index, step, n_steps)
-
-        for k, step in enumerate(recorded.tolist()):
-            record.take(k, pool.map(partial(measure, step), list(range(replicas))))
-            n_steps = min(record_every, steps - step)  # the last stretch decides about divergence
-            if n_steps:
-                pool.map(partial(advance, step, n_steps), groups)
-                bar.update(n_steps)
-    attrs = {
-        "kind": "large-P limit",
-        "level": level,
-        "curvature": repr(law),
-        "curvature_strength": system.strength,
-        "finite_width_draws": draws,
-        "steps": steps,
-        "seed": str(seed),
-        "model_index": model_index,
-        "quadmodel_version": __version__,
-        "n_data": model.n_data,
-        "n_params": model.n_params,
-        **sgd.spec(),
-    }
-    return record.dataset(recorded, lanes.diverged_at, attrs)
-
-
-def _model_and_law(
-    source: Any, curvature: CurvatureLaw | float | None, seed: int
-) -> tuple[QuadraticModel, CurvatureLaw | None]:
-    """Return the model to start from, and the law of its curvature; None where there is none."""
-    if isinstance(source, QuadraticModel):
-        model, law = source, source.curvature_law
-        if curvature is None and law is None and model.curvature is not None:
-            raise InputError("curvature must be given for a model that has no law, got None")
-    elif hasattr(source, "sample") and hasattr(source, "curvature"):  # an Ensemble, from above
-        model, law = replace(source, curvature=None).sample(seed), source.curvature
-    else:
-        raise InputError(
-            f"model must be a QuadraticModel or an Ensemble, got {type(source).__name__}"
-        )
-    if curvature is None:
-        return model, law
-    if not isinstance(curvature, CurvatureLaw):
-        curvature = IndependentCurvature(curvature)
-    return model, curvature
-
-
-def _as_observables(value: Any) -> tuple[str, ...]:
-    if value is None:
-        return tuple(name for name in OBSERVABLES if name not in _ON_DEMAND)
-    if isinstance(value, str) and value == "all":
-        return tuple(OBSERVABLES)
-    known = ", ".join(OBSERVABLES)
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        raise InputError(f'observables must be "all" or a sequence among {known}; got {value!r}')
-    for name in value:
-        if name not in OBSERVABLES:
-            raise InputError(f"observables must be among {known}; got {name!r}")
-    return tuple(name for name in OBSERVABLES if name in value)
-
-
-def _generator(seed: int, model_index: int, replica: int, step: int) -> np.random.Generator:
-    """Return the generator of the draws at finite width."""
-    place = np.random.SeedSequence(seed, spawn_key=(model_index, replica, step))
-    return np.random.Generator(np.random.PCG64(place))
-
-
-class _Record:
-    """Collects the observables of all replicas, record by record."""
-
-    def __init__(
-        self, names: tuple[str, ...], sizes: dict[str, int], model: QuadraticModel
-    ) -> None:
-        self._names, self._model = names, model
-        self._arrays = {
-            name: np.full([sizes[d] for d in OBSERVABLES[name][2]], OBSERVABLES[name][3])
-            for name in names
-        }
-        self._energy_error = np.full((sizes["step"], sizes["mode"]), np.nan)
-
-    def take(self, k: int, found: list[dict[str, Any] | None]) -> None:
-        """Store what was measured at record `k`; None of lanes that have diverged."""
-        for lane, values in enumerate(found):
-            for name in self._names:
-                if values is not None and name != "mode_energy":
-                    self._arrays[name][lane, k] = values[name]
-        if "mode_energy" not in self._names or any(values is None for values in found):
+        residuals = pool.map(measure, range(len(state.diverged_at)))
+        if not with_energy or any(residual is None for residual in residuals):
             return
-        residuals: FloatArray = np.stack([v["residual"] for v in found if v is not None])
         with np.errstate(over="ignore", invalid="ignore"):
-            energies = (residuals @ self._model.eigensystem[1]) ** 2
-            self._arrays["mode_energy"][k] = energies.mean(axis=0)
-            if len(found) > 1:
-                self._energy_error[k] = energies.std(axis=0, ddof=1) / np.sqrt(len(found))
+            energies = (np.stack(residuals) @ self.model.eigensystem[1]) ** 2
+            count, error = len(energies), None
+            if count > 1:
+                error = energies.std(axis=0, ddof=1) / np.sqrt(count)
+            recorder.put_mode_energy(k, energies.mean(axis=0), error)
 
-    def dataset(self, recorded: Any, diverged_at: Any, attrs: dict[str, Any]) -> xr.Dataset:
-        """Label everything."""
-        variables: dict[str, Any] = {}
-        for name in self._names:
-            long_name, units, dims, _ = OBSERVABLES[name]
-            variables[name] = dims, self._arrays[name], {"long_name": long_name, "units": units}
-        if "mode_energy" in self._names:
-            label = {"long_name": "standard error over replicas", "units": "residual^2"}
-            variables["mode_energy_standard_error"] = ("step", "mode"), self._energy_error, label
-        variables["divergence_step"] = (
-            "replica",
-            diverged_at,
-            {"long_name": "step at which the run diverged, or -1", "units": "SGD steps"},
+    def snapshot(self, step: int, state: Replicas, replica: int) -> Snapshot:
+        """Return a replica with a stream of its own for draws at finite width."""
+        key = (self.model_index, replica, step)
+        return Snapshot(
+            self.system,
+            self.sgd,
+            components(self.system, self.sgd, state, replica, step),
+            self.draws,
+            lambda: np.random.Generator(
+                np.random.PCG64(np.random.SeedSequence(self.seed, spawn_key=key))
+            ),
         )
-        coords = {
-            "replica": np.arange(len(diverged_at)),
-            "step": ("step", recorded, {"units": "SGD steps"}),
-            "mode": np.arange(self._model.n_data),
-        }
-        return xr.Dataset(variables, coords, attrs)

@@ -28,7 +28,7 @@ _BY_LOOPS: Any = _kernels
 
 # A run counts as diverged when its squared norm passes this multiple of its initial scale: far from
 # overflow, far above anything that comes back.
-_LIMIT = {"linear": 1e200, "quadratic": 1e100}
+DIVERGENCE_LIMIT = {"linear": 1e200, "quadratic": 1e100}
 # Operations per step from which on threads share the data points instead of the lanes, and parts.
 _SHARED, _PARTS = 3e6, 4
 # How NTK, or Jacobian and curvature, are kept, and their products.
@@ -113,7 +113,7 @@ class Stepper:
     ) -> None:
         """Choose the kernels and arrange what they read."""
         self._linear = model.curvature is None
-        limit = _LIMIT["linear"] * max(float(model.residual @ model.residual), 1e-100)
+        limit = DIVERGENCE_LIMIT["linear"] * max(float(model.residual @ model.residual), 1e-100)
         self._options = (
             sgd.momentum,
             sgd.nesterov,
@@ -121,7 +121,7 @@ class Stepper:
             SAMPLING_SCHEMES.index(sgd.sampling),
             np.uint64(seed),
             model_index,
-            limit if self._linear else _LIMIT["quadratic"],
+            limit if self._linear else DIVERGENCE_LIMIT["quadratic"],
         )
         self._n_data, self._padded = model.n_data, model.n_params
         self._arrays: tuple[Any, ...]

@@ -8,8 +8,8 @@ from numpy.typing import ArrayLike
 
 from quadmodel._util.checks import InputError, as_integer, check_memory
 from quadmodel._util.progress import progress_bar
+from quadmodel._util.results import attributes, variable
 from quadmodel._util.threads import workers
-from quadmodel._util.version import __version__
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
 from quadmodel.simulation.populations import follow, growth_of_members, random_directions
@@ -140,33 +140,25 @@ def lyapunov_exponent(
     typical = growth_of_members(runs[None, :])
     rate, error = float(typical.rate[0]), float(typical.standard_error[0])
 
-    def number_of(value: float, name: str) -> tuple[tuple[()], float, dict[str, str]]:
-        return (), value, {"long_name": name, "units": "1 / step"}
-
+    unit = "1 / step"
     return xr.Dataset(
         {
-            "lyapunov_exponent": number_of(rate / 2, "top Lyapunov exponent"),
-            "lyapunov_exponent_standard_error": number_of(
-                error / 2, "standard error of the top Lyapunov exponent"
+            "lyapunov_exponent": variable((), rate / 2, "top Lyapunov exponent", unit),
+            "lyapunov_exponent_standard_error": variable(
+                (), error / 2, "standard error of the top Lyapunov exponent", unit
             ),
-            "typical_growth": number_of(rate, "growth rate of the typical loss"),
-            "typical_growth_standard_error": number_of(
-                error, "standard error of the typical growth rate"
+            "typical_growth": variable((), rate, "growth rate of the typical loss", unit),
+            "typical_growth_standard_error": variable(
+                (), error, "standard error of the typical growth rate", unit
             ),
-            "run_growth": (
-                "replica",
-                runs,
-                {"long_name": "growth rate of the loss of each run", "units": "1 / step"},
-            ),
+            "run_growth": variable("replica", runs, "growth rate of the loss of each run", unit),
         },
-        attrs={
-            "kind": "simulation",
-            "steps": steps,
-            "burn_in": burn_in,
-            "replicas": replicas,
-            "seed": str(seed),
-            "quadmodel_version": __version__,
-            "n_data": model.n_data,
-            **sgd.spec(),
-        },
+        attrs=attributes(
+            "simulation",
+            {"n_data": model.n_data, **sgd.spec()},
+            steps=steps,
+            burn_in=burn_in,
+            replicas=replicas,
+            seed=seed,
+        ),
     )

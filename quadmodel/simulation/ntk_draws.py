@@ -10,8 +10,8 @@ import xarray as xr
 
 from quadmodel._util.checks import FloatArray, InputError, IntArray, as_integer, check_memory
 from quadmodel._util.progress import progress_bar
+from quadmodel._util.results import attributes, step_coordinate, variable
 from quadmodel._util.threads import CALLER_ONLY, as_threads, workers
-from quadmodel._util.version import __version__
 from quadmodel.curvature import CurvatureLaw, IndependentCurvature
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
@@ -148,43 +148,30 @@ def sample_ntk(
         results = pool.map(follow, range(replicas), done=bar.update)
     projection = np.stack([r[0] for r in results])
     eigenvalue = np.stack([r[1] for r in results])
-    unit = {"units": "1 / learning rate"}
-    per_mode = ("replica", "step", "mode")
+    unit, per_mode = "1 / learning rate", ("replica", "step", "mode")
+    source = {"n_data": model.n_data, "n_params": model.n_params, **sgd.spec()}
     return xr.Dataset(
         {
-            "ntk_projection": (
-                per_mode,
-                projection,
-                {"long_name": "NTK along its initial eigenvectors", **unit},
+            "ntk_projection": variable(
+                per_mode, projection, "NTK along its initial eigenvectors", unit
             ),
-            "ntk_eigenvalue": (
-                per_mode,
-                eigenvalue,
-                {"long_name": "eigenvalue of the NTK", **unit},
-            ),
-            "ntk_trace": (
-                ("replica", "step"),
-                eigenvalue.sum(axis=2),
-                {"long_name": "trace of the NTK", **unit},
-            ),
+            "ntk_eigenvalue": variable(per_mode, eigenvalue, "eigenvalue of the NTK", unit),
+            "ntk_trace": variable(per_mode[:2], eigenvalue.sum(axis=2), "trace of the NTK", unit),
         },
         coords={
             "replica": np.arange(replicas),
-            "step": ("step", recorded, {"units": "SGD steps"}),
+            "step": step_coordinate(recorded),
             "mode": np.arange(model.n_data),
         },
-        attrs={
-            "kind": "simulation",
-            "steps": steps,
-            "replicas": replicas,
-            "batch_sequences": batch_sequences,
-            "seed": str(seed),
-            "curvature": repr(law),
-            "quadmodel_version": __version__,
-            "n_data": model.n_data,
-            "n_params": model.n_params,
-            **sgd.spec(),
-        },
+        attrs=attributes(
+            "simulation",
+            source,
+            steps=steps,
+            replicas=replicas,
+            batch_sequences=batch_sequences,
+            seed=seed,
+            curvature=repr(law),
+        ),
     )
 
 

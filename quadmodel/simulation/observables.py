@@ -60,13 +60,17 @@ DEFAULT = (
 )
 
 
-def as_observables(value: Sequence[str] | str | None) -> tuple[str, ...]:
+def as_observables(
+    value: Sequence[str] | str | None, known: Sequence[str] = tuple(OBSERVABLES)
+) -> tuple[str, ...]:
     """Return the names of observables in their own order, or raise InputError.
 
     Parameters
     ----------
     value : None, "all" or sequence of str
         None stands for the default ones.
+    known : sequence of str, optional
+        Names to choose from.
 
     Returns
     -------
@@ -81,15 +85,15 @@ def as_observables(value: Sequence[str] | str | None) -> tuple[str, ...]:
     if value is None:
         return DEFAULT
     if isinstance(value, str) and value == "all":
-        return tuple(OBSERVABLES)
-    known = ", ".join(OBSERVABLES)
+        return tuple(known)
+    listed = ", ".join(known)
     names: Any = value  # whatever came
     if isinstance(value, str) or not isinstance(value, Sequence):
-        raise InputError(f'observables must be "all" or a sequence among {known}; got {value!r}')
+        raise InputError(f'observables must be "all" or a sequence among {listed}; got {value!r}')
     for name in names:
-        if not isinstance(name, str) or name not in OBSERVABLES:
-            raise InputError(f"observables must be among {known}; got {name!r}")
-    return tuple(name for name in OBSERVABLES if name in names)
+        if not isinstance(name, str) or name not in known:
+            raise InputError(f"observables must be among {listed}; got {name!r}")
+    return tuple(name for name in known if name in names)
 
 
 def residuals(model: QuadraticModel, state: FloatArray) -> FloatArray:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from quadmodel._util.checks import InputError, as_choice, as_integer, check_memory
 from quadmodel._util.progress import progress_bar
+from quadmodel._util.results import attributes
 from quadmodel._util.threads import workers
-from quadmodel._util.version import __version__
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
-from quadmodel.simulation._measurement import SAMPLED_BATCHES, Gauge, bytes_needed
+from quadmodel.simulation._measurement import Gauge, bytes_needed
+from quadmodel.simulation._recording import Recorder, numbers_recorded, stretches
 from quadmodel.simulation._replicas import PRECISIONS, Lanes, Stepper, start_lanes, stored_bytes
 from quadmodel.simulation._snapshots import Snapshots
-from quadmodel.simulation.observables import OBSERVABLES, as_observables
+from quadmodel.simulation.observables import as_observables
 
 
 def simulate(
@@ -173,101 +173,49 @@ def simulate(
         np.arange(replicas),
     )
     stepper = Stepper(model, sgd, seed=seed, model_index=model_index, precision=precision)
-    record = _Record(names, replicas, recorded.size, model.n_data)
+    recorder = Recorder(names, replicas, recorded, model.n_data)
     with workers(threads) as pool, progress_bar(steps, what="simulate", show=progress) as bar:
         snapshots = Snapshots(Gauge(model, sgd, seed, model_index, pool))
-        record.take(0, 0, lanes, snapshots)
-        for k, step in enumerate(recorded[1:].tolist(), start=1):
-            if lanes.alive.any():
-                stepper.advance(lanes, step - record_every, record_every, pool)
-            record.take(k, step, lanes, snapshots)
-            bar.update(record_every)
-        if recorded[-1] < steps:  # the last, unrecorded stretch decides about divergence
-            stepper.advance(lanes, int(recorded[-1]), int(steps - recorded[-1]), pool)
-    attrs = {
-        "kind": "simulation",
-        "steps": steps,
-        "seed": str(seed),
-        "model_index": model_index,
-        "precision": precision,
-        "quadmodel_version": __version__,
-        "n_data": model.n_data,
-        "n_params": model.n_params,
-        **sgd.spec(),
-    }
-    return record.dataset(recorded, lanes.diverged_at, attrs)
+        for k, step, n_steps in stretches(steps, record_every):
+            _take(recorder, k, step, lanes, snapshots)
+            if n_steps and lanes.alive.any():  # the last stretch decides about divergence
+                stepper.advance(lanes, step, n_steps, pool)
+            bar.update(n_steps)
+    source = {"n_data": model.n_data, "n_params": model.n_params, **sgd.spec()}
+    attrs = attributes(
+        "simulation", source, steps=steps, seed=seed, model_index=model_index, precision=precision
+    )
+    return recorder.dataset(lanes.diverged_at, attrs)
 
 
 def _bytes_needed(
     model: QuadraticModel, replicas: int, n_records: int, names: tuple[str, ...]
 ) -> float:
     state = model.n_data if model.curvature is None else 2 * model.n_params
-    sizes = {"replica": replicas, "step": n_records, "mode": model.n_data}
-    records = sum(np.prod([sizes[d] for d in OBSERVABLES[name].dims]) for name in names)
+    records = numbers_recorded(names, replicas, n_records, model.n_data)
     stepping = 0 if model.curvature is None else 3 * (4 * model.n_params + 2 * model.n_data)
     return 8.0 * (replicas * (3 * state + stepping) + records + 2 * n_records * model.n_data) + (
         bytes_needed(model, replicas, names)
     )
 
 
-class _Record:
-    """Collects the observables of all replicas, record by record."""
-
-    def __init__(self, names: tuple[str, ...], replicas: int, n_records: int, n_data: int) -> None:
-        sizes = {"replica": replicas, "step": n_records, "mode": n_data}
-        self._names = names
-        self._arrays = {
-            name: np.full([sizes[d] for d in OBSERVABLES[name].dims], OBSERVABLES[name].diverged)
-            for name in names
-        }
-        self._energy_error = np.full((n_records, n_data), np.nan)
-
-    def take(self, k: int, step: int, lanes: Lanes, snapshots: Snapshots) -> None:
-        """Measure all lanes at record `k`."""
-        if not self._names:
-            return
-        moments = []
-        with_energy = "mode_energy" in self._names and bool(lanes.alive.all())
-        for rows, snapshot in snapshots.take(lanes, step):
-            for name in self._names:
-                if name != "mode_energy":
-                    self._arrays[name][rows, k] = getattr(snapshot, name)
-            if with_energy:
-                moments.append(snapshot.mode_energy_moments())
-        if not with_energy:
-            return
-        # Sums in the order of the parts, which the number of threads doesn't change.
-        count = len(lanes.replica)
-        mean = sum(m[0] for m in moments) / count
-        self._arrays["mode_energy"][k] = mean
-        if count > 1:
-            with np.errstate(over="ignore"):
-                spread = sum(m[1] + m[2] * (m[0] / m[2] - mean) ** 2 for m in moments)
-            self._energy_error[k] = np.sqrt(spread / (count - 1) / count)
-
-    def dataset(self, recorded: Any, diverged_at: Any, attrs: dict[str, Any]) -> xr.Dataset:
-        """Label everything."""
-        variables: dict[str, Any] = {}
-        for name in self._names:
-            label = OBSERVABLES[name]
-            named: dict[str, Any] = {"long_name": label.long_name, "units": label.units}
-            variables[name] = (label.dims, self._arrays[name], named)
-            if name == "batch_sharpness":
-                named["sampled_batches"] = SAMPLED_BATCHES
-            if name == "mode_energy":
-                variables["mode_energy_standard_error"] = (
-                    label.dims,
-                    self._energy_error,
-                    {"long_name": "standard error over replicas", "units": label.units},
-                )
-        variables["divergence_step"] = (
-            "replica",
-            diverged_at,
-            {"long_name": "step at which the run diverged, or -1", "units": "SGD steps"},
-        )
-        coords = {
-            "replica": np.arange(len(diverged_at)),
-            "step": ("step", recorded, {"units": "SGD steps"}),
-            "mode": np.arange(self._energy_error.shape[1]),
-        }
-        return xr.Dataset(variables, coords, attrs)
+def _take(recorder: Recorder, k: int, step: int, lanes: Lanes, snapshots: Snapshots) -> None:
+    """Measure all lanes at record `k`."""
+    if not recorder.names:
+        return
+    moments = []
+    with_energy = "mode_energy" in recorder.names and bool(lanes.alive.all())
+    for rows, snapshot in snapshots.take(lanes, step):
+        recorder.put(k, rows, snapshot)
+        if with_energy:
+            moments.append(snapshot.mode_energy_moments())
+    if not with_energy:
+        return
+    # Sums in the order of the parts, which the number of threads doesn't change.
+    count, error = len(lanes.replica), None
+    mean = sum(m[0] for m in moments) / count
+    if count > 1:
+        with np.errstate(over="ignore"):
+            spread = sum(m[1] + m[2] * (m[0] / m[2] - mean) ** 2 for m in moments)
+        error = np.sqrt(spread / (count - 1) / count)
+    recorder.put_mode_energy(k, mean, error)

@@ -22,6 +22,7 @@ from quadmodel.simulation.ntk_draws import sample_ntk
 from quadmodel.simulation.populations import population_growth
 from quadmodel.simulation.trajectories import simulate
 from quadmodel.spectra import GivenEigenvalues
+from quadmodel.studies._edges import power_law_model
 from quadmodel.studies.phases import phase_diagram
 from quadmodel.theory.moments import late_time_rate, loss_floor
 from quadmodel.theory.noise_kernel import critical_learning_rate
@@ -318,24 +319,22 @@ def _large_p(effort: Effort) -> Iterator[Row]:
     deviate from it by order 1/P; twice the mean at 2P less the mean at P has no such term.
     """
     n_data, n_params, steps, curvature_strength = 4, 400, 6, 0.8
-    start = Ensemble(n_data, n_data, jacobian=1 / np.arange(1, n_data + 1)).sample(effort.seed)
-    residual = start.residual * (n_data**0.5 / np.linalg.norm(start.residual))
-    start = QuadraticModel(residual, start.jacobian)
+    start = power_law_model(n_data, n_data, effort.seed)
     sgd = SGD(critical_learning_rate(start.ntk(), SGD(1.0, 2), level=0.25), 2)
     names = ("loss", "ntk_trace", "ntk_largest_eigenvalue")
     options: dict[str, Any] = {
         "seed": effort.seed, "threads": effort.threads, "record_every": steps, "observables": names
     }  # fmt: skip
-    limit = large_p_limit(
-        start, sgd, steps, level=steps, curvature=curvature_strength / n_data**0.5, **options
-    )
+    law = IndependentCurvature(curvature_strength / n_data**0.5)
+    with_law = replace(start, curvature_law=law)
+    limit = large_p_limit(with_law, sgd, steps, truncation_order=steps, **options)
     runs = []
     for size in (n_params, 2 * n_params):
         law = IndependentCurvature(curvature_strength / size**0.5)
         jacobian = np.pad(start.jacobian, ((0, 0), (0, size - n_data)))
         for draw in range(effort.large_replicas):
             rng = np.random.default_rng([effort.seed, size, draw])
-            model = QuadraticModel(residual, jacobian, law.sample(rng, n_data, size))
+            model = QuadraticModel(start.residual, jacobian, law.sample(rng, n_data, size))
             runs.append(simulate(model, sgd, steps, **options))
     for name in names:
         values = np.array([float(run[name][0, -1]) for run in runs]).reshape(2, -1)

@@ -123,7 +123,7 @@ def large_p_phase_diagram(
         "n_data": model.n_data,
         "limit": "large-p",
         "truncation_order": truncation_order,
-        "curvature_strength": system.strength,
+        "curvature_strength": system.curvature_strength,
     }
     return stability_diagram(model, partial(measure_cells_in_limit, system), spec, described)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import quadmodel as qm
 from quadmodel.batches import batch_indices
-from quadmodel.large_p import _system as _large_p
+from quadmodel.large_p import _snapshot, _state, _system
 from quadmodel.large_p.trajectories import large_p_limit
 from tests.oracles import free_limit, two_layer
 
@@ -33,19 +34,19 @@ def drawn(sgd: qm.SGD, n_data: int, steps: int, seed: int, replica: int) -> list
     ]
 
 
-def recursion(model: qm.QuadraticModel, sgd: qm.SGD, steps: int, level: int, replica: int):
-    """The oracle's words along a run, with the Gram matrix and the metric they live in."""
+def recursion(model: qm.QuadraticModel, sgd: qm.SGD, steps: int, order: int, replica: int):
+    """The oracle's coefficients along a run, with the Gram matrix and the metric they live in."""
     over_data, _, scale = model.curvature_law.kronecker(model.n_data, model.n_params)
     over_data = np.eye(model.n_data) if over_data is None else over_data
     gram, metric = model.jacobian @ model.jacobian.T, scale**2 * model.n_params * over_data
     path = free_limit.train(
-        gram, metric, model.residual, level, drawn(sgd, model.n_data, steps, 3, replica),
+        gram, metric, model.residual, order, drawn(sgd, model.n_data, steps, 3, replica),
         sgd.learning_rate, sgd.batch_size, sgd.momentum, sgd.nesterov, sgd.weight_decay,
     )  # fmt: skip
     return path, gram, metric
 
 
-@pytest.mark.parametrize("level", [1, 2, 3])
+@pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize(
     "covariance", [None, CORRELATED, SINGULAR], ids=["independent", "correlated", "singular"]
 )
@@ -60,14 +61,21 @@ def recursion(model: qm.QuadraticModel, sgd: qm.SGD, steps: int, level: int, rep
     ],
     ids=["plain", "heavy ball", "Nesterov", "weight decay", "negative momentum"],
 )
-def test_follows_the_recursion(options, covariance, level):
+def test_follows_the_recursion(options, covariance, order):
     model, sgd = make_model(covariance=covariance), qm.SGD(0.05, 2, **options)
     limit = large_p_limit(
-        model, sgd, 12, level=level, replicas=2, seed=3, record_every=3, observables="all"
+        model,
+        sgd,
+        12,
+        truncation_order=order,
+        replicas=2,
+        seed=3,
+        record_every=3,
+        observables="all",
     )
     assert limit.ntk_trace[0, -1] > 1.01 * limit.ntk_trace[0, 0]
     for replica in range(2):
-        path, gram, metric = recursion(model, sgd, 12, level, replica)
+        path, gram, metric = recursion(model, sgd, 12, order, replica)
         for k, step in enumerate(limit.step.values):
             z = free_limit.residual(path[step], model.residual, gram, metric)
             ntk = free_limit.ntk(path[step], gram, metric)
@@ -82,32 +90,38 @@ def test_follows_the_recursion(options, covariance, level):
             np.testing.assert_allclose(run.residual_overlap, overlap, rtol=1e-8, atol=1e-12)
             squared = sum(free_limit.inner(x, x, gram, metric) for x in path[step])
             np.testing.assert_allclose(run.squared_distance, squared, **near)
-            for kind, suffix in [("paper", ""), ("finite", "_finite"), ("exact", "_exact")]:
-                expected = qm.noise_kernel_norm(ntk, sgd, norm=kind)
+            for name, suffix in [("paper", ""), ("finite", "_finite"), ("exact", "_exact")]:
+                expected = qm.noise_kernel_norm(ntk, sgd, norm=name)
                 np.testing.assert_allclose(run[f"noise_kernel_norm{suffix}"], expected, rtol=1e-7)
 
 
 @pytest.mark.parametrize("covariance", [None, CORRELATED], ids=["independent", "correlated"])
-@pytest.mark.parametrize("level", [1, 2, 3])
-def test_ntk_is_that_of_its_own_jacobian(level, covariance):
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_ntk_is_that_of_its_own_jacobian(order, covariance):
     model, sgd = make_model(covariance=covariance), qm.SGD(0.1, 2)
-    path, gram, metric = recursion(model, sgd, 8, level, 0)
-    system = _large_p.build(model, model.curvature_law, level)
-    lanes = _large_p.start_lanes(system, sgd, 1)
-    _large_p.advance(system, sgd, lanes, slice(0, 1), 3, 0, 0, 8)
-    words = _large_p.words_at(system, sgd, lanes, 0, 8)
-    found = _large_p.Snapshot(system, sgd, words, 0, np.random.default_rng).ntk
+    path, gram, metric = recursion(model, sgd, 8, order, 0)
+    system = _system.system_from(model, model.curvature_law, order)
+    state = _state.start_replicas(system, sgd, np.arange(1))
+    _state.advance(system, _state.update_of(sgd, 3), state, slice(0, 1), 0, 8)
+    components = _state.components(system, sgd, state, 0, 8)
+    found = _snapshot.Snapshot(system, sgd, components).ntk
     expected = free_limit.ntk_by_differences(path[-1], model.residual, gram, metric)
     np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-11)
     assert not np.allclose(found, model.ntk(), rtol=0.05)
 
 
 @pytest.mark.parametrize("covariance", [None, CORRELATED], ids=["independent", "correlated"])
-def test_level_one_is_a_two_layer_linear_network(covariance):
+def test_order_one_is_a_two_layer_linear_network(covariance):
     model = make_model(covariance=covariance)
     sgd = qm.SGD(0.05, 2, momentum=0.4, weight_decay=0.1)
     limit = large_p_limit(
-        model, sgd, 25, level=1, seed=3, record_every=1, observables=["loss", "ntk_eigenvalue"]
+        model,
+        sgd,
+        25,
+        truncation_order=1,
+        seed=3,
+        record_every=1,
+        observables=["loss", "ntk_eigenvalue"],
     )
     metric = 0.15**2 * 30 * (np.eye(4) if covariance is None else covariance)
     path = two_layer.train(
@@ -152,17 +166,16 @@ def test_first_steps_are_exact():
         errors.append(np.std(pairs, axis=0) / np.sqrt(len(pairs)))
     estimate = 2 * means[1] - means[0]
     error = np.sqrt(4 * errors[1] ** 2 + errors[0] ** 2)
-    model = qm.QuadraticModel(start, jacobian)
+    law = qm.curvature.IndependentCurvature(q / 3**0.5)
+    model = qm.QuadraticModel(start, jacobian, curvature_law=law)
     off = {}
-    for level in (1, 2, 3):
-        limit = large_p_limit(
-            model, sgd, 3, level=level, curvature=q / 3**0.5, seed=4, record_every=1
-        )
+    for order in (1, 2, 3):
+        limit = large_p_limit(model, sgd, 3, truncation_order=order, seed=4, record_every=1)
         found = np.stack([limit.loss[0], limit.ntk_trace[0]], axis=1)
-        off[level] = np.abs(found - estimate)[1:] / error[1:]
-        exact = [off[level][: level + 1, 0], off[level][:level, 1]]  # the loss is for L + 1 steps
+        off[order] = np.abs(found - estimate)[1:] / error[1:]
+        exact = [off[order][: order + 1, 0], off[order][:order, 1]]  # the loss is for L + 1 steps
         assert max(values.max() for values in exact) < 3.5  # 11 values: 0.5 % by chance
-    assert off[1][1, 1] > 6  # one level less misses the trace after 2 steps,
+    assert off[1][1, 1] > 6  # one order less misses the trace after 2 steps,
     assert off[2][2, 1] > 6  # and after 3,
     assert off[1][2, 0] > 6  # and the loss after 3
     assert estimate[3, 1] > 5 * estimate[0, 1]
@@ -191,14 +204,16 @@ def relative_errors(limit, model, sgd, steps):
     return trace, float(np.linalg.norm(here - there) / np.linalg.norm(there))
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_direct_runs_converge_to_the_limit():
     """With the same batches errors fall as P^(-1/2); curvature that is off by 10 % is seen."""
     sgd, steps = qm.SGD(0.1, 2), 24
     draws = {64: 200, 128: 100, 256: 64, 512: 48, 1024: 16}
-    options = {"level": 3, "seed": 3, "record_every": steps, "observables": SHORT}
+    options = {"truncation_order": 3, "seed": 3, "record_every": steps, "observables": SHORT}
     limit = large_p_limit(curved_model(64, 0), sgd, steps, **options)
-    wrong = large_p_limit(curved_model(64, 0), sgd, steps, curvature=1.1**0.5 / 8, **options)
+    law = qm.curvature.IndependentCurvature(1.1**0.5 / 8)
+    wrong = large_p_limit(replace(curved_model(64, 0), curvature_law=law), sgd, steps, **options)
     assert limit.ntk_trace[0, -1] > 1.25 * limit.ntk_trace[0, 0]
     rms, median, traces = [], [], {}
     for n_params, n in draws.items():
@@ -219,20 +234,22 @@ def test_direct_runs_converge_to_the_limit():
     assert abs(off.mean()) > 6 * error
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_correlated_curvature_and_nesterov_converge_too():
     rng = np.random.default_rng(2)
     factor = rng.standard_normal((8, 2))
     covariance = factor @ factor.T / 2
     sgd = qm.SGD(0.03, 2, momentum=0.6, nesterov=True, weight_decay=0.1, sampling="bernoulli")
-    options = {"level": 3, "seed": 3, "record_every": 24, "observables": SHORT}
+    options = {"truncation_order": 3, "seed": 3, "record_every": 24, "observables": SHORT}
     models = [curved_model(512, d, covariance) for d in range(24)]
     limit = large_p_limit(models[0], sgd, 24, **options)
     found = np.array([relative_errors(limit, model, sgd, 24)[0] for model in models])
     error = found.std() / np.sqrt(found.size)
     assert error < 0.005
     assert abs(found.mean()) < 3 * error
-    plain = large_p_limit(models[0], sgd, 24, curvature=512**-0.5, **options)
+    law = qm.curvature.IndependentCurvature(512**-0.5)
+    plain = large_p_limit(replace(models[0], curvature_law=law), sgd, 24, **options)
     off = (1 + found) * float(plain.ntk_trace[0, -1] / limit.ntk_trace[0, -1]) - 1
     assert abs(off.mean()) > 6 * error
 
@@ -240,12 +257,14 @@ def test_correlated_curvature_and_nesterov_converge_too():
 @pytest.mark.parametrize(
     ("q", "growth", "trace", "loss"), [(1.0, 1.28, 0.025, 0.003), (5 / 3, 1.8, 0.2, 0.01)]
 )
-def test_levels_close_in_geometrically(q, growth, trace, loss):
-    """Until the trace has doubled each level brings a tenth of what the last did, or less."""
+def test_orders_converge_geometrically(q, growth, trace, loss):
+    """Until the trace has doubled each order changes a tenth of what the last did, or less."""
     model, sgd = curved_model(16, 0, q=q), qm.SGD(0.1, 2)
     runs = [
-        large_p_limit(model, sgd, 24, level=level, seed=3, record_every=1, observables=SHORT)
-        for level in (1, 2, 3, 4)
+        large_p_limit(
+            model, sgd, 24, truncation_order=order, seed=3, record_every=1, observables=SHORT
+        )
+        for order in (1, 2, 3, 4)
     ]
     assert float(runs[-1].ntk_trace.max() / runs[-1].ntk_trace[0, 0]) == pytest.approx(growth, 0.05)
     for name, largest in [("ntk_trace", trace), ("loss", loss)]:
@@ -270,8 +289,8 @@ def test_draws_at_finite_width_restore_level_repulsion():
     )
     mean, error = runs.mean(axis=0), runs.std(axis=0) / n**0.5
     model = curved_model(64, 0, q=0.7)
-    bare = large_p_limit(model, sgd, steps, level=3, **options).ntk_eigenvalue[0, -1]
-    drawn = large_p_limit(model, sgd, steps, level=3, finite_width_draws=4000, **options)
+    bare = large_p_limit(model, sgd, steps, truncation_order=3, **options).ntk_eigenvalue[0, -1]
+    drawn = large_p_limit(model, sgd, steps, truncation_order=3, finite_width_draws=4000, **options)
     assert np.abs((drawn.ntk_eigenvalue[0, -1] - mean) / error).max() < 3.5
     assert np.abs((bare - mean) / error)[[0, -1]].min() > 6
     # Beyond the limit the draws' trace has the 1/P part of the Gaussian one, and nothing else.

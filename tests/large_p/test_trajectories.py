@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import quadmodel as qm
 from quadmodel._util.checks import InputError
-from quadmodel.large_p.trajectories import OBSERVABLES, large_p_limit
-from quadmodel.simulation import observables
+from quadmodel.large_p.trajectories import KNOWN, large_p_limit
 
 ENSEMBLE = qm.Ensemble(6, 40, curvature=0.1)
 FULL = qm.SGD(0.02, 2, momentum=0.5, nesterov=True, weight_decay=0.1, sampling="bernoulli")
@@ -42,25 +43,19 @@ def test_dataset_is_laid_out_as_a_simulation(names):
     limit.to_netcdf()
 
 
-def test_labels_are_those_of_the_simulation():
-    for name, (long_name, units, dims, diverged) in OBSERVABLES.items():
-        label = observables.OBSERVABLES[name]
-        assert (label.long_name, label.units, label.dims) == (long_name, units, dims)
-        np.testing.assert_array_equal(label.diverged, diverged)
-
-
 @pytest.mark.parametrize("covariance", [None, np.diag([1.0, 2.0, 0.5, 1.0, 1.0, 0.0])])
 def test_bits_depend_on_no_threads_records_or_neighbours(covariance):
     law = qm.curvature.KroneckerCurvature(covariance, scale=0.1)
-    options = {"seed": 1, "curvature": law, "finite_width_draws": 2, "observables": "all"}
-    one = large_p_limit(ENSEMBLE, FULL, 30, replicas=20, threads=1, record_every=5, **options)
+    ensemble = replace(ENSEMBLE, curvature=law)
+    options = {"seed": 1, "finite_width_draws": 2, "observables": "all"}
+    one = large_p_limit(ensemble, FULL, 30, replicas=20, threads=1, record_every=5, **options)
     for threads in (2, 3):
         again = large_p_limit(
-            ENSEMBLE, FULL, 30, replicas=20, threads=threads, record_every=5, **options
+            ensemble, FULL, 30, replicas=20, threads=threads, record_every=5, **options
         )
         assert_same_bits(one, again)
-    seldom = large_p_limit(ENSEMBLE, FULL, 30, replicas=3, record_every=15, **options)
-    for name in OBSERVABLES:
+    seldom = large_p_limit(ensemble, FULL, 30, replicas=3, record_every=15, **options)
+    for name in KNOWN:
         if name != "mode_energy":
             expected = one[name].isel(replica=slice(3), step=slice(None, None, 3))
             np.testing.assert_array_equal(seldom[name], expected)
@@ -76,7 +71,10 @@ def test_a_linear_model_is_simulated_exactly():
             qm.simulate(model, sgd, 40, **options),
         )
         np.testing.assert_allclose(limit.loss, sim.loss, rtol=1e-9)
-        none = large_p_limit(model, sgd, 40, curvature=0.0, level=3, **options)
+        law = qm.curvature.IndependentCurvature(0.0)
+        none = large_p_limit(
+            replace(model, curvature_law=law), sgd, 40, truncation_order=3, **options
+        )
         assert_same_bits(limit, none)
 
 
@@ -121,11 +119,15 @@ def test_ensemble_is_sampled_without_its_curvature():
     assert np.isfinite(limit.loss).all()
 
 
+def curved(law):
+    return replace(ENSEMBLE, curvature=law)
+
+
 REFUSED = {
     "model": ({"model": np.eye(6)}, "model must be a QuadraticModel or an Ensemble, got ndarray"),
     "sgd": ({"sgd": 0.1}, "sgd must be an SGD, got float"),
     "batch": ({"sgd": qm.SGD(0.1, 7)}, r"batch_size .*n_data=6, got 7"),
-    "level": ({"level": 0}, "level must be an integer >= 1, got 0"),
+    "order": ({"truncation_order": 0}, "truncation_order must be an integer >= 1, got 0"),
     "steps": ({"steps": 0}, "steps must be .* got 0"),
     "replicas": ({"replicas": 0}, "replicas must be .* got 0"),
     "seed": ({"seed": -1}, "seed must be .* got -1"),
@@ -134,16 +136,14 @@ REFUSED = {
     "threads": ({"threads": 0}, "threads must be .* got 0"),
     "observable": ({"observables": ["batch_sharpness"]}, "observables must be .*batch_sharpness"),
     "observables": ({"observables": "loss"}, "observables must be .*'loss'"),
-    "curvature": ({"curvature": "large"}, "scale must be a finite number .*'large'"),
     "low rank": (
-        {"curvature": qm.curvature.RandomLowRankCurvature(2, 0.1)},
+        {"model": curved(qm.curvature.RandomLowRankCurvature(2, 0.1))},
         "curvature must have a Kronecker covariance",
     ),
     "parameters": (
-        {"curvature": qm.curvature.KroneckerCurvature(None, np.diag(np.arange(1.0, 41.0)))},
+        {"model": curved(qm.curvature.KroneckerCurvature(None, np.diag(np.arange(1.0, 41.0))))},
         "parameter_covariance None or the identity",
     ),
-    "data": ({"curvature": qm.curvature.KroneckerCurvature(np.eye(5))}, r"shape \(6, 6\)"),
 }
 
 
@@ -158,10 +158,11 @@ def test_refusals(wrong, message):
 def test_a_curvature_without_law_is_refused():
     drawn = ENSEMBLE.sample(seed=0)
     model = qm.QuadraticModel(drawn.residual, drawn.jacobian, drawn.curvature)
-    with pytest.raises(InputError, match=r"curvature must be given .* no law, got None"):
+    with pytest.raises(InputError, match=r"model must have a curvature_law .* got a model without"):
         large_p_limit(model, qm.SGD(0.1, 2), 4)
-    named = large_p_limit(model, qm.SGD(0.1, 2), 4, curvature=0.1)
-    assert_same_bits(named, large_p_limit(drawn, qm.SGD(0.1, 2), 4))
+    named = replace(model, curvature_law=qm.curvature.IndependentCurvature(0.1))
+    limits = [large_p_limit(one, qm.SGD(0.1, 2), 4) for one in (named, drawn)]
+    assert_same_bits(*limits)
 
 
 def test_draws_need_more_parameters_than_data_points():
@@ -171,6 +172,6 @@ def test_draws_need_more_parameters_than_data_points():
 
 def test_memory_is_refused_before_work_starts():
     with pytest.raises(MemoryError, match=r"the large-P limit needs .* GiB"):
-        large_p_limit(qm.Ensemble(30, 60, curvature=0.1), qm.SGD(0.1, 2), 4, level=12)
+        large_p_limit(qm.Ensemble(30, 60, curvature=0.1), qm.SGD(0.1, 2), 4, truncation_order=12)
     with pytest.raises(MemoryError, match=r"the large-P limit needs .* GiB"):
-        large_p_limit(ENSEMBLE, qm.SGD(0.1, 2), 4, level=400)
+        large_p_limit(ENSEMBLE, qm.SGD(0.1, 2), 4, truncation_order=400)

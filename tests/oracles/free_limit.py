@@ -1,7 +1,7 @@
-"""The large-P limit by its recursion, as it stands: dense arrays, every word, no basis chosen.
+"""The large-P limit by its recursion, as it stands: dense arrays, every basis state.
 
-T[l] has l axes of letters and a last one, all of length D; <X, Y> contracts letters by M = q^2 C
-and the last axis by G0. Nothing here is shared with the package; batches are lists of indices.
+T[l] has l axes of data indices and a last one, all of length D; <X, Y> contracts data indices by
+M = q^2 C and the last axis by G0. Nothing here is shared with the package; batches are lists.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-Words = list[Array]
+Coefficients = list[Array]
 
 
-def nothing(n_data: int, level: int) -> Words:
-    """Return the words at the initial parameters."""
-    return [np.zeros((n_data,) * (n + 1)) for n in range(level + 1)]
+def nothing(n_data: int, truncation_order: int) -> Coefficients:
+    """Return the coefficients at the initial parameters."""
+    return [np.zeros((n_data,) * (n + 1)) for n in range(truncation_order + 1)]
 
 
 def inner(x: Array, y: Array, gram: Array, metric: Array) -> float:
@@ -28,16 +28,16 @@ def inner(x: Array, y: Array, gram: Array, metric: Array) -> float:
     return float(np.sum(x * y))
 
 
-def residual(t: Words, start: Array, gram: Array, metric: Array) -> Array:
+def residual(t: Coefficients, start: Array, gram: Array, metric: Array) -> Array:
     """Return z."""
     z = start + gram @ t[0]
-    for longer, word in zip(t[1:], t[:-1], strict=True):
-        mixed = np.tensordot(metric, longer, axes=(1, 0))
-        z = z + np.array([inner(row, word, gram, metric) for row in mixed])
+    for higher, lower in zip(t[1:], t[:-1], strict=True):
+        mixed = np.tensordot(metric, higher, axes=(1, 0))
+        z = z + np.array([inner(row, lower, gram, metric) for row in mixed])
     return np.asarray(z)
 
 
-def jacobian(t: Words, metric: Array) -> list[Words]:
+def jacobian(t: Coefficients, metric: Array) -> list[Coefficients]:
     """Return the row w_a of every data point."""
     n_data, rows = len(t[0]), []
     for a in range(n_data):
@@ -52,7 +52,7 @@ def jacobian(t: Words, metric: Array) -> list[Words]:
     return rows
 
 
-def ntk(t: Words, gram: Array, metric: Array) -> Array:
+def ntk(t: Coefficients, gram: Array, metric: Array) -> Array:
     """Return Theta."""
     rows = jacobian(t, metric)
     products = [
@@ -62,16 +62,16 @@ def ntk(t: Words, gram: Array, metric: Array) -> Array:
     return np.array(products) / len(rows)
 
 
-def ntk_by_differences(t: Words, start: Array, gram: Array, metric: Array) -> Array:
+def ntk_by_differences(t: Coefficients, start: Array, gram: Array, metric: Array) -> Array:
     """Return Theta from central differences of z in an orthonormal basis: exact for a quadratic."""
     factors = [np.linalg.cholesky(m) for m in (gram, metric)]
     columns = []
-    for n, word in enumerate(t):
-        for index in np.ndindex(word.shape):
-            direction = np.zeros(word.shape)
+    for n, order in enumerate(t):
+        for index in np.ndindex(order.shape):
+            direction = np.zeros(order.shape)
             direction[index] = 1.0
-            for axis in range(word.ndim):  # unit vectors of <,>: columns of inverse roots
-                back = np.linalg.inv(factors[0 if axis == word.ndim - 1 else 1]).T
+            for axis in range(order.ndim):  # unit vectors of <,>: columns of inverse roots
+                back = np.linalg.inv(factors[0 if axis == order.ndim - 1 else 1]).T
                 direction = np.moveaxis(np.tensordot(back, direction, axes=(1, axis)), 0, axis)
             ends = [
                 residual(
@@ -91,26 +91,26 @@ def train(
     gram: Array,
     metric: Array,
     start: Array,
-    level: int,
+    truncation_order: int,
     batches: Sequence[Sequence[int]],
     learning_rate: float,
     batch_size: int,
     momentum: float = 0.0,
     nesterov: bool = False,
     weight_decay: float = 0.0,
-) -> list[Words]:
-    """Return the words before the first step and after every one."""
+) -> list[Coefficients]:
+    """Return the coefficients before the first step and after every one."""
     n_data = len(start)
-    now = old = nothing(n_data, level)
+    now = old = nothing(n_data, truncation_order)
     path = [now]
     for batch in batches:
         moved = [momentum * (x - y) for x, y in zip(now, old, strict=True)]
         seen = [x + m for x, m in zip(now, moved, strict=True)] if nesterov else now
         weights = np.bincount(np.asarray(batch, dtype=int), minlength=n_data) / batch_size
-        pull = weights * residual(seen, start, gram, metric)
+        weighted = weights * residual(seen, start, gram, metric)
         rows = jacobian(seen, metric)
         gradient = [
-            sum(p * w[n] for p, w in zip(pull, rows, strict=True)) for n in range(level + 1)
+            sum(p * w[n] for p, w in zip(weighted, rows, strict=True)) for n in range(len(rows[0]))
         ]
         old, now = (
             now,

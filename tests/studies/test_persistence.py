@@ -22,9 +22,9 @@ NORMS = ("noise_kernel_norm", "noise_kernel_norm_finite", "noise_kernel_norm_exa
 PER_STEP = (*NORMS, "scaled_largest_eigenvalue", "loss")
 
 
-def follow(strengths=STRENGTHS, **options):
-    defaults = {"runs": 2, "n_data": N_DATA, "n_params": N_PARAMS, "steps": 60, "seed": 3}
-    return qm.persistent_edge(strengths, **{**defaults, **options})
+def follow(curvature_strengths=STRENGTHS, **options):
+    defaults = {"replicas": 2, "n_data": N_DATA, "n_params": N_PARAMS, "steps": 60, "seed": 3}
+    return qm.persistent_edge(curvature_strengths, **{**defaults, **options})
 
 
 def assert_same_bits(first, second) -> None:
@@ -43,12 +43,13 @@ def found():
 
 
 def test_layout(found):
-    cell = ("strength", "run")
+    point = ("curvature_strength", "replica")
     assert {name: found[name].dims for name in found.data_vars} == {
-        **dict.fromkeys(PER_STEP, (*cell, "step")), "learning_rate": cell, "divergence_step": cell,
+        **dict.fromkeys(PER_STEP, (*point, "step")), "learning_rate": point,
+        "divergence_step": point,
     }  # fmt: skip
-    assert found.strength.values.tolist() == list(STRENGTHS)
-    assert found.run.values.tolist() == [0, 1]
+    assert found.curvature_strength.values.tolist() == list(STRENGTHS)
+    assert found.replica.values.tolist() == [0, 1]
     assert found.step.values.tolist() == list(range(61))
     assert found.step.attrs["units"] == found.divergence_step.attrs["units"] == "SGD steps"
     assert found.learning_rate.attrs["units"] == "1 / NTK eigenvalue"
@@ -73,7 +74,7 @@ def test_layout(found):
     ids=str,
 )
 def test_a_hundred_records_by_default(options, steps):
-    assert follow([0.5], runs=1, **options).step.values.tolist() == list(steps)
+    assert follow([0.5], replicas=1, **options).step.values.tolist() == list(steps)
 
 
 def test_netcdf_round_trip(found, tmp_path):
@@ -102,7 +103,7 @@ def test_law_is_as_strong_along_a_mode_as_its_eigenvalue():
     assert scale == pytest.approx(0.7 / math.sqrt(N_PARAMS), rel=1e-12)
 
 
-def test_another_strength_differs_by_scale_only():
+def test_another_curvature_strength_differs_by_scale_only():
     one, two, none = (module.aligned_model(q, N_DATA, N_PARAMS, seed=4) for q in (0.5, 1.5, 0.0))
     for other in (two, none):
         np.testing.assert_array_equal(one.jacobian, other.jacobian)
@@ -183,26 +184,26 @@ def test_noise_kernel_norm_at_the_start(initial_norm, batch_size):
         by_hand = rate * (N_DATA / batch_size - 1) / N_DATA * np.sum(lam / (2 - rate * lam))
         assert by_hand == pytest.approx(initial_norm, rel=1e-6)
     np.testing.assert_allclose(start.noise_kernel_norm, initial_norm, rtol=1e-6)
-    for run in range(2):
-        ntk = module.aligned_model(0.5, N_DATA, N_PARAMS, seed=3 + run).ntk()
+    for replica in range(2):
+        ntk = module.aligned_model(0.5, N_DATA, N_PARAMS, seed=3 + replica).ntk()
         exact = dense_noise_kernel.noise_kernel_norm(
-            ntk, qm.SGD(float(found.learning_rate[0, run]), batch_size)
+            ntk, qm.SGD(float(found.learning_rate[0, replica]), batch_size)
         )
-        np.testing.assert_allclose(start.noise_kernel_norm_exact[:, run], exact, rtol=1e-6)
+        np.testing.assert_allclose(start.noise_kernel_norm_exact[:, replica], exact, rtol=1e-6)
     np.testing.assert_allclose(start.loss, 0.5)
     np.testing.assert_allclose(start.scaled_largest_eigenvalue, found.learning_rate)
 
 
 def test_a_run_is_one_of_simulate(found):
     for n, strength in enumerate(STRENGTHS):
-        for run in range(2):
-            model = module.aligned_model(strength, N_DATA, N_PARAMS, seed=3 + run)
-            rate = float(found.learning_rate[n, run])
+        for replica in range(2):
+            model = module.aligned_model(strength, N_DATA, N_PARAMS, seed=3 + replica)
+            rate = float(found.learning_rate[n, replica])
             alone = qm.simulate(
-                model, qm.SGD(rate, 2), 60, seed=3, model_index=run, record_every=1,
+                model, qm.SGD(rate, 2), 60, seed=3, model_index=replica, record_every=1,
                 observables=(*NORMS, "ntk_largest_eigenvalue", "loss"),
             ).isel(replica=0)  # fmt: skip
-            here = found.isel(strength=n, run=run)
+            here = found.isel(curvature_strength=n, replica=replica)
             for name in (*NORMS, "loss"):
                 np.testing.assert_array_equal(here[name], alone[name])
                 assert found[name].attrs == alone[name].attrs
@@ -212,7 +213,7 @@ def test_a_run_is_one_of_simulate(found):
             assert int(here.divergence_step) == int(alone.divergence_step)
 
 
-def test_runs_differ_and_strengths_share_them(found):
+def test_replicas_differ_and_curvature_strengths_share_them(found):
     assert (found.loss[:, 0, 1:] != found.loss[:, 1, 1:]).all()
     np.testing.assert_array_equal(found.learning_rate[0], found.learning_rate[1])
     weak = follow([0.0, 1e-6])
@@ -246,8 +247,8 @@ def test_same_bits(found):
         assert_same_bits(found, follow(threads=threads))
 
 
-def test_a_cell_does_not_depend_on_the_others(found):
-    alone = follow([1.0], runs=1)
+def test_a_grid_point_does_not_depend_on_the_others(found):
+    alone = follow([1.0], replicas=1)
     for name in (*PER_STEP, "learning_rate", "divergence_step"):
         np.testing.assert_array_equal(alone[name][0, 0], found[name][1, 0])
 
@@ -263,19 +264,19 @@ def test_progress_changes_nothing(found, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_one_strength_needs_no_list(found):
+def test_one_curvature_strength_needs_no_list(found):
     assert_same_bits(follow(1.0), follow([1.0]))
 
 
 # ---- the table of late times
 
 
-def test_late_table(found):
-    table = module.late_table(found)
+def test_late_time_quartiles(found):
+    table = module.late_time_quartiles(found)
     assert {name: table[name].dims for name in table.data_vars} == {
-        **dict.fromkeys(PER_STEP, ("quantile", "strength", "run")),
-        "divergence_step": ("strength", "run"),
-        "at_edge": ("strength", "run"),
+        **dict.fromkeys(PER_STEP, ("quantile", "curvature_strength", "replica")),
+        "divergence_step": ("curvature_strength", "replica"),
+        "at_edge": ("curvature_strength", "replica"),
     }
     assert table["quantile"].values.tolist() == [0.25, 0.5, 0.75]
     for name in PER_STEP:
@@ -291,40 +292,41 @@ def edited(found, *, loss=None, diverged=()):
     copy = found.copy(deep=True)
     if loss is not None:
         copy.loss[..., 41:] = np.reshape(loss, (2, 2, 1))
-    for cell in diverged:
-        copy.divergence_step[cell] = 50
-        copy.loss[*cell, 50:] = np.inf
+    for point in diverged:
+        copy.divergence_step[point] = 50
+        copy.loss[*point, 50:] = np.inf
         for name in (*NORMS, "scaled_largest_eigenvalue"):
-            copy[name][*cell, 50:] = np.nan
+            copy[name][*point, 50:] = np.nan
     return copy
 
 
 def test_at_edge_is_neither_converged_nor_diverged(found):
     copy = edited(found, loss=[[0.9e-3, 1.1e-3], [0.3, 0.3]], diverged=[(1, 1)])
-    table = module.late_table(copy)
+    table = module.late_time_quartiles(copy)
     assert table.at_edge.values.tolist() == [[False, True], [True, False]]
     # the median decides, not the mean
     copy.loss[0, 0, -9:] = 5.0
-    assert not module.late_table(copy).at_edge[0, 0]
+    assert not module.late_time_quartiles(copy).at_edge[0, 0]
 
 
 def test_runs_that_diverged_have_no_late_times(found):
-    table = module.late_table(edited(found, diverged=[(0, 1)]))
+    table = module.late_time_quartiles(edited(found, diverged=[(0, 1)]))
     for name in PER_STEP:
         nothing = np.isnan(table[name]).all("quantile")
         assert nothing.values.tolist() == [[False, True], [False, False]]
         assert np.isfinite(table[name].where(~nothing, 0.0)).all()
         np.testing.assert_array_equal(
-            table[name].isel(strength=1), module.late_table(found)[name].isel(strength=1)
+            table[name].isel(curvature_strength=1),
+            module.late_time_quartiles(found)[name].isel(curvature_strength=1),
         )
 
 
 def test_all_runs_diverged():
     gone = follow([50.0])
     assert (gone.divergence_step > 0).all()
-    table = module.late_table(gone)
+    table = module.late_time_quartiles(gone)
     for name in PER_STEP:
-        assert table[name].dims == ("quantile", "strength", "run")
+        assert table[name].dims == ("quantile", "curvature_strength", "replica")
         assert np.isnan(table[name]).all()
     assert not table.at_edge.any()
     np.testing.assert_array_equal(table.divergence_step, gone.divergence_step)
@@ -336,19 +338,25 @@ def test_norms_beyond_the_deterministic_edge(infinite, found):
     copy = found.copy(deep=True)
     copy.noise_kernel_norm_exact[0, 0, 61 - infinite :] = np.inf
     late = np.sort(copy.noise_kernel_norm_exact[0, 0, 41:])
-    quartiles = module.late_table(copy).noise_kernel_norm_exact[:, 0, 0].values
+    quartiles = module.late_time_quartiles(copy).noise_kernel_norm_exact[:, 0, 0].values
     for quartile, share in zip(quartiles, (0.25, 0.5, 0.75), strict=True):
         low, high = late[math.floor(19 * share)], late[math.ceil(19 * share)]
         assert low <= quartile <= high
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
-def test_late_table_of_few_records(steps):
+def test_late_time_quartiles_of_few_records(steps):
     few = follow(steps=steps, record_every=2)
-    table = module.late_table(few)
+    table = module.late_time_quartiles(few)
     for name in PER_STEP:
         for quartile in table[name].values:
             np.testing.assert_array_equal(quartile, few[name].values[..., -1])
+
+
+def test_late_time_quartiles_of_another_dataset(found):
+    for other in (found.isel(step=0), found.drop_vars("scaled_largest_eigenvalue")):
+        with pytest.raises(InputError, match=r"^found must be of persistent_edge\(\)"):
+            module.late_time_quartiles(other)
 
 
 # ---- refusals
@@ -357,16 +365,19 @@ def test_late_table_of_few_records(steps):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"strengths": []}, "^strengths must hold at least one"),
-        ({"strengths": [0.5, -0.5]}, "^strengths must be a finite number >= 0, got -0.5$"),
-        ({"strengths": [math.nan]}, "^strengths must be"),
-        ({"strengths": [math.inf]}, "^strengths must be"),
-        ({"strengths": "strong"}, "^strengths must be"),
-        ({"strengths": None}, "^strengths must be"),
-        ({"strengths": [[0.5], [0.5, 1.0]]}, "^strengths must"),
-        ({"runs": 0}, "^runs must be"),
-        ({"runs": 2**32}, "^runs must be"),
-        ({"runs": 1.5}, "^runs must be"),
+        ({"curvature_strengths": []}, "^curvature_strengths must hold at least one"),
+        (
+            {"curvature_strengths": [0.5, -0.5]},
+            "^curvature_strengths must be a finite number >= 0, got -0.5$",
+        ),
+        ({"curvature_strengths": [math.nan]}, "^curvature_strengths must be"),
+        ({"curvature_strengths": [math.inf]}, "^curvature_strengths must be"),
+        ({"curvature_strengths": "strong"}, "^curvature_strengths must be"),
+        ({"curvature_strengths": None}, "^curvature_strengths must be"),
+        ({"curvature_strengths": [[0.5], [0.5, 1.0]]}, "^curvature_strengths must"),
+        ({"replicas": 0}, "^replicas must be"),
+        ({"replicas": 2**32}, "^replicas must be"),
+        ({"replicas": 1.5}, "^replicas must be"),
         ({"initial_norm": 0.0}, "^initial_norm must be a finite number > 0, got 0.0$"),
         ({"initial_norm": math.inf}, "^initial_norm must be"),
         ({"initial_norm": "low"}, "^initial_norm must be"),
@@ -406,7 +417,7 @@ def test_refuses_what_does_not_fit_in_memory(monkeypatch):
     with pytest.raises(MemoryError, match=r"^the curvatures needs? .* are free$"):
         follow([0.5], steps=1, threads=1)
     with pytest.raises(MemoryError, match=r"^the curvatures needs? .* are free$"):
-        follow(runs=2**32 - 1)
+        follow(replicas=2**32 - 1)
 
 
 def _no_work(monkeypatch):

@@ -400,8 +400,9 @@ def test_mean_ntk_without_a_part_is_named(part, failed, remembered, monkeypatch)
 
 @pytest.mark.statistical
 def test_limit_of_other_curvature_is_named(failed, monkeypatch):
-    def stronger(*arguments, curvature, **options):
-        return qm.large_p_limit(*arguments, curvature=1.5 * curvature, **options)
+    def stronger(model, *arguments, **options):
+        law = qm.curvature.IndependentCurvature(1.5 * model.curvature_law.scale)
+        return qm.large_p_limit(replace(model, curvature_law=law), *arguments, **options)
 
     monkeypatch.setattr(suite, "large_p_limit", stronger)
     assert set(ROWS["_large_p"][1:2]) <= failed("_large_p")
