@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from quadmodel._util.checks import FloatArray, InputError, as_integer, check_memory
+from quadmodel._util.checks import FloatArray, InputError, as_integer, as_number, check_memory
 from quadmodel.curvature import CurvatureLaw, IndependentCurvature
 from quadmodel.eigenvectors import EigenvectorLaw, Haar, haar_frame
 from quadmodel.model import QuadraticModel, ntk_eigensystem
@@ -81,7 +81,7 @@ class Ensemble:
         put(self, "jacobian", jacobian)
         put(self, "curvature", curvature)
         put(self, "residual", _as_residual(self.residual))
-        jacobian.eigenvalues(self.n_data, self.n_params)  # raises where the law doesn't fit
+        jacobian.check_fits(self.n_data, self.n_params)
         if curvature is not None:
             curvature.nbytes(self.n_data, self.n_params)
 
@@ -174,8 +174,8 @@ def _as_curvature(value: Any) -> CurvatureLaw | None:
         return value
     if not isinstance(value, numbers.Real):
         raise InputError(f"curvature must be None, a number or a CurvatureLaw, got {value!r}")
-    law = IndependentCurvature(value)  # type: ignore[arg-type]
-    return law if law.scale > 0.0 else None
+    scale = as_number("curvature", value, least=0.0)
+    return IndependentCurvature(scale) if scale > 0.0 else None
 
 
 def _as_residual(value: Any) -> ResidualLaw:

@@ -14,7 +14,7 @@ from quadmodel.large_p._system import System
 from quadmodel.model import clean_eigenvalues
 from quadmodel.optimizer import SGD
 from quadmodel.theory._inputs import Spectrum
-from quadmodel.theory.noise_kernel import norm_or_infinity
+from quadmodel.theory._noise import norm_or_infinity
 
 
 class Snapshot:

@@ -45,6 +45,10 @@ class SpectralLaw(ABC):
             If the law doesn't fit these numbers.
         """
 
+    def check_fits(self, n_data: int, n_params: int) -> None:
+        """Raise InputError where the law has no eigenvalues for these numbers."""
+        self.eigenvalues(n_data, n_params)
+
     def sample_eigenvalues(
         self, rng: np.random.Generator, n_data: int, n_params: int
     ) -> FloatArray:

@@ -11,8 +11,14 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from quadmodel._util.axes import as_sorted_list
-from quadmodel._util.checks import FloatArray, InputError, as_integer, as_number, check_memory
+from quadmodel._util.checks import (
+    FloatArray,
+    InputError,
+    as_integer,
+    as_number,
+    as_sorted_list,
+    check_memory,
+)
 from quadmodel._util.results import Variable, attributes, step_coordinate, variable
 from quadmodel.curvature import IndependentCurvature
 from quadmodel.large_p.trajectories import large_p_limit

@@ -9,8 +9,7 @@ from itertools import product
 import numpy as np
 import xarray as xr
 
-from quadmodel._util.axes import as_list
-from quadmodel._util.checks import InputError, as_integer, as_number, check_memory
+from quadmodel._util.checks import InputError, as_integer, as_list, as_number, check_memory
 from quadmodel._util.results import attributes, step_coordinate, variable
 from quadmodel.curvature import KroneckerCurvature
 from quadmodel.model import QuadraticModel

@@ -11,8 +11,16 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from quadmodel._util.axes import as_batch_sizes, as_learning_rates, is_count
-from quadmodel._util.checks import FloatArray, InputError, IntArray, as_choice, as_integer
+from quadmodel._util.checks import (
+    FloatArray,
+    InputError,
+    IntArray,
+    as_batch_sizes,
+    as_choice,
+    as_integer,
+    as_learning_rates,
+    is_count,
+)
 from quadmodel._util.results import attributes, variable
 from quadmodel._util.threads import Workers, workers
 from quadmodel.ensemble import Ensemble
@@ -21,7 +29,8 @@ from quadmodel.optimizer import SGD
 from quadmodel.simulation._replicas import PRECISIONS
 from quadmodel.simulation.growth import MIN_STEPS, Cells, Measurement, measure_cells
 from quadmodel.theory._inputs import NORMS, Spectrum
-from quadmodel.theory.noise_kernel import norm_or_infinity, phase_boundaries
+from quadmodel.theory._noise import norm_or_infinity
+from quadmodel.theory.noise_kernel import phase_boundaries
 from quadmodel.theory.typical import typical_critical_on_spectrum
 
 PHASES = ("stable", "intermittent", "stochastically unstable", "deterministically unstable")

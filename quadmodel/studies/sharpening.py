@@ -9,8 +9,16 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from quadmodel._util.axes import as_batch_sizes, as_learning_rates, is_count
-from quadmodel._util.checks import FloatArray, InputError, IntArray, as_integer, check_memory
+from quadmodel._util.checks import (
+    FloatArray,
+    InputError,
+    IntArray,
+    as_batch_sizes,
+    as_integer,
+    as_learning_rates,
+    check_memory,
+    is_count,
+)
 from quadmodel._util.progress import progress_bar
 from quadmodel._util.results import attributes, variable
 from quadmodel.curvature import CurvatureLaw

@@ -14,8 +14,7 @@ from quadmodel.theory import _formulas as formulas
 from quadmodel.theory import _generated as generated
 from quadmodel.theory import _noise
 from quadmodel.theory._inputs import Spectrum, as_finite_spectrum, check_sgd, need_vectors
-from quadmodel.theory._perron import noise_kernel_product
-from quadmodel.theory.noise_kernel import norm_or_infinity
+from quadmodel.theory._noise import noise_kernel_product, norm_or_infinity
 
 _CLOSURES = ("finite", "exact")
 

@@ -9,8 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from quadmodel._util.axes import as_list
-from quadmodel._util.checks import InputError, as_choice, as_integer, as_number
+from quadmodel._util.checks import InputError, as_choice, as_integer, as_list, as_number
 from quadmodel._util.results import variable
 from quadmodel.optimizer import SGD
 from quadmodel.spectra import SpectralLaw
@@ -19,12 +18,10 @@ from quadmodel.theory import _generated as generated
 from quadmodel.theory import _noise
 from quadmodel.theory._inputs import (
     NORMS,
-    LimitSpectrum,
     Spectrum,
     as_finite_spectrum,
     as_spectrum,
     check_sgd,
-    need_vectors,
 )
 
 
@@ -97,16 +94,7 @@ def noise_kernel_norm(
     as_choice("norm", norm, NORMS)
     spectrum = as_spectrum(ntk, n_data=n_data)
     check_sgd(sgd, spectrum.n_data)
-    return norm_or_infinity(spectrum, sgd, norm)
-
-
-def norm_or_infinity(spectrum: Spectrum | LimitSpectrum, sgd: SGD, norm: str) -> float:
-    """Return K on checked input; +inf at and above the deterministic edge."""
-    if norm == "exact":
-        need_vectors(spectrum)
-    if sgd.learning_rate >= formulas.noiseless_edge(spectrum.edge, sgd):
-        return float("inf")
-    return _noise.norm_on_spectrum(spectrum, sgd, norm)
+    return _noise.norm_or_infinity(spectrum, sgd, norm)
 
 
 def edge_of_stability(ntk: Any, sgd: SGD) -> float:

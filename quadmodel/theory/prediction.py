@@ -21,8 +21,8 @@ from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
 from quadmodel.theory import _recursion, sharpening
 from quadmodel.theory._inputs import Spectrum, check_sgd
+from quadmodel.theory._noise import norm_or_infinity
 from quadmodel.theory.moments import floor_on_spectrum, rate_on_spectrum
-from quadmodel.theory.noise_kernel import norm_or_infinity
 
 
 def predict(

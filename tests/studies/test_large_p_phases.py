@@ -127,13 +127,13 @@ def test_full_batches_are_followed_once():
 
 def test_diverged_and_converged_replicas_are_frozen(monkeypatch):
     steps = []
-    advance = growth.words.advance
+    advance = growth.advance
 
-    def count(system, sgd, lanes, rows, seed, index, t, n):
-        steps.append((sgd.learning_rate, n))
-        advance(system, sgd, lanes, rows, seed, index, t, n)
+    def count(system, update, replicas, rows, step, n_steps):
+        steps.append((update.learning_rate, n_steps))
+        advance(system, update, replicas, rows, step, n_steps)
 
-    monkeypatch.setattr(growth.words, "advance", count)
+    monkeypatch.setattr(growth, "advance", count)
     one = qm.Ensemble(2, 40, [1.0, 1.0], curvature=1e-3)
     grid = diagram(one, (0.1, 0.9, 30.0), [2], steps=800, refine=0)
     assert [sum(n for r, n in steps if r == rate) for rate in (0.1, 0.9, 30.0)] == [300, 100, 100]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import quadmodel as qm
-from quadmodel.theory import _perron
-from quadmodel.theory._perron import perron, rayleigh
+from quadmodel.theory import _noise
+from quadmodel.theory._noise import perron, rayleigh
 
 
 def dense_matrix(vectors, response):
@@ -37,7 +37,7 @@ def problem(kind, n_data=40):
 @pytest.mark.parametrize("large", [30, 10**6], ids=["single first", "double"])
 @pytest.mark.parametrize("kind", ["random", "circulant", "localised"])
 def test_root_and_vector(kind, large, scale, monkeypatch):
-    monkeypatch.setattr(_perron, "_LARGE", large)
+    monkeypatch.setattr(_noise, "_LARGE", large)
     vectors, response = problem(kind)
     values, columns = np.linalg.eigh(dense_matrix(vectors, response))
     found = perron(vectors, scale * response)
@@ -60,10 +60,10 @@ def test_single_precision_alone_would_be_seen():
 
 def test_large_problem_by_both_ways(monkeypatch):
     """As large as what starts in single precision by itself."""
-    model = qm.Ensemble(_perron._LARGE, 2 * _perron._LARGE).sample(0)
+    model = qm.Ensemble(_noise._LARGE, 2 * _noise._LARGE).sample(0)
     sgd = qm.SGD(0.3, 10)
     both = []
-    for large in (_perron._LARGE, 10**6):
-        monkeypatch.setattr(_perron, "_LARGE", large)
+    for large in (_noise._LARGE, 10**6):
+        monkeypatch.setattr(_noise, "_LARGE", large)
         both.append(qm.noise_kernel_norm(model.ntk(), sgd, norm="exact"))
     assert both[0] == pytest.approx(both[1], rel=1e-11)
