@@ -19,6 +19,8 @@ mpl.use("agg")
 
 import matplotlib.pyplot as plt
 
+from tests.oracles.bits import assert_same_bits
+
 N_DATA, NORMS, SIZES, STRENGTHS = 6, (0.3, 0.9), (1, 2, 4), (0.0, 0.8)
 PER_STEP = ("noise_kernel_norm", "noise_kernel_norm_exact", "scaled_largest_eigenvalue", "loss")
 PER_RUN = ("largest_norm", "final_norm", "final_norm_exact", "final_loss")
@@ -28,13 +30,6 @@ CELL = ("strength", "batch_size", "initial_norm")
 def sweep(initial_norms=NORMS, batch_sizes=SIZES, strengths=STRENGTHS, **options):
     defaults = {"runs": 2, "n_data": N_DATA, "steps": 150, "record_every": 5, "seed": 3}
     return qm.limit_edge(initial_norms, batch_sizes, strengths, **{**defaults, **options})
-
-
-def assert_same_bits(first, second) -> None:
-    assert set(first.variables) == set(second.variables)
-    for name in first.variables:
-        np.testing.assert_array_equal(first[name], second[name], err_msg=str(name))
-    assert first.attrs == second.attrs
 
 
 @pytest.fixture(scope="module")
