@@ -18,7 +18,7 @@ from quadmodel.large_p._system import System
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
 from quadmodel.simulation import growth as runs
-from quadmodel.simulation.growth import Cells, Measurement
+from quadmodel.simulation.growth import GridPoints, Measurement
 
 # Pieces of work that the runs are cut into, at most; a thread holds the words of one run at a time.
 _PIECES = 4096
@@ -95,7 +95,7 @@ def check_runs(system: System, sgd: SGD, n_runs: int, threads: int | None) -> No
 
 
 def measure_cells_in_limit(
-    system: System, cells: Cells, pool: Workers, *, what: str = "cells", show: bool = False
+    system: System, cells: GridPoints, pool: Workers, *, what: str = "cells", show: bool = False
 ) -> Measurement:
     r"""Run every cell in the large-P limit and measure how its loss grows.
 
@@ -103,7 +103,7 @@ def measure_cells_in_limit(
     ----------
     system : System
         The words that all cells share.
-    cells : Cells
+    cells : GridPoints
         Learning rates, batch sizes, number of steps and replicas.
     pool : Workers
         Threads.
@@ -116,7 +116,7 @@ def measure_cells_in_limit(
     -------
     Measurement
         Arrays of shape (cells,): growth, divergence and final losses by the rules for a quadratic
-        model of :func:`quadmodel.simulation.growth.measure_cells`, from runs with its batches.
+        model of :func:`quadmodel.simulation.growth.measure_growth`, from runs with its batches.
 
     Notes
     -----

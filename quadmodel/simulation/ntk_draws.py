@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from quadmodel._util.version import __version__
 from quadmodel.curvature import CurvatureLaw, IndependentCurvature
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
-from quadmodel.simulation._replicas import Lanes, Stepper, start_lanes
+from quadmodel.simulation._replicas import Replicas, start_replicas
+from quadmodel.simulation._stepper import Stepper
 
 # A run whose NTK has grown beyond this has diverged.
 _LARGEST = 1e100
@@ -118,56 +120,14 @@ def sample_ntk(
     check_memory("the draws of the curvature", min(count, pairs) * float(one) + kept)
     recorded = np.arange(0, steps + 1, record_every)
     vectors = model.eigensystem[1]
-
-    def follow(pair: int) -> tuple[FloatArray, FloatArray]:
-        stream = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(pair,)))
-        drawn = law.sample(stream, model.n_data, model.n_params)
-        values = []
-        for sign in (1.0, -1.0):
-            curved = QuadraticModel(model.residual, model.jacobian, _signed(drawn, sign))
-            lanes = start_lanes(
-                curved,
-                np.full(batches, sgd.learning_rate),
-                np.full(batches, sgd.batch_size),
-                np.arange(batches),
-            )
-            values.append(list(_ntks(curved, sgd, recorded.tolist(), lanes, seed, pair)))
-        ntks = np.array(values)  # sign, record, sequence, row, column
-        projected = np.einsum("ia,srnij,ja->ra", vectors, ntks, vectors, optimize=True)
-        bad = ~np.isfinite(ntks).all(axis=(0, 2, 3, 4))
-        spectra = np.linalg.eigvalsh(np.where(bad[:, None, None, None], 0.0, ntks))
-        spectra = spectra[..., ::-1].mean(axis=(0, 2))
-        projected = projected / (2 * batches)
-        spectra[bad], projected[bad] = np.inf, np.inf
-        return projected, spectra
-
+    follow = partial(_follow_pair, model, vectors, law, sgd, recorded.tolist(), batches, seed)
     with (
         workers(count) as pool,
         progress_bar(pairs, what="sample_ntk", show=progress) as bar,
     ):
         results = pool.map(follow, range(pairs), done=bar.update)
-    projection = np.stack([r[0] for r in results])
-    eigenvalue = np.stack([r[1] for r in results])
-    unit = {"units": "1 / learning rate"}
-    per_mode = ("replica", "step", "mode")
     return xr.Dataset(
-        {
-            "ntk_projection": (
-                per_mode,
-                projection,
-                {"long_name": "NTK along its initial eigenvectors", **unit},
-            ),
-            "ntk_eigenvalue": (
-                per_mode,
-                eigenvalue,
-                {"long_name": "eigenvalue of the NTK", **unit},
-            ),
-            "ntk_trace": (
-                ("replica", "step"),
-                eigenvalue.sum(axis=2),
-                {"long_name": "trace of the NTK", **unit},
-            ),
-        },
+        _labelled(np.stack([r[0] for r in results]), np.stack([r[1] for r in results])),
         coords={
             "replica": np.arange(pairs),
             "step": ("step", recorded, {"units": "SGD steps"}),
@@ -188,6 +148,62 @@ def sample_ntk(
     )
 
 
+def _labelled(projection: FloatArray, eigenvalue: FloatArray) -> dict[str, Any]:
+    """Return the variables, from arrays of shape (pairs, records, n_data)."""
+    unit = {"units": "1 / learning rate"}
+    per_mode = ("replica", "step", "mode")
+    return {
+        "ntk_projection": (
+            per_mode,
+            projection,
+            {"long_name": "NTK along its initial eigenvectors", **unit},
+        ),
+        "ntk_eigenvalue": (
+            per_mode,
+            eigenvalue,
+            {"long_name": "eigenvalue of the NTK", **unit},
+        ),
+        "ntk_trace": (
+            ("replica", "step"),
+            eigenvalue.sum(axis=2),
+            {"long_name": "trace of the NTK", **unit},
+        ),
+    }
+
+
+def _follow_pair(
+    model: QuadraticModel,
+    vectors: FloatArray,
+    law: CurvatureLaw,
+    sgd: SGD,
+    recorded: list[int],
+    batches: int,
+    seed: int,
+    pair: int,
+) -> tuple[FloatArray, FloatArray]:
+    """Return projections on the vectors and eigenvalues of a pair's NTKs, per record and mode."""
+    stream = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(pair,)))
+    drawn = law.sample(stream, model.n_data, model.n_params)
+    values = []
+    for sign in (1.0, -1.0):
+        curved = QuadraticModel(model.residual, model.jacobian, _signed(drawn, sign))
+        replicas = start_replicas(
+            curved,
+            np.full(batches, sgd.learning_rate),
+            np.full(batches, sgd.batch_size),
+            np.arange(batches),
+        )
+        values.append(list(_ntks(curved, sgd, recorded, replicas, seed, pair)))
+    ntks = np.array(values)  # sign, record, sequence, row, column
+    projected = np.einsum("ia,srnij,ja->ra", vectors, ntks, vectors, optimize=True)
+    bad = ~np.isfinite(ntks).all(axis=(0, 2, 3, 4))
+    spectra = np.linalg.eigvalsh(np.where(bad[:, None, None, None], 0.0, ntks))
+    spectra = spectra[..., ::-1].mean(axis=(0, 2))
+    projected = projected / (2 * batches)
+    spectra[bad], projected[bad] = np.inf, np.inf
+    return projected, spectra
+
+
 def _signed(curvature: Any, sign: float) -> Any:
     if sign > 0:
         return curvature
@@ -197,23 +213,23 @@ def _signed(curvature: Any, sign: float) -> Any:
 
 
 def _ntks(
-    model: QuadraticModel, sgd: SGD, recorded: Any, lanes: Lanes, seed: int, pair: int
+    model: QuadraticModel, sgd: SGD, recorded: list[int], replicas: Replicas, seed: int, pair: int
 ) -> Iterator[FloatArray]:
-    """Yield the NTKs of all lanes at every record; NaN for those that have diverged."""
+    """Yield the NTKs of all replicas at every record; NaN for those that have diverged."""
     stepper = Stepper(model, sgd, seed=seed, model_index=pair)
     before = 0
     for step in recorded:
-        stepper.advance(lanes, before, step - before, CALLER_ONLY)
+        stepper.advance(replicas, before, step - before, CALLER_ONLY)
         before = step
-        ntks = np.full((len(lanes.replica), model.n_data, model.n_data), np.nan)
-        for lane in np.flatnonzero(lanes.alive):
-            ntks[lane] = model.ntk(lanes.state[lane])
+        ntks = np.full((replicas.size, model.n_data, model.n_data), np.nan)
+        for a in np.flatnonzero(replicas.alive):
+            ntks[a] = model.ntk(replicas.state[a])
         # On the way to divergence: too large for an eigensolver.
         ntks[np.abs(ntks).max(axis=(1, 2)) > _LARGEST] = np.nan
         yield ntks
 
 
-def growth_over_cells(
+def growth_over_grid(
     model: QuadraticModel,
     law: CurvatureLaw,
     sgd: SGD,
@@ -227,18 +243,18 @@ def growth_over_cells(
     threads: int | None,
     advance: Callable[[int], object] = lambda pairs: None,
 ) -> FloatArray:
-    """Return the growth of the largest NTK eigenvalue per antithetic pair and cell.
+    """Return the growth of the largest NTK eigenvalue per antithetic pair and grid point.
 
     Parameters
     ----------
     model : QuadraticModel
         Jacobian and residual at the start.
     law : CurvatureLaw
-        Law of the curvature; all cells share its draws.
+        Law of the curvature; all grid points share its draws.
     sgd : SGD
         Momentum, weight decay and sampling scheme.
-    learning_rate, batch_size : ndarray, shape (cells,)
-        The cells.
+    learning_rate, batch_size : ndarray, shape (grid points,)
+        Where to measure.
     steps, pairs, batches : int
         Steps, pairs of draws, and sequences of batches per draw.
     seed : int
@@ -250,39 +266,38 @@ def growth_over_cells(
 
     Returns
     -------
-    ndarray, shape (pairs, cells)
-        In units of an NTK eigenvalue; +inf for cells where a run diverged.
+    ndarray, shape (pairs, grid points)
+        In units of an NTK eigenvalue; +inf for grid points where a run diverged.
 
     Raises
     ------
     MemoryError
         If the draws of the curvature don't fit in memory.
     """
-    cells = len(learning_rate)
-    lanes = cells * batches
+    points = len(learning_rate)
     count = min(as_threads(threads), pairs)
     one = 2 * law.nbytes(model.n_data, model.n_params)
-    one += 8 * lanes * (6 * model.n_params + model.n_data**2)
+    one += 8 * points * batches * (6 * model.n_params + model.n_data**2)
     check_memory("the draws of the curvature", float(count) * one)
     start = float(model.eigensystem[0][0])
 
     def follow(pair: int) -> FloatArray:
         stream = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(pair,)))
         drawn = law.sample(stream, model.n_data, model.n_params)
-        grown = np.zeros(cells)
+        grown = np.zeros(points)
         for sign in (1.0, -1.0):
             curved = QuadraticModel(model.residual, model.jacobian, _signed(drawn, sign))
-            runs = start_lanes(
+            runs = start_replicas(
                 curved,
                 np.repeat(learning_rate, batches),
                 np.repeat(batch_size, batches),
-                np.tile(np.arange(batches), cells),
+                np.tile(np.arange(batches), points),
             )
             (ntks,) = _ntks(curved, sgd, [steps], runs, seed, pair)
             gone = np.logical_not(np.isfinite(ntks).all(axis=(1, 2)))
             top = np.linalg.eigvalsh(np.where(gone[:, None, None], 0.0, ntks))[:, -1]
             top[gone] = np.inf
-            grown += 0.5 * (top.reshape(cells, batches).mean(axis=1) - start)
+            grown += 0.5 * (top.reshape(points, batches).mean(axis=1) - start)
         return grown
 
     with workers(count) as pool:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from quadmodel._util.checks import InputError, as_choice, as_integer, check_memory
+from quadmodel._util.checks import InputError, IntArray, as_choice, as_integer, check_memory
 from quadmodel._util.progress import progress_bar
 from quadmodel._util.threads import workers
 from quadmodel._util.version import __version__
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
-from quadmodel.simulation._measurement import SAMPLED_BATCHES, Gauge, bytes_needed
-from quadmodel.simulation._replicas import PRECISIONS, Lanes, Stepper, start_lanes, stored_bytes
+from quadmodel.simulation._measurement import SAMPLED_BATCHES, MeasurementContext, bytes_needed
+from quadmodel.simulation._replicas import Replicas, start_replicas
 from quadmodel.simulation._snapshots import Snapshots
+from quadmodel.simulation._stepper import PRECISIONS, Stepper, stored_bytes
 from quadmodel.simulation.observables import OBSERVABLES, as_observables
 
 
@@ -92,11 +94,11 @@ def simulate(
           of the present NTK.
         - `mode_energy`* and `mode_energy_standard_error`* (step, mode): mean over replicas of the
           squared residual along each eigenvector of the *initial* NTK, in units of residual^2.
-        - `divergence_step`* (replica): -1 for runs that did not diverge; always there.
+        - `divergence_step`* (replica): -1 for runs that did not diverge; always recorded.
 
         L, its gradients and Hessians are without the term of weight decay. A run that diverges
         (squared norm beyond 1e200 of its start, or 1e100 in parameters) stops there; from then on
-        its loss, its squared distance and the mode energies are +inf, and everything else is NaN.
+        its loss, its squared distance and `mode_energy` are +inf, and everything else is NaN.
         So is what a vanishing residual or gradient leaves undefined.
 
     Raises
@@ -166,24 +168,11 @@ def simulate(
     needed = _bytes_needed(model, replicas, recorded.size, names) + stored_bytes(model, precision)
     check_memory("the simulation", needed)
 
-    lanes = start_lanes(
-        model,
-        np.full(replicas, sgd.learning_rate),
-        np.full(replicas, sgd.batch_size),
-        np.arange(replicas),
-    )
-    stepper = Stepper(model, sgd, seed=seed, model_index=model_index, precision=precision)
     record = _Record(names, replicas, recorded.size, model.n_data)
+    stepper = Stepper(model, sgd, seed=seed, model_index=model_index, precision=precision)
     with workers(threads) as pool, progress_bar(steps, what="simulate", show=progress) as bar:
-        snapshots = Snapshots(Gauge(model, sgd, seed, model_index, pool))
-        record.take(0, 0, lanes, snapshots)
-        for k, step in enumerate(recorded[1:].tolist(), start=1):
-            if lanes.alive.any():
-                stepper.advance(lanes, step - record_every, record_every, pool)
-            record.take(k, step, lanes, snapshots)
-            bar.update(record_every)
-        if recorded[-1] < steps:  # the last, unrecorded stretch decides about divergence
-            stepper.advance(lanes, int(recorded[-1]), int(steps - recorded[-1]), pool)
+        context = MeasurementContext(model, sgd, seed, model_index, pool)
+        diverged_at = _run(context, stepper, steps, recorded, record, bar.update)
     attrs = {
         "kind": "simulation",
         "steps": steps,
@@ -195,7 +184,31 @@ def simulate(
         "n_params": model.n_params,
         **sgd.spec(),
     }
-    return record.dataset(recorded, lanes.diverged_at, attrs)
+    return record.dataset(recorded, diverged_at, attrs)
+
+
+def _run(
+    context: MeasurementContext,
+    stepper: Stepper,
+    steps: int,
+    recorded: IntArray,
+    record: _Record,
+    advance: Callable[[int], object],
+) -> IntArray:
+    """Step all replicas to the end, with records on the way; return where they diverged."""
+    count, sgd, snapshots = record.replicas, context.sgd, Snapshots(context)
+    rates, sizes = np.full(count, sgd.learning_rate), np.full(count, sgd.batch_size)
+    states = start_replicas(context.model, rates, sizes, np.arange(count))
+    record.take(0, 0, states, snapshots)
+    for k, (before, step) in enumerate(itertools.pairwise(recorded.tolist()), start=1):
+        if states.alive.any():
+            stepper.advance(states, before, step - before, context.pool)
+        record.take(k, step, states, snapshots)
+        advance(step - before)
+    last = int(recorded[-1])
+    if last < steps:  # the last, unrecorded stretch decides about divergence
+        stepper.advance(states, last, steps - last, context.pool)
+    return states.diverged_at
 
 
 def _bytes_needed(
@@ -215,35 +228,35 @@ class _Record:
 
     def __init__(self, names: tuple[str, ...], replicas: int, n_records: int, n_data: int) -> None:
         sizes = {"replica": replicas, "step": n_records, "mode": n_data}
-        self._names = names
+        self._names, self.replicas = names, replicas
         self._arrays = {
             name: np.full([sizes[d] for d in OBSERVABLES[name].dims], OBSERVABLES[name].diverged)
             for name in names
         }
-        self._energy_error = np.full((n_records, n_data), np.nan)
+        self._mode_error = np.full((n_records, n_data), np.nan)
 
-    def take(self, k: int, step: int, lanes: Lanes, snapshots: Snapshots) -> None:
-        """Measure all lanes at record `k`."""
+    def take(self, k: int, step: int, states: Replicas, snapshots: Snapshots) -> None:
+        """Measure all replicas at record `k`."""
         if not self._names:
             return
         moments = []
-        with_energy = "mode_energy" in self._names and bool(lanes.alive.all())
-        for rows, snapshot in snapshots.take(lanes, step):
+        with_modes = "mode_energy" in self._names and bool(states.alive.all())
+        for rows, snapshot in snapshots.take(states, step):
             for name in self._names:
                 if name != "mode_energy":
                     self._arrays[name][rows, k] = getattr(snapshot, name)
-            if with_energy:
+            if with_modes:
                 moments.append(snapshot.mode_energy_moments())
-        if not with_energy:
+        if not with_modes:
             return
         # Sums in the order of the parts, which the number of threads doesn't change.
-        count = len(lanes.replica)
+        count = states.size
         mean = sum(m[0] for m in moments) / count
         self._arrays["mode_energy"][k] = mean
         if count > 1:
             with np.errstate(over="ignore"):
                 spread = sum(m[1] + m[2] * (m[0] / m[2] - mean) ** 2 for m in moments)
-            self._energy_error[k] = np.sqrt(spread / (count - 1) / count)
+            self._mode_error[k] = np.sqrt(spread / (count - 1) / count)
 
     def dataset(self, recorded: Any, diverged_at: Any, attrs: dict[str, Any]) -> xr.Dataset:
         """Label everything."""
@@ -257,7 +270,7 @@ class _Record:
             if name == "mode_energy":
                 variables["mode_energy_standard_error"] = (
                     label.dims,
-                    self._energy_error,
+                    self._mode_error,
                     {"long_name": "standard error over replicas", "units": label.units},
                 )
         variables["divergence_step"] = (
@@ -268,6 +281,6 @@ class _Record:
         coords = {
             "replica": np.arange(len(diverged_at)),
             "step": ("step", recorded, {"units": "SGD steps"}),
-            "mode": np.arange(self._energy_error.shape[1]),
+            "mode": np.arange(self._mode_error.shape[1]),
         }
         return xr.Dataset(variables, coords, attrs)

@@ -19,8 +19,8 @@ from quadmodel.ensemble import Ensemble
 from quadmodel.large_p.growth import check_runs, measure_cells_in_limit, system_of
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
-from quadmodel.simulation._replicas import PRECISIONS
-from quadmodel.simulation.growth import MIN_STEPS, Cells, measure_cells
+from quadmodel.simulation._stepper import PRECISIONS
+from quadmodel.simulation.growth import MIN_STEPS, GridPoints, measure_growth
 from quadmodel.spectra import IndependentGaussian
 from quadmodel.theory._inputs import METHODS, Spectrum
 from quadmodel.theory.noise_kernel import norm_or_infinity, phase_boundaries
@@ -134,7 +134,7 @@ def phase_diagram(
     mean's expectation as it is; 16 blocks give the standard error and the correction for the bias
     of a logarithm (:func:`quadmodel.simulation.populations.population_growth`). Of a quadratic
     model, growth is that of plain runs over their second half, or up to divergence or convergence
-    (:func:`quadmodel.simulation.growth.measure_cells`).
+    (:func:`quadmodel.simulation.growth.measure_growth`).
 
     In the large-P limit a run is a deterministic function of its batches, those that a simulation
     with the same seed and grid would draw, and
@@ -188,7 +188,7 @@ def phase_diagram(
     if limit is None:
         model = source.sample(seed) if isinstance(source, Ensemble) else source
         precision = as_choice("precision", precision, PRECISIONS)
-        measure = partial(measure_cells, model)
+        measure = partial(measure_growth, model)
         special: dict[str, Any] = {"n_params": model.n_params}
     else:
         model, system = system_of(source, seed, level)
@@ -218,7 +218,7 @@ def phase_diagram(
             rates = _spread_learning_rates(boundaries, n_rates)
 
         def evaluate(at: FloatArray, b: IntArray, first: int, what: str) -> tuple[Any, int]:
-            cells = Cells(at, b, template, steps, replicas, seed, first, precision)
+            cells = GridPoints(at, b, template, steps, replicas, seed, first, precision)
             measured = measure(cells, pool, what=what, show=progress)
             norms = _norms(spectrum, template, at, b, pool)
             return measured.variables() | {"noise_kernel_norm": norms}, measured.replica_steps

@@ -68,7 +68,7 @@ def refuse(run, monkeypatch):
     def work(*_, **__):
         raise AssertionError("work started before the input was checked")
 
-    monkeypatch.setattr(phase, "measure_cells", work)
+    monkeypatch.setattr(phase, "measure_growth", work)
 
     def refuse(*arguments, names, base=TINY):
         before = contents()

@@ -236,7 +236,7 @@ def test_existing_outputs_survive_a_failure(run, monkeypatch, error):
 
     for name in OUTPUTS:
         Path(name).write_text("precious")
-    monkeypatch.setattr(phase, "measure_cells", fail)
+    monkeypatch.setattr(phase, "measure_growth", fail)
     code, out, err = run("phase-diagram", *TINY)
     interrupted = isinstance(error, KeyboardInterrupt)
     assert (code, out.strip()) == (130 if interrupted else 2, "")

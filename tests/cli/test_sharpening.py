@@ -255,7 +255,7 @@ def refused(refuse, monkeypatch):
         def work(*_, **__):
             raise AssertionError("work started before the input was checked")
 
-        monkeypatch.setattr(module, "growth_over_cells", work)
+        monkeypatch.setattr(module, "growth_over_grid", work)
         monkeypatch.setattr(module.sharpening, "ntk_changes", work)
         return refuse(*arguments, names=names, base=SMALL)
 
@@ -314,7 +314,7 @@ def test_existing_outputs_survive_a_failure(error, run, monkeypatch):
 
     for name in OUTPUTS:
         Path(name).write_text("precious")
-    monkeypatch.setattr(module, "growth_over_cells", fail)
+    monkeypatch.setattr(module, "growth_over_grid", fail)
     code, out, err = run("phase-diagram", *SMALL)
     interrupted = isinstance(error, KeyboardInterrupt)
     assert (code, out.strip()) == (130 if interrupted else 2, "")

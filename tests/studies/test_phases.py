@@ -12,9 +12,10 @@ import xarray as xr
 
 import quadmodel as qm
 from quadmodel._util.checks import InputError
-from quadmodel.simulation.growth import measure_cells
+from quadmodel.simulation.growth import measure_growth
 from quadmodel.studies.phases import PHASES, UNDECIDED
 from quadmodel.theory.typical import typical_critical_learning_rate
+from tests.oracles.bits import assert_same_bits
 
 STABLE, INTERMITTENT, STOCHASTIC, DETERMINISTIC = PHASES
 METHODS = ("paper", "finite", "exact")
@@ -33,13 +34,6 @@ def diagram(source=ENSEMBLE, rates=9, sizes=(1, 4, 12), **options):
 @pytest.fixture(scope="module")
 def grid():
     return diagram(seed=3)
-
-
-def assert_same_bits(first, second) -> None:
-    assert set(first.variables) == set(second.variables)
-    for name in first.variables:
-        np.testing.assert_array_equal(first[name], second[name], err_msg=str(name))
-    assert first.attrs == second.attrs
 
 
 def test_layout(grid):
@@ -246,9 +240,9 @@ def test_scan_and_grid_share_no_batches(monkeypatch):
 
     def measure(model, cells, *args, **options):
         seen.append((cells.first_replica, 3 * len(cells) * cells.replicas))
-        return measure_cells(model, cells, *args, **options)
+        return measure_growth(model, cells, *args, **options)
 
-    monkeypatch.setattr("quadmodel.studies.phases.measure_cells", measure)
+    monkeypatch.setattr("quadmodel.studies.phases.measure_growth", measure)
     diagram(steps=64)
     (first, count), (second, _) = seen
     assert first + count <= second

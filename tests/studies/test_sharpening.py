@@ -15,6 +15,7 @@ from scipy.stats import t as student
 import quadmodel as qm
 from quadmodel._util.checks import InputError
 from quadmodel.studies import sharpening as module
+from tests.oracles.bits import assert_same_bits
 
 FAMILY_WISE_ERROR = 1e-6
 SCALE = 0.002
@@ -33,13 +34,6 @@ GROWTHS = ("predicted_growth", "simulated_growth", "standard_error", "conservati
 
 def diagram(source=ENSEMBLE, rates=RATES, sizes=SIZES, **options):
     return qm.sharpening_diagram(source, rates, sizes, **{"steps": 6, "pairs": 4, **options})
-
-
-def assert_same_bits(first, second) -> None:
-    assert set(first.variables) == set(second.variables)
-    for name in first.variables:
-        np.testing.assert_array_equal(first[name], second[name], err_msg=str(name))
-    assert first.attrs == second.attrs
 
 
 @pytest.fixture(scope="module")
@@ -314,7 +308,7 @@ def no_work(monkeypatch):
     def work(*_, **__):
         raise AssertionError("work started before the input was checked")
 
-    monkeypatch.setattr(module, "growth_over_cells", work)
+    monkeypatch.setattr(module, "growth_over_grid", work)
     monkeypatch.setattr(module.sharpening, "ntk_changes", work)
 
 
