@@ -43,8 +43,8 @@ def small_model(kind: str) -> qm.QuadraticModel:
     return qm.QuadraticModel(residual, jacobian, curvature)
 
 
-def small_lanes(batch_size: int | None = None) -> tuple[FloatArray, Any]:
-    """Return learning rates and batch sizes of a few lanes; all of one size where it is given."""
+def small_replicas(batch_size: int | None = None) -> tuple[FloatArray, Any]:
+    """Return learning rates and batch sizes of a few replicas; one size for all if given."""
     rates = np.geomspace(0.01, 0.05, REPLICAS)
     sizes = (
         np.array([1, 2, 3, 5, 8, N_DATA]) if batch_size is None else np.full(REPLICAS, batch_size)
@@ -53,17 +53,17 @@ def small_lanes(batch_size: int | None = None) -> tuple[FloatArray, Any]:
 
 
 def our_states(kind: str, batch_size: int | None, precision: str = "float64") -> FloatArray:
-    """Return the states of the lanes after a few steps of ours."""
-    stepper, lanes = ours.start(small_model(kind), *small_lanes(batch_size), precision)
+    """Return the states of the replicas after a few steps of ours."""
+    stepper, replicas = ours.start(small_model(kind), *small_replicas(batch_size), precision)
     with workers(1) as pool:
-        stepper.advance(lanes, 0, STEPS, pool)
-    return lanes.state
+        stepper.advance(replicas, 0, STEPS, pool)
+    return replicas.state
 
 
 def peers(kind: str) -> Iterator[tuple[str, int | None, Callable[[str], Any]]]:
-    """Yield name, batch size (None: one per lane) and states(precision) of every peer."""
+    """Yield name, batch size (None: one per replica) and states(precision) of every peer."""
     model = small_model(kind)
-    rates, sizes = small_lanes()
+    rates, sizes = small_replicas()
     masks = ours.drawn_masks(N_DATA, sizes, STEPS)
 
     def setting(precision: str) -> tuple[Any, Any]:
@@ -71,7 +71,7 @@ def peers(kind: str) -> Iterator[tuple[str, int | None, Callable[[str], Any]]]:
         return jax_peers.arrays_of(model, precision), start
 
     def scaled(precision: str, batch_size: int | None = None) -> Any:
-        some_rates, some_sizes = small_lanes(batch_size)
+        some_rates, some_sizes = small_replicas(batch_size)
         return jnp.asarray(some_rates / some_sizes, dtype=precision)
 
     def masked(precision: str, at_once: int | None = None) -> Any:
@@ -110,8 +110,8 @@ def peers(kind: str) -> Iterator[tuple[str, int | None, Callable[[str], Any]]]:
     if kind == "dense":
         for step in (jax_peers.dense_product, jax_peers.dense_row_by_row):
             yield f"JAX, lockstep, {step.__name__}", None, lockstep(step, masks)
-        sorted_lanes = jax_peers.lanes_by_row(masks)
-        yield "JAX, lockstep, sorted", None, lockstep(jax_peers.dense_sorted, sorted_lanes)
+        sorted_replicas = jax_peers.replicas_by_row(masks)
+        yield "JAX, lockstep, sorted", None, lockstep(jax_peers.dense_sorted, sorted_replicas)
 
 
 def disagreement(found: Any, wanted: Any) -> float:

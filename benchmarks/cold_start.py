@@ -177,12 +177,12 @@ def _memory(result: Result, fresh: _Fresh, settings: Settings) -> None:
     dense = (
         "from benchmarks import job_dense, ours\n"
         "model = job_dense.dense_model()\n"
-        "rates, sizes = ours.stable_grid(model, 24, 12, 16).lanes\n"
+        "rates, sizes = ours.stable_grid(model, 24, 12, 16).per_replica\n"
         f"ours.program(model, rates, sizes, 1, {settings.threads}).run()"
     )
     works = {
         f"default phase diagram, {steps} steps": _DIAGRAM.format(steps=steps),
-        "dense grid, 24 x 12 x 16 lanes": dense,
+        "dense grid, 24 x 12 x 16 replicas": dense,
     }
     rows = [
         (name, f"{fresh(_PEAK.format(work=work)) / 2**20:,.0f} MiB") for name, work in works.items()

@@ -122,10 +122,10 @@ def dense_row_by_row(arrays: Arrays, theta: Any, mask: Any, scale: Any) -> Any:
     return theta - scale[:, None] * gradient
 
 
-def dense_sorted(arrays: Arrays, theta: Any, lanes: Any, scale: Any) -> Any:
+def dense_sorted(arrays: Arrays, theta: Any, replicas: Any, scale: Any) -> Any:
     """Step all replicas by a product of each row of Q with those that drew it: our own algorithm.
 
-    `lanes`, of shape (n_data, most replicas of a row), is filled up with the number of replicas.
+    `replicas`, of shape (n_data, most replicas of a row), is filled up with the number of replicas.
     """
     nobody = jnp.zeros_like(theta[:1])
     point = jnp.concatenate([theta, nobody])
@@ -137,7 +137,7 @@ def dense_sorted(arrays: Arrays, theta: Any, lanes: Any, scale: Any) -> Any:
         z = residual + ((jacobian + 0.5 * curved) * some).sum(axis=1)
         return gradient.at[drew].add(z[:, None] * (jacobian + curved)), None
 
-    gradient, _ = lax.scan(one, jnp.zeros_like(point), (*arrays, lanes))
+    gradient, _ = lax.scan(one, jnp.zeros_like(point), (*arrays, replicas))
     return theta - scale[:, None] * gradient[:-1]
 
 
@@ -169,18 +169,18 @@ def replica_by_replica(step: Step, draw: Callable[..., Any], at_once: int | None
     """
 
     def advance(arrays: Arrays, states: Any, sources: Any, scales: Any, sizes: Any) -> Any:
-        def one(lane: Arrays) -> Any:
-            state, source, scale, size = lane
+        def one(replica: Arrays) -> Any:
+            state, source, scale, size = replica
 
             def body(x: Any, entry: Any) -> tuple[Any, None]:
                 return step(arrays, x, draw(entry, size), scale), None
 
             return lax.scan(body, state, source)[0]
 
-        lanes = (states, sources, scales, sizes)
+        replicas = (states, sources, scales, sizes)
         if at_once is None:
-            return jax.vmap(one)(lanes)
-        return lax.map(one, lanes, batch_size=None if at_once == 1 else at_once)
+            return jax.vmap(one)(replicas)
+        return lax.map(one, replicas, batch_size=None if at_once == 1 else at_once)
 
     return jax.jit(advance)
 
@@ -202,7 +202,7 @@ def keys(seed: int, replicas: int, steps: int) -> Any:
     return random.split(random.key(seed), (replicas, steps))
 
 
-def lanes_by_row(masks: NDArray[np.bool_]) -> NDArray[np.int32]:
+def replicas_by_row(masks: NDArray[np.bool_]) -> NDArray[np.int32]:
     """List the replicas that drew each row, from masks (steps, replicas, n_data).
 
     Returns shape (steps, n_data, most replicas of a row), filled up with the number of replicas.

@@ -12,7 +12,7 @@ from benchmarks import jax_peers, machine, ours, peers
 from benchmarks.report import Result, share_of
 from benchmarks.timing import Program, Settings, Spread, Timing, alternate, fastest, mixture
 from quadmodel._util.threads import workers
-from quadmodel.simulation.growth import Cells, Measurement, measure_cells
+from quadmodel.simulation.growth import GridPoints, Measurement, measure_growth
 from quadmodel.studies.phases import _spread_learning_rates
 
 N_DATA, N_PARAMS = 200, 400
@@ -34,18 +34,18 @@ def flops_of(sizes: Any) -> float:
 
 
 def dense(settings: Settings) -> Result:
-    """Time a grid on which nothing diverges, so that every lane works."""
+    """Time a grid on which nothing diverges, so that every replica works."""
     model = dense_model()
     grid = ours.stable_grid(model, *((6, 12, 8) if settings.quick else (24, 12, 16)))
-    rates, sizes = grid.lanes
+    rates, sizes = grid.per_replica
     arrays = {p: jax_peers.arrays_of(model, p) for p in _PRECISIONS}
     # Ours sets up once per call; a user takes far more steps than these.
     steps, our_steps = 2, 8
     at_once = _most_at_once(model, arrays["float64"], rates, sizes, settings)
     masks = ours.drawn_masks(N_DATA, sizes, steps)
-    sorted_lanes = jax_peers.lanes_by_row(masks)
+    sorted_replicas = jax_peers.replicas_by_row(masks)
 
-    def lanes_of(precision: str, step: Any, batches: Any, count: int, name: str) -> Program:
+    def stepper_of(precision: str, step: Any, batches: Any, count: int, name: str) -> Program:
         advance = jax_peers.in_lockstep(step)
         some = slice(count)
         return peers.beforehand(
@@ -55,7 +55,7 @@ def dense(settings: Settings) -> Result:
 
     some = {n: min(n, rates.size) for n in ((256,) if settings.quick else (256, 1024))}
     candidates = {
-        (step, n): lanes_of("float64", step, masks[:, :n], n, name)
+        (step, n): stepper_of("float64", step, masks[:, :n], n, name)
         for name, step in _LOCKSTEP.items()
         for n in some.values()
         if step is jax_peers.dense_row_by_row or n <= 256  # what all rows at once take in memory
@@ -73,8 +73,8 @@ def dense(settings: Settings) -> Result:
                 jax_peers.dense_masked, model, arrays[p], rates[n], sizes[n], 1,
                 name=f"{peers.IDIOMATIC} ({at_once} replicas)",
             ),
-            lanes_of(p, step, masks[:, :count], count, all_rows),
-            lanes_of(p, jax_peers.dense_sorted, sorted_lanes, rates.size,
+            stepper_of(p, step, masks[:, :count], count, all_rows),
+            stepper_of(p, jax_peers.dense_sorted, sorted_replicas, rates.size,
                      "JAX by hand, replicas sorted by row (our algorithm)"),
         ]  # fmt: skip
     programs.append(peers.in_numpy(model, float(rates[0]), grid.batch_sizes.tolist()))
@@ -100,15 +100,15 @@ def dense(settings: Settings) -> Result:
 
     result = Result()
     note = (
-        f"{grid.describe()}: {rates.size} lanes, {our_steps} steps of ours per call; a "
+        f"{grid.describe()}: {rates.size} replicas, {our_steps} steps of ours per call; a "
         f"replica-step is one SGD step of one replica, {flops_of(sizes):.3g} useful "
         "operations (2 B P^2) on average. "
-        f"1000 steps of 24 x 12 x 16 lanes take ours {4608e3 / timings[0].rate.median:,.0f} s, "
+        f"1000 steps of 24 x 12 x 16 replicas take ours {4608e3 / timings[0].rate.median:,.0f} s, "
         "extrapolated. By hand, batches are drawn beforehand and their drawing is not counted. "
         f"The best per batch size: {how}."
     )
     result.compare(
-        f"Dense curvature, D = {N_DATA}, P = {N_PARAMS}, all lanes working",
+        f"Dense curvature, D = {N_DATA}, P = {N_PARAMS}, all replicas working",
         timings, note=note, flops=flops_of(sizes), peaks=peak | {"mixed": peak["float32"]},
     )  # fmt: skip
     shares = [t.over(peak[t.precision]).median for t in (of_float64, of_float32)]
@@ -122,11 +122,12 @@ def _batch_rows(
     """Return programs that take the batch's rows of Q, replica by replica, one per batch size."""
     # One replica at a time: together their rows would not fit into any cache.
     advance = jax_peers.replica_by_replica(jax_peers.dense_rows, jax_peers.given, 1)
-    lanes, steps = 16, 2
+    replicas, steps = 16, 2
     return [
         peers.beforehand(
             "rows of the batch, one replica at a time", advance, model, arrays[p],
-            np.full(lanes, rate), np.full(lanes, b), ours.drawn_rows(N_DATA, b, lanes, steps),
+            np.full(replicas, rate), np.full(replicas, b),
+            ours.drawn_rows(N_DATA, b, replicas, steps),
             steps,
         )
         for p in (_PRECISIONS[:1] if settings.quick else _PRECISIONS)
@@ -228,7 +229,7 @@ def single(settings: Settings) -> Result:
 
 
 def dense_skip(settings: Settings) -> Result:
-    """Time the cells of a phase diagram, where runs stop that need no more work."""
+    """Time the grid points of a phase diagram, where runs stop that need no more work."""
     model = dense_model()
     n_rates, n_sizes, replicas, steps = (12, 6, 8, 40) if settings.quick else (24, 12, 16, 200)
     sizes = np.unique(np.geomspace(1, N_DATA, n_sizes).round().astype(np.int64))
@@ -240,15 +241,15 @@ def dense_skip(settings: Settings) -> Result:
     def measured(precision: str) -> Program:
         keywords: Any = {} if precision == "float64" else {"precision": precision}
 
-        cells = Cells(at, b, qm.SGD(1.0, 1), steps, replicas, ours.SEED, **keywords)
+        points = GridPoints(at, b, qm.SGD(1.0, 1), steps, replicas, ours.SEED, **keywords)
 
         def run() -> None:
             with workers(settings.threads) as pool:
-                worked[precision] = measure_cells(model, cells, pool)
+                worked[precision] = measure_growth(model, points, pool)
 
         return Program(ours.NAME, precision, run, delivered)
 
-    offered = "precision" in inspect.signature(Cells).parameters
+    offered = "precision" in inspect.signature(GridPoints).parameters
     our = [measured(p) for p in (ours.precisions() if offered else ["float64"])]
     arrays = jax_peers.arrays_of(model, "float64")
     at_once = _most_at_once(model, arrays, np.resize(at, 512), np.resize(b, 512), settings)
@@ -267,17 +268,17 @@ def dense_skip(settings: Settings) -> Result:
     diverged = worked["float64"].fraction_diverged.mean()
     result = Result()
     result.compare(
-        "Work not done: the cells of a phase diagram of the same model",
+        "Work not done: the grid points of a phase diagram of the same model",
         timings,
-        unit="cells x replicas x steps/s",
+        unit="grid points x replicas x steps/s",
         note=f"{n_rates} learning rates around the edges, as qm.phase_diagram chooses them, x "
         f"{sizes.size} batch sizes x {replicas} replicas x {steps} steps. Counted is what the "
-        "cells stand for, not what was computed: those with B = D run once "
-        f"({started:.0%} of all lanes start), and runs that diverged stop "
+        "grid points stand for, not what was computed: those with B = D run once "
+        f"({started:.0%} of all replicas start), and runs that diverged stop "
         f"({diverged:.0%} did by the end; more do in longer runs).",
     )
     result.measures["dense-skip.idiomatic"] = timings[0].over(timings[-1])
-    # As if all lanes worked to the end, those of B = D once.
+    # As if all replicas worked to the end, those of B = D once.
     weight = np.where(sizes == N_DATA, 1 / replicas, 1.0)
     possible = peak.rates / flops_of(sizes * weight) / timings[-1].rates
     result.ceilings["dense-skip.idiomatic"] = (

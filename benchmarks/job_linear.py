@@ -20,7 +20,7 @@ def linear(settings: Settings) -> Result:
     n_data = 1000
     model = qm.Ensemble(n_data, 2 * n_data).sample(seed=0)
     grid = ours.stable_grid(model, *((6, 12, 8) if settings.quick else (24, 12, 16)))
-    rates, sizes = grid.lanes
+    rates, sizes = grid.per_replica
     arrays = {p: jax_peers.arrays_of(model, p) for p in _PRECISIONS}
     n = slice(min(256, rates.size))
     programs = [
@@ -61,7 +61,7 @@ def linear(settings: Settings) -> Result:
     flops = 2.0 * float(np.mean(sizes)) * n_data
     result = Result()
     result.compare(
-        f"Linear model, D = {n_data}, all lanes working",
+        f"Linear model, D = {n_data}, all replicas working",
         timings,
         flops=flops,
         note=f"{grid.describe()}; useful: 2 B D per replica-step, {flops:.3g} on average. Full "
@@ -73,8 +73,8 @@ def linear(settings: Settings) -> Result:
         result.measures[f"{key}.mixed"] = timings[1].over(rival)
         result.measures[f"{key}.once"] = timings[2].over(rival)
         possible = np.median(peak.rates / flops / rival.rates)
-        # Eight vectors of a column take ten loads, and a cycle two loads or two products; 256 lanes
-        # share what is read of the NTK, residuals are read twice and written.
+        # Eight vectors of a column take ten loads, and a cycle two loads or two products; 256
+        # replicas share what is read of the NTK, residuals are read twice and written.
         columns = 2.0 * grid.batch_sizes * n_data / (0.8 * peak.rate.median)
         products = 2.0 * n_data**2 / peak.rate.median
         moved = 8.0 * n_data * (n_data / 256 + 3) / cache.rate.median

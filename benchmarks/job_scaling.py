@@ -61,9 +61,9 @@ def _program(point: dict[str, int]) -> Any:
     curvature = 0.05 if "P" in point else None
     model = qm.Ensemble(point["D"], n_params, curvature=curvature).sample(seed=0)
     rate = ours.stable_grid(model, 1, 1, 1).learning_rates[0]
-    lanes = point["replicas"]
+    replicas = point["replicas"]
     # Calls of a few hundredths of a second, so that a pool of threads is no part of it.
     work = point["B"] * n_params**2 if "P" in point else point["B"] * point["D"]
-    steps = int(np.clip(1e9 / work / lanes, 1, 5000))
-    sizes = np.full(lanes, point["B"])
-    return ours.program(model, np.full(lanes, rate), sizes, steps, point["threads"])
+    steps = int(np.clip(1e9 / work / replicas, 1, 5000))
+    sizes = np.full(replicas, point["B"])
+    return ours.program(model, np.full(replicas, rate), sizes, steps, point["threads"])

@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from benchmarks.report import Result, Table, show
 from benchmarks.timing import Program, Settings, Spread, Timing, alternate
 
-# Edge of a large product; lanes that share a row of Q, and parameters, in the step of the grid.
+# Edge of a large product; replicas that share a row of Q, and parameters, in the step of the grid.
 SQUARE = 2048
 STEP = (250, 400)
 PRECISIONS = ("float64", "float32")
@@ -63,13 +63,13 @@ def square_product(precision: str, threads: int, size: int = SQUARE) -> Program:
 
 
 def step_product(precision: str, threads: int, repeats: int = 50) -> Program:
-    """Return products as a step takes them, points of some lanes times one row of Q, in operations.
+    """Return products as a step takes them, some replicas times one row of Q, in operations.
 
     Every thread has products of its own.
     """
-    lanes, n_params = STEP
+    replicas, n_params = STEP
     rng = np.random.default_rng(0)
-    points = rng.standard_normal((threads, lanes, n_params)).astype(precision)
+    points = rng.standard_normal((threads, replicas, n_params)).astype(precision)
     matrices = rng.standard_normal((8, n_params, n_params)).astype(precision)
     out = np.empty_like(points)
 
@@ -77,8 +77,8 @@ def step_product(precision: str, threads: int, repeats: int = 50) -> Program:
         for k in range(repeats):
             np.matmul(points[thread], matrices[k % len(matrices)], out=out[thread])
 
-    name = f"GEMM, {lanes} x {n_params} by {n_params} x {n_params}, {_threads(threads)}"
-    work = 2.0 * lanes * n_params**2 * repeats * threads
+    name = f"GEMM, {replicas} x {n_params} by {n_params} x {n_params}, {_threads(threads)}"
+    work = 2.0 * replicas * n_params**2 * repeats * threads
     return Program(name, precision, lambda: _in_threads(some, threads), work)
 
 

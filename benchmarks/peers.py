@@ -1,4 +1,4 @@
-"""Programs of JAX and NumPy on a model and a set of lanes, ready to be timed."""
+"""Programs of JAX and NumPy on a model and a set of replicas, ready to be timed."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def idiomatic(
         draw = jax.tree_util.Partial(jax_peers.draw_rows, model.n_data, rows)
     advance = jax_peers.replica_by_replica(step, draw)
     state = jax_peers.start_of(model, rates.size, precision)
-    scales, lane_sizes = jnp.asarray(rates / sizes, dtype=precision), jnp.asarray(sizes)
+    scales, replica_sizes = jnp.asarray(rates / sizes, dtype=precision), jnp.asarray(sizes)
     called = 0
 
     def run() -> None:
         nonlocal state, called
         called += 1
         source = jax_peers.keys(called, rates.size, steps)
-        state = advance(arrays, state, source, scales, lane_sizes).block_until_ready()
+        state = advance(arrays, state, source, scales, replica_sizes).block_until_ready()
 
     return Program(name, precision, run, float(rates.size * steps))
 

@@ -16,8 +16,8 @@ from quadmodel.optimizer import SAMPLING_SCHEMES
 # Constants of Philox4x32: J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC11).
 _MULTIPLIER_0 = np.uint64(0xD2511F53)
 _MULTIPLIER_1 = np.uint64(0xCD9E8D57)
-_WEYL_0 = np.uint32(0x9E3779B9)
-_WEYL_1 = np.uint32(0xBB67AE85)
+_WEYL_0 = np.uint64(0x9E3779B9)
+_WEYL_1 = np.uint64(0xBB67AE85)
 _HALF = np.uint64(32)
 
 WITHOUT_REPLACEMENT, WITH_REPLACEMENT, BERNOULLI = range(len(SAMPLING_SCHEMES))
@@ -25,7 +25,7 @@ WITHOUT_REPLACEMENT, WITH_REPLACEMENT, BERNOULLI = range(len(SAMPLING_SCHEMES))
 
 @njit(inline="always")
 def philox(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
-    """Return four random 32-bit words for a counter and a key."""
+    """Return four random words of 32 bits for a counter and a key."""
     for _ in range(10):
         p0 = _MULTIPLIER_0 * uint64(c0)
         p1 = _MULTIPLIER_1 * uint64(c2)
@@ -35,8 +35,8 @@ def philox(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
             uint32(uint32(p0 >> _HALF) ^ c3 ^ k1),
             uint32(p0),
         )
-        k0 = uint32(k0 + _WEYL_0)
-        k1 = uint32(k1 + _WEYL_1)
+        k0 = uint32(uint64(k0) + _WEYL_0)
+        k1 = uint32(uint64(k1) + _WEYL_1)
     return c0, c1, c2, c3
 
 
@@ -46,8 +46,8 @@ def draw_batch(seed, model, replica, step, scheme, n_data, batch_size, order, sw
 
     `order` must hold 0..n_data-1 on entry and does so again on return: what the swaps of the
     partial Fisher-Yates shuffle moved is put back, so that the next batch does not depend on this
-    one. `swaps`, of length n_data, is written to. A word x picks one of n as (x n) >> 32, which
-    favours some by less than n / 2^32.
+    one. `swaps`, of length n_data, is written to: random words, then the places that are swapped. A
+    random word x picks one of n as (x n) >> 32, which favours some by less than n / 2^32.
     """
     if scheme == WITHOUT_REPLACEMENT and batch_size == n_data:
         for i in range(n_data):
@@ -55,13 +55,13 @@ def draw_batch(seed, model, replica, step, scheme, n_data, batch_size, order, sw
         return n_data
     if scheme == BERNOULLI:
         threshold = (np.int64(batch_size) << 32) // n_data
-        _write_words(seed, model, replica, step, n_data, swaps)
+        _write_random_words(seed, model, replica, step, n_data, swaps)
         count = 0
         for i in range(n_data):
             batch[count] = i
             count += swaps[i] < threshold
         return count
-    _write_words(seed, model, replica, step, batch_size, swaps)
+    _write_random_words(seed, model, replica, step, batch_size, swaps)
     if scheme == WITH_REPLACEMENT:
         for i in range(batch_size):
             batch[i] = (swaps[i] * n_data) >> 32
@@ -77,21 +77,21 @@ def draw_batch(seed, model, replica, step, scheme, n_data, batch_size, order, sw
 
 
 @njit(cache=True, nogil=True)
-def _write_words(seed, model, replica, step, count, words):  # type: ignore[no-untyped-def]
-    """Write the first words of a (seed, model, replica, step); several blocks at once."""
+def _write_random_words(seed, model, replica, step, count, out):  # type: ignore[no-untyped-def]
+    """Write the first random words of a (seed, model, replica, step); several blocks at once."""
     k0, k1 = uint32(seed), uint32(seed >> _HALF)
     c1, c2, c3 = uint32(step), uint32(replica), uint32(model)
     for block in range(count // 4):
         w0, w1, w2, w3 = philox(uint32(block), c1, c2, c3, k0, k1)
-        words[4 * block] = w0
-        words[4 * block + 1] = w1
-        words[4 * block + 2] = w2
-        words[4 * block + 3] = w3
+        out[4 * block] = w0
+        out[4 * block + 1] = w1
+        out[4 * block + 2] = w2
+        out[4 * block + 3] = w3
     if count % 4:
         block = count // 4
         last = philox(uint32(block), c1, c2, c3, k0, k1)
         for k in range(count % 4):
-            words[4 * block + k] = last[k]
+            out[4 * block + k] = last[k]
 
 
 def batch_indices(

@@ -19,6 +19,7 @@ AXES = ("seed", "model", "replica", "step")
 FAMILY_WISE_ERROR = 1e-6  # of each of the statistical tests, over all its cases together
 
 # Random123, kat_vectors: counter, key, result of philox4x32 with 10 rounds.
+pytestmark = pytest.mark.kernels
 KNOWN_ANSWERS = [
     ([0] * 4, [0] * 2, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
     ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
@@ -30,15 +31,15 @@ KNOWN_ANSWERS = [
 ]
 
 
-@pytest.mark.parametrize(("counter", "key", "words"), KNOWN_ANSWERS)
-def test_philox_known_answers(counter, key, words):
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
+def test_philox_known_answers(counter, key, expected):
     found = philox(*np.array(counter, np.uint32), *np.array(key, np.uint32))
-    assert " ".join(f"{int(word):08x}" for word in found) == words
+    assert " ".join(f"{int(word):08x}" for word in found) == expected
 
 
 def test_seed_is_key_and_the_rest_is_counter():
     seed, model, replica, step, n_data = 0xA4093822_13198A2E, 2**32 - 3, 7, 2**31 + 5, 1000
-    words = [
+    random_words = [
         int(word)
         for block in range(3)
         for word in philox(
@@ -48,13 +49,13 @@ def test_seed_is_key_and_the_rest_is_counter():
     ]
     where = {"seed": seed, "model": model, "replica": replica, "step": step}
     drawn = batch_indices(n_data, 10, sampling="with_replacement", **where)
-    assert drawn.tolist() == [word * n_data >> 32 for word in words[:10]]
+    assert drawn.tolist() == [word * n_data >> 32 for word in random_words[:10]]
     shuffled = list(range(n_data))
-    for i, word in enumerate(words[:10]):  # Fisher-Yates from the front
+    for i, word in enumerate(random_words[:10]):  # Fisher-Yates from the front
         j = i + (word * (n_data - i) >> 32)
         shuffled[i], shuffled[j] = shuffled[j], shuffled[i]
     assert batch_indices(n_data, 10, **where).tolist() == shuffled[:10]
-    chosen = [i for i, word in enumerate(words[:12]) if word < 2**32 * 5 // 12]
+    chosen = [i for i, word in enumerate(random_words[:12]) if word < 2**32 * 5 // 12]
     assert batch_indices(12, 5, sampling="bernoulli", **where).tolist() == chosen
 
 
@@ -162,11 +163,11 @@ def inclusion_scores(rows, n_data, batch_size, sampling):
     """Return z-scores of the inclusion frequencies of all points and of all pairs."""
     drawn = enumeration.batches(n_data, batch_size, sampling)
     probability = np.array([p for p, _ in drawn])
-    there = np.array([w > 0 for _, w in drawn])
+    included = np.array([w > 0 for _, w in drawn])
     pairs = [(i, i) for i in range(n_data)] + list(itertools.combinations(range(n_data), 2))
     scores = []
     for i, j in pairs:
-        p = probability[there[:, i] & there[:, j]].sum()
+        p = probability[included[:, i] & included[:, j]].sum()
         seen = ((rows[:, i] > 0) & (rows[:, j] > 0)).mean()
         scores.append((seen - p) / np.sqrt(p * (1 - p) / len(rows)))
     return np.array(scores)

@@ -19,13 +19,13 @@ def timed(name, rates, precision="float64", compiling=0.5):
 
 
 def naive_states(checks, ours, kind, batch_size):
-    """Return final states of plain loops on the batches that the lanes draw."""
+    """Return final states of plain loops on the batches that the replicas draw."""
     model = checks.small_model(kind)
     states = []
-    rates, sizes = checks.small_lanes(batch_size)
-    for lane, (rate, size) in enumerate(zip(rates.tolist(), sizes.tolist(), strict=True)):
+    rates, sizes = checks.small_replicas(batch_size)
+    for replica, (rate, size) in enumerate(zip(rates.tolist(), sizes.tolist(), strict=True)):
         drawn = [
-            batch_indices(model.n_data, size, seed=ours.SEED, replica=lane, step=t).tolist()
+            batch_indices(model.n_data, size, seed=ours.SEED, replica=replica, step=t).tolist()
             for t in range(checks.STEPS)
         ]
         if kind == "linear":
@@ -71,9 +71,9 @@ def test_a_wrong_peer_is_caught(monkeypatch):
     pytest.importorskip("jax")
     from benchmarks import checks, jax_peers
 
-    peers, right = checks.peers, jax_peers.lanes_by_row
+    peers, right = checks.peers, jax_peers.replicas_by_row
     monkeypatch.setattr(checks, "peers", lambda kind: [p for p in peers(kind) if "sorted" in p[0]])
-    monkeypatch.setattr(jax_peers, "lanes_by_row", lambda masks: right(masks[:, ::-1]))
+    monkeypatch.setattr(jax_peers, "replicas_by_row", lambda masks: right(masks[:, ::-1]))
     monkeypatch.setattr(checks, "KINDS", ("dense",))
     with pytest.raises(RuntimeError, match="dense: JAX, lockstep, sorted in float64 is off by"):
         checks.check_all()
@@ -95,12 +95,12 @@ def test_batches_drawn_by_jax_follow_the_law():
             assert np.abs(found - chance).max() < 5 * (chance * (1 - chance) / draws) ** 0.5
 
 
-def test_lanes_by_row():
+def test_replicas_by_row():
     pytest.importorskip("jax")
-    from benchmarks.jax_peers import lanes_by_row
+    from benchmarks.jax_peers import replicas_by_row
 
     masks = np.array([[[1, 1, 0], [0, 1, 0]]], dtype=bool)
-    assert lanes_by_row(masks).tolist() == [[[0, 2], [0, 1], [2, 2]]]
+    assert replicas_by_row(masks).tolist() == [[[0, 2], [0, 1], [2, 2]]]
 
 
 def test_drawn_beforehand_are_the_batches_of_ours():
@@ -109,17 +109,17 @@ def test_drawn_beforehand_are_the_batches_of_ours():
     rows = ours.drawn_rows(7, 3, 2, 4)
     masks = ours.drawn_masks(7, np.array([3, 3]), 4)
     assert rows.shape == (2, 4, 3)
-    for t, lane in np.ndindex(4, 2):
-        batch = batch_indices(7, 3, seed=ours.SEED, replica=lane, step=t)
-        assert rows[lane, t].tolist() == batch.tolist()
-        assert np.flatnonzero(masks[t, lane]).tolist() == sorted(batch.tolist())
+    for t, replica in np.ndindex(4, 2):
+        batch = batch_indices(7, 3, seed=ours.SEED, replica=replica, step=t)
+        assert rows[replica, t].tolist() == batch.tolist()
+        assert np.flatnonzero(masks[t, replica]).tolist() == sorted(batch.tolist())
 
 
-def test_grid_lists_its_lanes_replica_by_replica():
+def test_grid_lists_first_replicas_first():
     from benchmarks.ours import Grid
 
     grid = Grid(np.array([0.1, 0.2]), np.array([1, 4]), 2)
-    rates, sizes = grid.lanes
+    rates, sizes = grid.per_replica
     assert rates.tolist() == [0.1, 0.1, 0.2, 0.2] * 2
     assert sizes.tolist() == [1, 4] * 4
     assert len(grid) == 8

@@ -175,7 +175,10 @@ def test_memory_is_checked_before_anything_is_drawn(monkeypatch):
             r"^eigenvalues must be asked of a law with a density",
         ),
         (lambda: Ensemble(3, 4, eigenvectors=np.eye(3)), r"^eigenvectors must be an Eigenvector"),
-        (lambda: Ensemble(3, 4, curvature=-0.1), r"^curvature must be a finite number >= 0, got -0.1"),
+        (
+            lambda: Ensemble(3, 4, curvature=-0.1),
+            r"^curvature must be a finite number >= 0, got -0.1",
+        ),
         (lambda: Ensemble(3, 4, curvature="big"), r"^curvature must be None, a number or a Curv"),
         (lambda: Ensemble(3, 4, curvature=KroneckerCurvature(np.eye(4))), r"^data_covariance must"),
         (lambda: Ensemble(3, 4, residual=None), r"^residual must be a number or a ResidualLaw"),

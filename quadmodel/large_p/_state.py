@@ -10,7 +10,7 @@ from quadmodel._util.checks import FloatArray, IntArray
 from quadmodel.large_p import _kernel
 from quadmodel.large_p._system import System
 from quadmodel.optimizer import SAMPLING_SCHEMES, SGD
-from quadmodel.simulation._replicas import DIVERGENCE_LIMIT
+from quadmodel.simulation._stepper import DIVERGENCE_LIMIT
 
 
 @dataclass

@@ -27,7 +27,7 @@ from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
 from quadmodel.simulation import growth as runs
 from quadmodel.simulation._replicas import groups
-from quadmodel.simulation.growth import Cells, Measurement
+from quadmodel.simulation.growth import GridPoints, Measurement
 
 # Pieces of work, at most; a thread holds the coefficients of one run at a time.
 _PIECES = 4096
@@ -98,8 +98,8 @@ def check_runs(system: System, sgd: SGD, n_runs: int, threads: int | None) -> No
     check_memory("the large-P limit", need + 8.0 * n_runs * (4 * runs.WINDOWS + 8))
 
 
-def measure_cells_in_limit(
-    system: System, cells: Cells, pool: Workers, *, what: str = "cells", show: bool = False
+def measure_growth_in_limit(
+    system: System, points: GridPoints, pool: Workers, *, what: str = "points", show: bool = False
 ) -> Measurement:
     r"""Run every grid point in the large-P limit and measure how its loss grows.
 
@@ -107,7 +107,7 @@ def measure_cells_in_limit(
     ----------
     system : System
         What drives all grid points.
-    cells : Cells
+    points : GridPoints
         Learning rates, batch sizes, number of steps and replicas.
     pool : Workers
         Threads.
@@ -120,7 +120,7 @@ def measure_cells_in_limit(
     -------
     Measurement
         Arrays of shape (grid points,): growth, divergence and final losses by the rules for a
-        quadratic model of :func:`quadmodel.simulation.growth.measure_cells`, from runs with its
+        quadratic model of :func:`quadmodel.simulation.growth.measure_growth`, from runs with its
         batches.
 
     Notes
@@ -135,32 +135,32 @@ def measure_cells_in_limit(
     """
     n_data = len(system.residual)
     # Replica by replica, so that every piece of work holds all kinds of grid points.
-    point = np.tile(np.arange(len(cells)), cells.replicas)
-    row = np.repeat(np.arange(cells.replicas), len(cells))
-    kept = (row == 0) | ~cells.deterministic(n_data)[point]
+    point = np.tile(np.arange(len(points)), points.replicas)
+    row = np.repeat(np.arange(points.replicas), len(points))
+    kept = (row == 0) | ~points.deterministic(n_data)[point]
     point, row = point[kept], row[kept]
-    number = cells.first_replica + point * cells.replicas + row
-    recorded = np.linspace(0, cells.steps, runs.WINDOWS + 1).astype(np.int64)
+    number = points.first_replica + point * points.replicas + row
+    recorded = np.linspace(0, points.steps, runs.WINDOWS + 1).astype(np.int64)
     losses, diverged_at = np.empty((point.size, recorded.size)), np.empty(point.size, np.int64)
     pieces = groups(point.size, -(-point.size // _PIECES), at_least=1)
-    total, lock = point.size * cells.steps, Lock()
+    total, lock = point.size * points.steps, Lock()
     with progress_bar(total, what=what, show=show) as bar:
 
         def follow(piece: slice) -> None:
             for n in range(*piece.indices(point.size)):
                 sgd = replace(
-                    cells.sgd,
-                    learning_rate=float(cells.learning_rate[point[n]]),
-                    batch_size=int(cells.batch_size[point[n]]),
+                    points.sgd,
+                    learning_rate=float(points.learning_rate[point[n]]),
+                    batch_size=int(points.batch_size[point[n]]),
                 )
-                losses[n], diverged_at[n] = _follow(system, sgd, number[n], recorded, cells.seed)
+                losses[n], diverged_at[n] = _follow(system, sgd, number[n], recorded, points.seed)
                 with lock:
-                    bar.update(cells.steps)
+                    bar.update(points.steps)
 
         pool.map(follow, pieces)
     # Back to grid points x replicas; the one run of a deterministic grid point stands for all.
-    loss = np.repeat(losses[: len(cells), None], cells.replicas, axis=1)
-    diverged = np.repeat(diverged_at[: len(cells), None], cells.replicas, axis=1)
+    loss = np.repeat(losses[: len(points), None], points.replicas, axis=1)
+    diverged = np.repeat(diverged_at[: len(points), None], points.replicas, axis=1)
     loss[point, row], diverged[point, row] = losses, diverged_at
     mean, typical = runs.growth_of_runs(loss, diverged, recorded)
     ended = loss[:, :, -1]

@@ -1,6 +1,7 @@
-"""What measuring is made of: work in parts, passes over the curvature, NTKs of some lanes.
+"""What measuring is made of: work in parts, passes over the curvature, NTKs of some replicas.
 
-How sums are cut into parts depends on the model and the number of lanes, never on that of threads.
+How sums are cut into parts depends on the model and the number of replicas, never on that of
+threads.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from quadmodel.simulation._kernels.measurement import symmetric_products
 
 # Batches that one value of the batch sharpness is averaged over.
 SAMPLED_BATCHES = 32
-# As many lanes are measured together as fit into this, but 8 at least: they share passes over Q.
+# As many replicas are measured together as fit into so many bytes, but 8 at least: they share
+# passes over the curvature.
 _BLOCK_BYTES = 2.0**26
 # Work is cut into at most 16 parts of at least this many multiplications, about a millisecond.
 _PART = 2.0**22
@@ -32,7 +34,7 @@ PRODUCTS = 64
 
 
 @dataclass
-class Gauge:
+class MeasurementContext:
     """What all measurements of one simulation share."""
 
     model: QuadraticModel
@@ -42,22 +44,22 @@ class Gauge:
     pool: Workers
 
     def in_parts(self, work: Callable[[slice], Any], n: int, cost: float) -> list[Any]:
-        """Do `work` on slices of n things of that many multiplications each; results in order.
+        """Do `work` on slices of n items, of `cost` multiplications each; results in order.
 
-        Work must not come here again: it would wait for threads that wait for it.
+        Not re-entrant: nested calls deadlock, waiting for threads that wait for them.
         """
         parts = cut(n, int(min(n, 16, 1 + n * cost / _PART)))
         return self.pool.map(work, parts) if len(parts) > 1 else [work(part) for part in parts]
 
 
 def cut(n: int, parts: int) -> list[slice]:
-    """Cut n things into slices as even as possible."""
+    """Cut n items into slices as even as possible."""
     edges = [n * k // parts for k in range(parts + 1)] if n else []
     return [slice(first, last) for first, last in itertools.pairwise(edges)]
 
 
-def lanes_together(model: QuadraticModel) -> int:
-    """Return how many lanes are measured together; whatever is measured of them."""
+def replicas_together(model: QuadraticModel) -> int:
+    """Return how many replicas are measured together, whatever the observables."""
     numbers = 4 * SAMPLED_BATCHES * model.n_data
     if model.curvature is not None:
         numbers += model.n_data * (model.n_params + 3 * model.n_data)
@@ -69,22 +71,22 @@ def lanes_together(model: QuadraticModel) -> int:
 def bytes_needed(model: QuadraticModel, replicas: int, names: Sequence[str]) -> float:
     """Return the memory that measuring takes, beside that of states and records."""
     n_data, n_params = model.n_data, model.n_params
-    per_lane, once = 2.0 * n_data, 4.0 * n_data**2
+    per_replica, once = 2.0 * n_data, 4.0 * n_data**2
     if "batch_sharpness" in names:
-        per_lane += SAMPLED_BATCHES * (4 * n_data + 2 * n_params)
+        per_replica += SAMPLED_BATCHES * (4 * n_data + 2 * n_params)
     if "noise_kernel_norm_exact" in names:
         once += 16 * 3 * n_data**2
     if model.curvature is not None:
-        per_lane += n_data * (n_params + 3 * n_data)
+        per_replica += n_data * (n_params + 3 * n_data)
         if {"hessian_largest_eigenvalue", "gradient_noise_interaction"} & set(names):
             once += 16 * n_params * (PRODUCTS + 2 * n_data)
-            per_lane += n_params**2 if isinstance(model.curvature, np.ndarray) else 0
-    return 8.0 * (min(lanes_together(model), replicas) * per_lane + once)
+            per_replica += n_params**2 if isinstance(model.curvature, np.ndarray) else 0
+    return 8.0 * (min(replicas_together(model), replicas) * per_replica + once)
 
 
-def jacobians(gauge: Gauge, theta: FloatArray) -> FloatArray:
-    r"""Return :math:`J_0 + Q(\theta,\cdot)`, shape (lanes, n_data, n_params)."""
-    model, n = gauge.model, len(theta)
+def jacobians(context: MeasurementContext, theta: FloatArray) -> FloatArray:
+    r"""Return :math:`J_0 + Q(\theta,\cdot)`, shape (replicas, n_data, n_params)."""
+    model, n = context.model, len(theta)
     result = np.empty((n, model.n_data, model.n_params))
 
     def work(points: slice) -> None:
@@ -100,31 +102,38 @@ def jacobians(gauge: Gauge, theta: FloatArray) -> FloatArray:
                     result[:, a] = theta @ model.curvature[a]
         result[:, points] += model.jacobian[points]
 
-    gauge.in_parts(work, model.n_data, n * _cost_of_a_point(model))
+    context.in_parts(work, model.n_data, n * _cost_of_a_point(model))
     return result
 
 
-def contraction(gauge: Gauge, residual: FloatArray) -> Callable[[int, FloatArray], FloatArray]:
-    r"""Return the product of a lane's :math:`\sum_az_aQ_a` with x, (n_params,) or (n_params, k)."""
-    model, n = gauge.model, len(residual)
+def contraction(
+    context: MeasurementContext, residual: FloatArray
+) -> Callable[[int, FloatArray], FloatArray]:
+    r"""Return the map (a, x) to the product of replica a's :math:`\sum_iz_iQ_i` with x.
+
+    x has shape (n_params,) or (n_params, k).
+    """
+    model, n = context.model, len(residual)
     if isinstance(model.curvature, LowRankCurvature):
         u = model.curvature.vectors.reshape(-1, model.n_params)
         weight = (residual[:, :, None] * model.curvature.coefficients).reshape(n, -1)
-        return lambda lane, x: u.T @ (weight[lane].reshape(-1, *[1] * (x.ndim - 1)) * (u @ x))
+        return lambda a, x: u.T @ (weight[a].reshape(-1, *[1] * (x.ndim - 1)) * (u @ x))
     flat = np.reshape(model.curvature, (model.n_data, -1))  # type: ignore[arg-type]
     total = np.empty((n, flat.shape[1]))
 
     def work(entries: slice) -> None:
         total[:, entries] = residual @ flat[:, entries]
 
-    gauge.in_parts(work, flat.shape[1], n * model.n_data)
+    context.in_parts(work, flat.shape[1], n * model.n_data)
     matrices = total.reshape(n, model.n_params, model.n_params)
-    return lambda lane, x: matrices[lane] @ x
+    return lambda a, x: matrices[a] @ x
 
 
-def batch_forms(gauge: Gauge, factor: FloatArray, direction: FloatArray) -> FloatArray:
+def batch_forms(
+    context: MeasurementContext, factor: FloatArray, direction: FloatArray
+) -> FloatArray:
     r"""Return :math:`\sum_af_aQ_a(g,g)` for rows f of `factor` and g of `direction`."""
-    model = gauge.model
+    model = context.model
 
     def work(points: slice) -> FloatArray:
         total = np.zeros(len(factor))
@@ -140,7 +149,7 @@ def batch_forms(gauge: Gauge, factor: FloatArray, direction: FloatArray) -> Floa
         return total
 
     used = np.count_nonzero(factor) / model.n_data
-    parts = gauge.in_parts(work, model.n_data, used * _cost_of_a_point(model))
+    parts = context.in_parts(work, model.n_data, used * _cost_of_a_point(model))
     return np.asarray(sum(parts))
 
 
@@ -152,30 +161,30 @@ def _cost_of_a_point(model: QuadraticModel) -> float:
     return float(width * model.n_params)
 
 
-class Kernel:
-    """NTKs from Jacobians of shape (lanes, n_data, any), and what follows from them alone."""
+class NTKs:
+    """NTKs from Jacobians of shape (replicas, n_data, any), and what follows from them alone."""
 
-    def __init__(self, gauge: Gauge, jacobian: FloatArray) -> None:
-        """Keep the Jacobians; everything else waits until it is asked for."""
-        self._gauge, self.jacobian = gauge, jacobian
+    def __init__(self, context: MeasurementContext, jacobian: FloatArray) -> None:
+        """Keep the Jacobians; everything else is computed when it is asked for."""
+        self._context, self.jacobian = context, jacobian
 
     @cached_property
     def ntk(self) -> FloatArray:
-        """NTKs, shape (lanes, n_data, n_data)."""
+        """NTKs, shape (replicas, n_data, n_data)."""
         n, n_data, _ = self.jacobian.shape
 
         def work(part: slice) -> FloatArray:
             jacobian = self.jacobian[part]
             return np.asarray(jacobian @ jacobian.transpose(0, 2, 1) / n_data)
 
-        return np.concatenate(self._gauge.in_parts(work, n, n_data * self.jacobian[0].size))
+        return np.concatenate(self._context.in_parts(work, n, n_data * self.jacobian[0].size))
 
     @cached_property
     def eigenvalues(self) -> FloatArray:
-        """Eigenvalues, descending, shape (lanes, n_data)."""
+        """Eigenvalues, descending, shape (replicas, n_data)."""
         ntk = self.ntk
         cost = 2 * ntk.shape[1] ** 3
-        parts = self._gauge.in_parts(lambda p: np.linalg.eigvalsh(ntk[p]), len(ntk), cost)
+        parts = self._context.in_parts(lambda p: np.linalg.eigvalsh(ntk[p]), len(ntk), cost)
         return _clean(np.concatenate(parts)[:, ::-1])
 
     @cached_property
@@ -183,42 +192,42 @@ class Kernel:
         """Eigenvalues, and eigenvectors in columns."""
         ntk = self.ntk
         cost = 4 * ntk.shape[1] ** 3
-        parts = self._gauge.in_parts(lambda p: np.linalg.eigh(ntk[p]), len(ntk), cost)
+        parts = self._context.in_parts(lambda p: np.linalg.eigh(ntk[p]), len(ntk), cost)
         values, vectors = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return _clean(values[:, ::-1]), vectors[:, :, ::-1]
 
     @cached_property
     def norms(self) -> tuple[FloatArray, FloatArray]:
-        """Noise kernel norms, in high dimension and at finite size."""
-        sgd, lam = self._gauge.sgd, self.eigenvalues
+        """Noise kernel norms: "paper" and "finite"."""
+        sgd, lam = self._context.sgd, self.eigenvalues
         rate, size = (np.full(len(lam), float(x)) for x in (sgd.learning_rate, sgd.batch_size))
         return observables.noise_kernel_norms(lam, rate, size, sgd)
 
     @cached_property
     def exact_norm(self) -> FloatArray:
-        """Exact noise kernel norms."""
+        """Noise kernel norms: "exact"."""
         values, vectors = self.eigensystem
 
         def work(part: slice) -> list[float]:
             return [
-                observables.exact_noise_kernel_norm(lam, v, self._gauge.sgd)
+                observables.exact_noise_kernel_norm(lam, v, self._context.sgd)
                 for lam, v in zip(values[part], vectors[part], strict=True)
             ]
 
         cost = 40 * values.shape[1] ** 3
-        return np.concatenate(self._gauge.in_parts(work, len(values), cost))
+        return np.concatenate(self._context.in_parts(work, len(values), cost))
 
 
-class SteadyKernel(Kernel):
-    """The NTK of a linear model: one for all lanes and times.
+class ConstantNTK(NTKs):
+    """The NTK of a linear model: one for all replicas and steps.
 
-    In function space any Jacobian with that NTK will do; this one is square.
+    In function space any Jacobian with that NTK gives the same results; this one is square.
     """
 
-    def __init__(self, gauge: Gauge) -> None:
+    def __init__(self, context: MeasurementContext) -> None:
         """Take the eigenvalues and eigenvectors from the model."""
-        values, vectors = gauge.model.eigensystem
-        super().__init__(gauge, (vectors * np.sqrt(len(values) * values))[None])
+        values, vectors = context.model.eigensystem
+        super().__init__(context, (vectors * np.sqrt(len(values) * values))[None])
         self.eigenvalues = values[None]
         self.eigensystem = values[None], vectors[None]
 

@@ -1,4 +1,4 @@
-"""Snapshots of running lanes: every observable is an attribute, computed when it is asked for."""
+"""Snapshots of running replicas: observables are attributes, computed when they are asked for."""
 
 from __future__ import annotations
 
@@ -15,102 +15,107 @@ from quadmodel.simulation._kernels.measurement import draw_weights
 from quadmodel.simulation._measurement import (
     PRODUCTS,
     SAMPLED_BATCHES,
-    Gauge,
-    Kernel,
-    SteadyKernel,
+    ConstantNTK,
+    MeasurementContext,
+    NTKs,
     batch_forms,
     contraction,
     cut,
     jacobians,
-    lanes_together,
+    replicas_together,
 )
-from quadmodel.simulation._replicas import Lanes
+from quadmodel.simulation._replicas import Replicas
 
 
 class Snapshots:
-    """Takes snapshots of all lanes, a few at a time."""
+    """Takes snapshots of all replicas, a few at a time."""
 
-    def __init__(self, gauge: Gauge) -> None:
-        """Keep what they share: all of the NTK, where the model is linear."""
-        self._gauge = gauge
-        self._steady = SteadyKernel(gauge) if gauge.model.curvature is None else None
+    def __init__(self, context: MeasurementContext) -> None:
+        """Keep what all snapshots share: the NTK itself, where the model is linear."""
+        self._context = context
+        self._constant = ConstantNTK(context) if context.model.curvature is None else None
 
-    def take(self, lanes: Lanes, step: int) -> Iterator[tuple[IntArray, Snapshot]]:
-        """Yield snapshots of the lanes that have not diverged, with the numbers of these."""
-        alive = np.flatnonzero(lanes.alive)
-        for part in cut(alive.size, -(-alive.size // lanes_together(self._gauge.model))):
+    def take(self, replicas: Replicas, step: int) -> Iterator[tuple[IntArray, Snapshot]]:
+        """Yield snapshots of the replicas that have not diverged, with the rows of these."""
+        alive = np.flatnonzero(replicas.alive)
+        for part in cut(alive.size, -(-alive.size // replicas_together(self._context.model))):
             rows = alive[part]
-            view = self._gauge, lanes.state[rows], lanes.replica[rows], step
-            if self._steady is None:
+            view = self._context, replicas.state[rows], replicas.number[rows], step
+            if self._constant is None:
                 yield rows, _QuadraticSnapshot(*view)
             else:
-                yield rows, _LinearSnapshot(*view, self._steady)
+                yield rows, _LinearSnapshot(*view, self._constant)
 
 
 class Snapshot:
-    """Some lanes at one step; arrays have shape (lanes,), or (1,) where lanes are alike."""
+    """Some replicas at one step; arrays have shape (replicas,), or (1,) where all are alike."""
 
     def __init__(
-        self, gauge: Gauge, residual: FloatArray, kernel: Kernel, replica: IntArray, step: int
+        self,
+        context: MeasurementContext,
+        residual: FloatArray,
+        ntks: NTKs,
+        number: IntArray,
+        step: int,
     ) -> None:
         """Keep what everything is computed from."""
-        self._gauge, self._residual, self._kernel = gauge, residual, kernel
-        self._replica, self._step = replica, step
+        self._context, self._residual, self._ntks = context, residual, ntks
+        self._number, self._step = number, step
 
     @property
     def loss(self) -> FloatArray:
         """Mean squared residual over two."""
-        return _squared(self._residual) / (2 * self._gauge.model.n_data)
+        return _squared(self._residual) / (2 * self._context.model.n_data)
 
     @cached_property
     def _projection(self) -> FloatArray:
         """Residuals along the eigenvectors of the initial NTK."""
-        residual, vectors = self._residual, self._gauge.model.eigensystem[1]
-        parts = self._gauge.in_parts(lambda p: residual[p] @ vectors, len(residual), vectors.size)
+        residual, vectors = self._residual, self._context.model.eigensystem[1]
+        parts = self._context.in_parts(lambda p: residual[p] @ vectors, len(residual), vectors.size)
         return np.concatenate(parts)
 
     def mode_energy_moments(self) -> tuple[FloatArray, FloatArray, int]:
-        """Return sum, scatter about the mean and number of the lanes' mode energies."""
-        energy = self._projection**2
-        total = energy.sum(axis=0)
+        """Return sum, scatter about the mean and number of the replicas' squared projections."""
+        squared = self._projection**2
+        total = squared.sum(axis=0)
         with np.errstate(over="ignore"):  # a run on its way to divergence
-            scatter = ((energy - total / len(energy)) ** 2).sum(axis=0)
-        return total, scatter, len(energy)
+            scatter = ((squared - total / len(squared)) ** 2).sum(axis=0)
+        return total, scatter, len(squared)
 
     @property
     def ntk_eigenvalue(self) -> FloatArray:
         """All NTK eigenvalues, in descending order along a last axis."""
-        return self._kernel.eigenvalues
+        return self._ntks.eigenvalues
 
     @property
     def ntk_largest_eigenvalue(self) -> FloatArray:
         """Largest NTK eigenvalue."""
-        return self._kernel.eigenvalues[:, 0]
+        return self._ntks.eigenvalues[:, 0]
 
     @property
     def ntk_trace(self) -> FloatArray:
         """Sum of the NTK eigenvalues."""
-        return np.asarray(self._kernel.eigenvalues.sum(axis=1))
+        return np.asarray(self._ntks.eigenvalues.sum(axis=1))
 
     @property
     def noise_kernel_norm(self) -> FloatArray:
-        """Noise kernel norm, in high dimension."""
-        return self._kernel.norms[0]
+        """Noise kernel norm, "paper"."""
+        return self._ntks.norms[0]
 
     @property
     def noise_kernel_norm_finite(self) -> FloatArray:
-        """Noise kernel norm, at finite size."""
-        return self._kernel.norms[1]
+        """Noise kernel norm, "finite"."""
+        return self._ntks.norms[1]
 
     @property
     def noise_kernel_norm_exact(self) -> FloatArray:
-        """Noise kernel norm, exact."""
-        return self._kernel.exact_norm
+        """Noise kernel norm, "exact"."""
+        return self._ntks.exact_norm
 
     @property
     def hessian_largest_eigenvalue(self) -> FloatArray:
-        """Largest eigenvalue of the Hessian of the loss; here without curvature."""
-        return self._kernel.eigenvalues[:, 0]
+        """Largest eigenvalue of the Hessian of the loss; without curvature that of the NTK."""
+        return self._ntks.eigenvalues[:, 0]
 
     @cached_property
     def _direction(self) -> FloatArray:
@@ -121,7 +126,7 @@ class Snapshot:
     @property
     def residual_overlap(self) -> FloatArray:
         """Share of the squared residual along the top eigenvector of the present NTK."""
-        top = self._kernel.eigensystem[1][:, :, :1]
+        top = self._ntks.eigensystem[1][:, :, :1]
         along = np.matmul(self._direction[:, None], top)[:, 0, 0]
         return np.asarray(along**2 / _squared(self._direction))
 
@@ -131,9 +136,9 @@ class Snapshot:
 
         Exact, from the moments of the batch weights: E w_a w_b = 1 + mutual, E w_a^2 = 1 + own.
         """
-        sgd, n_data = self._gauge.sgd, self._gauge.model.n_data
+        sgd, n_data = self._context.sgd, self._context.model.n_data
         own, mutual = observables.weight_moments(sgd.sampling, n_data, float(sgd.batch_size))
-        z, jacobian, ntk = self._direction, self._kernel.jacobian, self._kernel.ntk
+        z, jacobian, ntk = self._direction, self._ntks.jacobian, self._ntks.ntk
         gradient = np.matmul(z[:, None], jacobian)[:, 0] / n_data
         full = _squared(np.matmul(jacobian, gradient[:, :, None])[:, :, 0])
         single = np.einsum("nab,nab->na", ntk, ntk)
@@ -148,17 +153,17 @@ class Snapshot:
     def batch_sharpness(self) -> FloatArray:
         """Mean of g H g / g g over sampled batches, with gradient and Hessian of the batch."""
         n, n_data = self._residual.shape
-        weights, direction, jacobian = self._weights(), self._direction, self._kernel.jacobian
+        weights, direction, jacobian = self._weights(), self._direction, self._ntks.jacobian
         gradient = np.empty((*weights.shape[:2], jacobian.shape[2]))
         form = np.empty(weights.shape[:2])
 
         def work(part: slice) -> None:
             some = jacobian if len(jacobian) == 1 else jacobian[part]
             gradient[part] = (weights[part] * direction[part, None]) @ some / n_data
-            pushed = gradient[part] @ some.transpose(0, 2, 1)
-            form[part] = np.einsum("nka,nka->nk", weights[part], pushed**2)
+            mapped = gradient[part] @ some.transpose(0, 2, 1)
+            form[part] = np.einsum("nka,nka->nk", weights[part], mapped**2)
 
-        self._gauge.in_parts(work, n, 2 * weights.shape[1] * jacobian[0].size)
+        self._context.in_parts(work, n, 2 * weights.shape[1] * jacobian[0].size)
         curved = self._forms_of_batches(weights, gradient)
         if curved is not None:
             form += curved
@@ -169,19 +174,19 @@ class Snapshot:
             return np.asarray(ratio.sum(axis=1) / moving.sum(axis=1))
 
     def _weights(self) -> FloatArray:
-        """Return weights of batches drawn for measurement, shape (lanes, batches, n_data)."""
-        gauge, sgd = self._gauge, self._gauge.sgd
+        """Return weights of batches drawn for measurement, shape (replicas, batches, n_data)."""
+        context, sgd = self._context, self._context.sgd
         n, n_data = self._residual.shape
         own, _ = observables.weight_moments(sgd.sampling, n_data, float(sgd.batch_size))
         if own == 0:  # all batches are full
             return np.ones((n, 1, n_data))
         weights = np.empty((n, SAMPLED_BATCHES, n_data))
         scheme = SAMPLING_SCHEMES.index(sgd.sampling)
-        for some, replica in zip(weights, self._replica, strict=True):
+        for some, number in zip(weights, self._number, strict=True):
             draw_weights(
-                np.uint64(gauge.seed),
-                gauge.model_index,
-                replica,
+                np.uint64(context.seed),
+                context.model_index,
+                number,
                 self._step,
                 scheme,
                 sgd.batch_size,
@@ -194,22 +199,30 @@ class Snapshot:
         return None
 
     def _forms_of_batches(self, weights: FloatArray, gradient: FloatArray) -> FloatArray | None:
-        """Return the forms of sum_a w_a z_a Q_a at batch gradients, shape (lanes, batches)."""
+        """Return the forms of sum_a w_a z_a Q_a at batch gradients, shape (replicas, batches)."""
         return None
 
 
 class _LinearSnapshot(Snapshot):
-    """Lanes of a linear model: their states are residuals."""
+    """Replicas of a linear model: their states are residuals."""
 
     def __init__(
-        self, gauge: Gauge, state: FloatArray, replica: IntArray, step: int, kernel: Kernel
+        self,
+        context: MeasurementContext,
+        state: FloatArray,
+        number: IntArray,
+        step: int,
+        ntks: NTKs,
     ) -> None:
-        super().__init__(gauge, state, kernel, replica, step)
+        super().__init__(context, state, ntks, number, step)
 
     @property
     def squared_distance(self) -> FloatArray:
-        """Of the shortest way to the residual: updates stay in the row space of the Jacobian."""
-        model = self._gauge.model
+        """Squared norm of the smallest displacement with that residual.
+
+        Updates stay in the row space of the Jacobian, so that it is the displacement.
+        """
+        model = self._context.model
         values, vectors = model.eigensystem
         moved = (self._projection - model.residual @ vectors) ** 2
         squared = moved @ np.divide(1 / model.n_data, values, out=0 * values, where=values > 0)
@@ -218,38 +231,41 @@ class _LinearSnapshot(Snapshot):
 
 
 class _QuadraticSnapshot(Snapshot):
-    """Lanes of a quadratic model: their states are parameters."""
+    """Replicas of a quadratic model: their states are parameters."""
 
-    def __init__(self, gauge: Gauge, state: FloatArray, replica: IntArray, step: int) -> None:
-        model, self._jacobian = gauge.model, jacobians(gauge, state)
-        # z = z_0 + (J_0 + J) theta / 2: the curvature is read once for both
+    def __init__(
+        self, context: MeasurementContext, state: FloatArray, number: IntArray, step: int
+    ) -> None:
+        model, self._jacobian = context.model, jacobians(context, state)
+        # z = z_0 + (J_0 + J) theta / 2: so that the curvature is read once for z and J
         change = state @ model.jacobian.T + np.matmul(self._jacobian, state[:, :, None])[:, :, 0]
-        kernel = Kernel(gauge, self._jacobian)
-        super().__init__(gauge, model.residual + 0.5 * change, kernel, replica, step)
+        ntks = NTKs(context, self._jacobian)
+        super().__init__(context, model.residual + 0.5 * change, ntks, number, step)
         self.squared_distance = _squared(state)
 
     @cached_property
     def _contraction(self) -> Callable[[int, FloatArray], FloatArray]:
-        return contraction(self._gauge, self._residual)
+        return contraction(self._context, self._residual)
 
     @property
     def hessian_largest_eigenvalue(self) -> FloatArray:
         """By Lanczos, always from the same vector.
 
-        Starting from the last record's would save products, but these are cheap beside the pass
-        over the curvature before them; and this way a record depends on the parameters alone.
+        To start from the eigenvector of the last record would save products, but these are cheap
+        beside the pass over the curvature before them; and so a record depends on the parameters
+        alone.
         """
         times, jacobian = self._contraction, self._jacobian
         n, n_data, n_params = jacobian.shape
         start = np.random.default_rng(0).standard_normal((n_params,))
 
-        def of_lane(a: int) -> float:
+        def of_replica(a: int) -> float:
             return largest_eigenpair(
                 lambda x: ((jacobian[a] @ x) @ jacobian[a] + times(a, x)) / n_data, start
             ).value
 
-        parts = self._gauge.in_parts(
-            lambda part: [of_lane(a) for a in range(part.start, part.stop)],
+        parts = self._context.in_parts(
+            lambda part: [of_replica(a) for a in range(part.start, part.stop)],
             n,
             PRODUCTS * n_params * (2 * n_data + n_params),
         )
@@ -268,14 +284,14 @@ class _QuadraticSnapshot(Snapshot):
                 for a in range(part.start, part.stop)
             ]
 
-        forms = [f for part in self._gauge.in_parts(work, n, n_data * n_params**2) for f in part]
+        forms = [f for part in self._context.in_parts(work, n, n_data * n_params**2) for f in part]
         at_gradient, at_rows = zip(*forms, strict=True)
         return np.array(at_gradient), np.array(at_rows)
 
     def _forms_of_batches(self, weights: FloatArray, gradient: FloatArray) -> FloatArray:
         n, batches, n_data = weights.shape
         factor = (weights * self._residual[:, None]).reshape(-1, n_data)
-        forms = batch_forms(self._gauge, factor, gradient.reshape(n * batches, -1))
+        forms = batch_forms(self._context, factor, gradient.reshape(n * batches, -1))
         return forms.reshape(n, batches)
 
 

@@ -1,10 +1,11 @@
-"""Measurement of many (learning rate, batch size) cells that share one model."""
+"""Growth of the loss at many (learning rate, batch size) grid points that share one model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +17,14 @@ from quadmodel._util.threads import Workers
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
 from quadmodel.simulation import observables
-from quadmodel.simulation._replicas import Lanes, Stepper, groups, start_lanes, stored_bytes
+from quadmodel.simulation._replicas import Replicas, groups, start_replicas
+from quadmodel.simulation._stepper import Stepper, stored_bytes
 from quadmodel.simulation.populations import Growth, population_growth
 
 MIN_STEPS = 32
-# Members of the populations of deterministic cells.
-_QUIET = 2
-# Losses are looked at this often, and runs that have converged are then left where they are.
+# Replicas per full-batch grid point; without noise they are identical.
+_NOISE_FREE = 2
+# Losses are computed this often, and runs that have converged are then stepped no more.
 WINDOWS = 8
 # A run is called diverged if its loss overflowed or ended above this multiple of where it began.
 DIVERGED = 10.0
@@ -30,16 +32,17 @@ DIVERGED = 10.0
 # higher where residuals are sums of products in single precision.
 CONVERGED = 1e-24
 _CONVERGED_IN_SINGLE = 1e-10
-# Below this multiple of that, runs are stepped no more.
+# Below this multiple of the loss at which they count as converged, runs are stepped no more.
 _STOPPED = 1.0
 
 
 @dataclass(frozen=True)
-class Cells:
-    """Cells to measure: learning rates and batch sizes, shape (cells,), and what they share.
+class GridPoints:
+    """Grid points to measure: learning rates and batch sizes, and what they share.
 
-    `sgd` gives momentum, weight decay and sampling. Batches are a function of (seed, replica,
-    step); every cell has replica numbers of its own, counted from `first_replica`.
+    Both have shape (grid points,). `sgd` gives momentum, weight decay and sampling. Batches are a
+    function of (seed, replica, step); every grid point has replica numbers of its own, counted from
+    `first_replica`.
     """
 
     learning_rate: FloatArray
@@ -52,11 +55,11 @@ class Cells:
     precision: str = "float64"
 
     def __len__(self) -> int:
-        """Return the number of cells."""
+        """Return the number of grid points."""
         return len(self.learning_rate)
 
     def deterministic(self, n_data: int) -> NDArray[np.bool_]:
-        """Return which cells have full batches, so that all their runs are alike."""
+        """Return which grid points have full batches, so that all their runs are alike."""
         whole = self.sgd.sampling == "without_replacement"
         return np.asarray((self.batch_size == n_data) & whole)
 
@@ -72,7 +75,7 @@ class Measurement:
     replica_steps: int
 
     def variables(self) -> dict[str, FloatArray]:
-        """Return the arrays, shape (cells,), by the names that results use."""
+        """Return the arrays, shape (grid points,), by the names that results use."""
         return {
             "mean_growth": self.mean.rate,
             "mean_growth_standard_error": self.mean.standard_error,
@@ -83,16 +86,21 @@ class Measurement:
         }
 
 
-def measure_cells(
-    model: QuadraticModel, cells: Cells, pool: Workers, *, what: str = "cells", show: bool = False
+def measure_growth(
+    model: QuadraticModel,
+    grid: GridPoints,
+    pool: Workers,
+    *,
+    what: str = "grid points",
+    show: bool = False,
 ) -> Measurement:
-    r"""Simulate every cell and measure how its loss grows.
+    r"""Simulate every grid point and measure how its loss grows.
 
     Parameters
     ----------
     model : QuadraticModel
-        The model that all cells share.
-    cells : Cells
+        The model that all grid points share.
+    grid : GridPoints
         Learning rates, batch sizes, number of steps and replicas.
     pool : Workers
         Threads.
@@ -104,7 +112,7 @@ def measure_cells(
     Returns
     -------
     Measurement
-        Arrays of shape (cells,).
+        Arrays of shape (grid points,).
 
     Raises
     ------
@@ -114,10 +122,10 @@ def measure_cells(
     Notes
     -----
     *Runs.* Plain runs from the model's initial parameters give the fraction diverged (overflow, or
-    a final loss above ten times the initial one) and the median final loss. Cells with full batches
-    are deterministic: one run stands for all. Runs that have diverged or converged at one of eight
-    looks are stepped no more; converged are those whose loss is below 1e-24 of its start, or 1e-10
-    where curvature is in single precision.
+    a final loss above ten times the initial one) and the median final loss. Grid points with full
+    batches are deterministic: one run stands for all. The loss is computed eight times, and runs
+    that have then diverged or converged are stepped no more; converged are those whose loss is
+    below 1e-24 of its start, or 1e-10 where curvature is in single precision.
 
     *Growth, linear model.* See :func:`quadmodel.simulation.populations.population_growth`.
 
@@ -131,37 +139,21 @@ def measure_cells(
     ----------
     .. [1] A. Agarwala, J. Pennington, arXiv:2404.19261, section 2, for the dynamics.
     """
-    lanes, cell, row = _start_runs(model, cells)
+    runs = _start_runs(model, grid)
     linear = model.curvature is None
-    members = np.where(cells.deterministic(model.n_data), _QUIET, cells.replicas)
-    total = (cell.size + (2 * int(members.sum()) if linear else 0)) * cells.steps
+    members = np.where(grid.deterministic(model.n_data), _NOISE_FREE, grid.replicas)
+    total = (runs.point.size + (2 * int(members.sum()) if linear else 0)) * grid.steps
+    recorded = np.linspace(0, grid.steps, WINDOWS + 1).astype(np.int64)
+    converged = _converged(model, grid.precision)
     with progress_bar(total, what=what, show=show) as bar:
-        recorded = np.linspace(0, cells.steps, WINDOWS + 1).astype(np.int64)
-        stepper = Stepper(model, cells.sgd, seed=cells.seed, precision=cells.precision)
-        losses = np.full((cell.size, recorded.size), model.loss())
-        running = np.ones(cell.size, dtype=bool)
-        converged = _converged(model, cells.precision)
-        for k in range(1, recorded.size):
-            n_steps = int(recorded[k] - recorded[k - 1])
-            moved = lanes.chosen(running)
-            stepper.advance(moved, int(recorded[k - 1]), n_steps, pool)
-            lanes.put_back(running, moved)
-            losses[:, k] = losses[:, k - 1]
-            losses[running, k] = np.concatenate(
-                pool.map(partial(_losses, model, moved), groups(len(moved.replica)))
-            )
-            bar.update(cell.size * n_steps)
-            running &= lanes.alive & (losses[:, k] > _STOPPED * converged * model.loss())
-            if not running.any():
-                losses[:, k + 1 :] = losses[:, k, None]
-                bar.update(cell.size * int(cells.steps - recorded[k]))
-                break
-        # Back to cells x replicas; the one run of a deterministic cell stands for all of it.
-        loss = np.repeat(losses[: len(cells), None], cells.replicas, axis=1)
-        diverged_at = np.repeat(lanes.diverged_at[: len(cells), None], cells.replicas, axis=1)
-        loss[cell, row], diverged_at[cell, row] = losses, lanes.diverged_at
+        losses = _step_runs(model, grid, runs.replicas, recorded, pool, bar.update)
+        # The one run of a deterministic grid point stands for all of its replicas.
+        loss = np.repeat(losses[: len(grid), None], grid.replicas, axis=1)
+        diverged_at = np.repeat(runs.replicas.diverged_at[: len(grid), None], grid.replicas, axis=1)
+        loss[runs.point, runs.row] = losses
+        diverged_at[runs.point, runs.row] = runs.replicas.diverged_at
         if linear:
-            mean, typical = _growth_of_populations(model, cells, pool, bar.update)
+            mean, typical = _growth_of_populations(model, grid, pool, bar.update)
         else:
             mean, typical = growth_of_runs(loss, diverged_at, recorded, converged)
     ended = loss[:, :, -1]
@@ -169,28 +161,68 @@ def measure_cells(
     return Measurement(mean, typical, diverged.mean(axis=1), np.median(ended, axis=1), total)
 
 
-def _start_runs(model: QuadraticModel, cells: Cells) -> tuple[Lanes, IntArray, IntArray]:
-    """Return lanes with the cell and the replica of each, one replica for deterministic cells.
+class _Runs(NamedTuple):
+    """Plain runs: the grid point of each and its row among that point's replicas."""
 
-    They go replica by replica, so that every group of lanes holds all kinds of cells.
+    replicas: Replicas
+    point: IntArray
+    row: IntArray
+
+
+def _start_runs(model: QuadraticModel, grid: GridPoints) -> _Runs:
+    """Return the runs at their start, one for each deterministic grid point.
+
+    The first replicas of all grid points come first, so that every group holds all kinds of points.
     """
-    cell = np.tile(np.arange(len(cells)), cells.replicas)
-    row = np.repeat(np.arange(cells.replicas), len(cells))
-    kept = (row == 0) | ~cells.deterministic(model.n_data)[cell]
-    cell, row = cell[kept], row[kept]
+    point = np.tile(np.arange(len(grid)), grid.replicas)
+    row = np.repeat(np.arange(grid.replicas), len(grid))
+    kept = (row == 0) | ~grid.deterministic(model.n_data)[point]
+    point, row = point[kept], row[kept]
     width = model.n_data if model.curvature is None else 5 * model.n_params + 2 * model.n_data
-    runs = 8.0 * cell.size * (2 * width + WINDOWS)
-    check_memory("the runs", runs + stored_bytes(model, cells.precision))
-    number = cells.first_replica + cell * cells.replicas + row
-    lanes = start_lanes(model, cells.learning_rate[cell], cells.batch_size[cell], number)
-    return lanes, cell, row
+    runs = 8.0 * point.size * (2 * width + WINDOWS)
+    check_memory("the runs", runs + stored_bytes(model, grid.precision))
+    number = grid.first_replica + point * grid.replicas + row
+    replicas = start_replicas(model, grid.learning_rate[point], grid.batch_size[point], number)
+    return _Runs(replicas, point, row)
 
 
-def _losses(model: QuadraticModel, lanes: Lanes, rows: slice) -> FloatArray:
-    loss = np.full(len(lanes.replica[rows]), np.inf)
-    alive = lanes.alive[rows]
+def _step_runs(
+    model: QuadraticModel,
+    grid: GridPoints,
+    replicas: Replicas,
+    recorded: IntArray,
+    pool: Workers,
+    advance: Callable[[int], object],
+) -> FloatArray:
+    """Step the runs to the end, or until they have converged or diverged; return their losses."""
+    stepper = Stepper(model, grid.sgd, seed=grid.seed, precision=grid.precision)
+    losses = np.full((replicas.size, recorded.size), model.loss())
+    running = np.ones(replicas.size, dtype=bool)
+    stopped = _STOPPED * _converged(model, grid.precision) * model.loss()
+    for k in range(1, recorded.size):
+        n_steps = int(recorded[k] - recorded[k - 1])
+        moved = replicas.chosen(running)
+        stepper.advance(moved, int(recorded[k - 1]), n_steps, pool)
+        replicas.put_back(running, moved)
+        losses[:, k] = losses[:, k - 1]
+        losses[running, k] = np.concatenate(
+            pool.map(partial(_losses, model, moved), groups(moved.size))
+        )
+        advance(replicas.size * n_steps)
+        running &= replicas.alive & (losses[:, k] > stopped)
+        if not running.any():
+            losses[:, k + 1 :] = losses[:, k, None]
+            advance(replicas.size * int(grid.steps - recorded[k]))
+            break
+    return losses
+
+
+def _losses(model: QuadraticModel, replicas: Replicas, rows: slice) -> FloatArray:
+    """Return the losses of some replicas; +inf for those that have diverged."""
+    some = replicas.chosen(rows)
+    alive, loss = some.alive, np.full(some.size, np.inf)
     with np.errstate(over="ignore", invalid="ignore"):
-        z = observables.residuals(model, lanes.state[rows][alive])
+        z = observables.residuals(model, some.state[alive])
         loss[alive] = np.einsum("na,na->n", z, z) / (2 * model.n_data)
     return np.where(np.isfinite(loss), loss, np.inf)
 
@@ -202,25 +234,25 @@ def _converged(model: QuadraticModel, precision: str) -> float:
 
 
 def _growth_of_populations(
-    model: QuadraticModel, cells: Cells, pool: Workers, advance: Callable[[int], object]
+    model: QuadraticModel, grid: GridPoints, pool: Workers, advance: Callable[[int], object]
 ) -> tuple[Growth, Growth]:
-    """Return the growth of a linear model; two replicas, without noise, for deterministic cells."""
-    rates = np.empty((2, 2, len(cells)))
-    deterministic = cells.deterministic(model.n_data)
-    first = cells.first_replica + len(cells) * cells.replicas
-    for chosen, replicas in ((~deterministic, cells.replicas), (deterministic, _QUIET)):
+    """Return the growth of a linear model; two replicas, without noise, at deterministic points."""
+    rates = np.empty((2, 2, len(grid)))
+    deterministic = grid.deterministic(model.n_data)
+    first = grid.first_replica + len(grid) * grid.replicas
+    for chosen, replicas in ((~deterministic, grid.replicas), (deterministic, _NOISE_FREE)):
         if chosen.any():
             growth = population_growth(
                 model,
-                cells.learning_rate[chosen],
-                cells.batch_size[chosen],
-                cells.sgd,
-                steps=cells.steps,
+                grid.learning_rate[chosen],
+                grid.batch_size[chosen],
+                grid.sgd,
+                steps=grid.steps,
                 replicas=replicas,
-                seed=cells.seed,
+                seed=grid.seed,
                 first_replica=first,
                 pool=pool,
-                precision=cells.precision,
+                precision=grid.precision,
                 advance=advance,
             )
             rates[:, :, chosen] = [[g.rate, g.standard_error] for g in growth]
@@ -230,7 +262,10 @@ def _growth_of_populations(
 def growth_of_runs(
     loss: FloatArray, diverged_at: IntArray, recorded: IntArray, converged: float = CONVERGED
 ) -> tuple[Growth, Growth]:
-    """Return growth of the mean and of the typical loss from losses (cells, replicas, records)."""
+    """Return growth of the mean and of the typical loss.
+
+    `loss` has shape (grid points, replicas, records).
+    """
     steps, replicas = int(recorded[-1]), loss.shape[1]
     middle = (recorded.size - 1) // 2
     floor = converged * loss[:, :, :1]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from quadmodel._util.checks import InputError, as_integer, check_memory
+from quadmodel._util.checks import FloatArray, InputError, as_integer, check_memory
 from quadmodel._util.progress import progress_bar
 from quadmodel._util.results import attributes, variable
 from quadmodel._util.threads import workers
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
+from quadmodel.simulation._kernels.populations import Populations
 from quadmodel.simulation.populations import follow, growth_of_members, random_directions
 
 # The progress bar moves this often, in each of the two stretches.
@@ -68,7 +71,7 @@ def lyapunov_exponent(
     Notes
     -----
     The exponent of the product of the matrices :math:`I-\eta\Theta W_t`, with momentum of their
-    companion on :math:`(z_t, z_{t-1})`; weight decay shrinks without a pull towards :math:`z_0`. A
+    companion on :math:`(z_t, z_{t-1})`; weight decay shrinks residuals to 0, not to :math:`z_0`. A
     residual in a random direction is stepped, its size set back to 1 after every step and the
     logarithms summed. It is kept in the range of the NTK: what lies in the null space never changes
     and would pin the exponent at 0. The mean over replicas has the standard error of independent
@@ -109,7 +112,7 @@ def lyapunov_exponent(
     if model.eigensystem[0][0] == 0:
         raise InputError("model: the NTK must not vanish, got eigenvalues that are all zero")
 
-    # One cell per run, so that threads share them.
+    # A population of one member per run, so that threads share them.
     number = np.arange(replicas)[:, None]
     start = random_directions(model, np.random.default_rng([seed, 0]), number.shape)
     before = np.linspace(0, burn_in, _BLOCKS + 1).astype(np.int64)
@@ -119,12 +122,10 @@ def lyapunov_exponent(
         workers(threads) as pool,
         progress_bar(total, what="Lyapunov exponent", show=progress) as bar,
     ):
+        rates, sizes = np.full(replicas, sgd.learning_rate), np.full(replicas, sgd.batch_size)
         growth = follow(
             model,
-            start,
-            np.full(replicas, sgd.learning_rate),
-            np.full(replicas, sgd.batch_size),
-            number,
+            Populations(start, start.copy(), rates, sizes, number),
             sgd,
             np.concatenate([before, after[1:]]),
             select=False,
@@ -162,3 +163,25 @@ def lyapunov_exponent(
             seed=seed,
         ),
     )
+
+
+def _labelled(rate: float, error: float, runs: FloatArray) -> dict[str, Any]:
+    """Return the variables; |z| grows half as fast as the loss."""
+    unit = {"units": "1 / step"}
+    numbers = {
+        "lyapunov_exponent": (rate / 2, "top Lyapunov exponent"),
+        "lyapunov_exponent_standard_error": (
+            error / 2,
+            "standard error of the top Lyapunov exponent",
+        ),
+        "typical_growth": (rate, "growth rate of the typical loss"),
+        "typical_growth_standard_error": (error, "standard error of the typical growth rate"),
+    }
+    per_run = ("replica", runs, {"long_name": "growth rate of the loss of each run", **unit})
+    return {
+        **{
+            name: ((), value, {"long_name": long, **unit})
+            for name, (value, long) in numbers.items()
+        },
+        "run_growth": per_run,
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,13 @@ import xarray as xr
 
 from quadmodel._util.checks import FloatArray, InputError, IntArray, as_integer, check_memory
 from quadmodel._util.progress import progress_bar
-from quadmodel._util.results import attributes, step_coordinate, variable
+from quadmodel._util.results import Variable, attributes, step_coordinate, variable
 from quadmodel._util.threads import CALLER_ONLY, as_threads, workers
 from quadmodel.curvature import CurvatureLaw, IndependentCurvature
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
-from quadmodel.simulation._replicas import Lanes, Stepper, start_lanes
+from quadmodel.simulation._replicas import Replicas, start_replicas
+from quadmodel.simulation._stepper import Stepper
 
 # A run whose NTK has grown beyond this has diverged.
 _LARGEST = 1e100
@@ -118,46 +120,17 @@ def sample_ntk(
     check_memory("the draws of the curvature", min(count, replicas) * float(one) + kept)
     recorded = np.arange(0, steps + 1, record_every)
     vectors = model.eigensystem[1]
-
-    def follow(pair: int) -> tuple[FloatArray, FloatArray]:
-        stream = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(pair,)))
-        drawn = law.sample(stream, model.n_data, model.n_params)
-        values = []
-        for sign in (1.0, -1.0):
-            curved = QuadraticModel(model.residual, model.jacobian, _signed(drawn, sign))
-            lanes = start_lanes(
-                curved,
-                np.full(batch_sequences, sgd.learning_rate),
-                np.full(batch_sequences, sgd.batch_size),
-                np.arange(batch_sequences),
-            )
-            values.append(list(_ntks(curved, sgd, recorded.tolist(), lanes, seed, pair)))
-        ntks = np.array(values)  # sign, record, sequence, row, column
-        projected = np.einsum("ia,srnij,ja->ra", vectors, ntks, vectors, optimize=True)
-        bad = ~np.isfinite(ntks).all(axis=(0, 2, 3, 4))
-        spectra = np.linalg.eigvalsh(np.where(bad[:, None, None, None], 0.0, ntks))
-        spectra = spectra[..., ::-1].mean(axis=(0, 2))
-        projected = projected / (2 * batch_sequences)
-        spectra[bad], projected[bad] = np.inf, np.inf
-        return projected, spectra
-
+    follow = partial(
+        _follow_pair, model, vectors, law, sgd, recorded.tolist(), batch_sequences, seed
+    )
     with (
         workers(count) as pool,
         progress_bar(replicas, what="sample_ntk", show=progress) as bar,
     ):
         results = pool.map(follow, range(replicas), done=bar.update)
-    projection = np.stack([r[0] for r in results])
-    eigenvalue = np.stack([r[1] for r in results])
-    unit, per_mode = "1 / learning rate", ("replica", "step", "mode")
     source = {"n_data": model.n_data, "n_params": model.n_params, **sgd.spec()}
     return xr.Dataset(
-        {
-            "ntk_projection": variable(
-                per_mode, projection, "NTK along its initial eigenvectors", unit
-            ),
-            "ntk_eigenvalue": variable(per_mode, eigenvalue, "eigenvalue of the NTK", unit),
-            "ntk_trace": variable(per_mode[:2], eigenvalue.sum(axis=2), "trace of the NTK", unit),
-        },
+        _labelled(np.stack([r[0] for r in results]), np.stack([r[1] for r in results])),
         coords={
             "replica": np.arange(replicas),
             "step": step_coordinate(recorded),
@@ -175,6 +148,51 @@ def sample_ntk(
     )
 
 
+def _labelled(projection: FloatArray, eigenvalue: FloatArray) -> dict[str, Variable]:
+    """Return the variables, from arrays of shape (replicas, records, n_data)."""
+    unit, per_mode = "1 / learning rate", ("replica", "step", "mode")
+    return {
+        "ntk_projection": variable(
+            per_mode, projection, "NTK along its initial eigenvectors", unit
+        ),
+        "ntk_eigenvalue": variable(per_mode, eigenvalue, "eigenvalue of the NTK", unit),
+        "ntk_trace": variable(per_mode[:2], eigenvalue.sum(axis=2), "trace of the NTK", unit),
+    }
+
+
+def _follow_pair(
+    model: QuadraticModel,
+    vectors: FloatArray,
+    law: CurvatureLaw,
+    sgd: SGD,
+    recorded: list[int],
+    batch_sequences: int,
+    seed: int,
+    pair: int,
+) -> tuple[FloatArray, FloatArray]:
+    """Return projections on the vectors and eigenvalues of a pair's NTKs, per record and mode."""
+    stream = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(pair,)))
+    drawn = law.sample(stream, model.n_data, model.n_params)
+    values = []
+    for sign in (1.0, -1.0):
+        curved = QuadraticModel(model.residual, model.jacobian, _signed(drawn, sign))
+        replicas = start_replicas(
+            curved,
+            np.full(batch_sequences, sgd.learning_rate),
+            np.full(batch_sequences, sgd.batch_size),
+            np.arange(batch_sequences),
+        )
+        values.append(list(_ntks(curved, sgd, recorded, replicas, seed, pair)))
+    ntks = np.array(values)  # sign, record, sequence, row, column
+    projected = np.einsum("ia,srnij,ja->ra", vectors, ntks, vectors, optimize=True)
+    bad = ~np.isfinite(ntks).all(axis=(0, 2, 3, 4))
+    spectra = np.linalg.eigvalsh(np.where(bad[:, None, None, None], 0.0, ntks))
+    spectra = spectra[..., ::-1].mean(axis=(0, 2))
+    projected = projected / (2 * batch_sequences)
+    spectra[bad], projected[bad] = np.inf, np.inf
+    return projected, spectra
+
+
 def _signed(curvature: Any, sign: float) -> Any:
     if sign > 0:
         return curvature
@@ -184,23 +202,23 @@ def _signed(curvature: Any, sign: float) -> Any:
 
 
 def _ntks(
-    model: QuadraticModel, sgd: SGD, recorded: Any, lanes: Lanes, seed: int, pair: int
+    model: QuadraticModel, sgd: SGD, recorded: list[int], replicas: Replicas, seed: int, pair: int
 ) -> Iterator[FloatArray]:
-    """Yield the NTKs of all lanes at every record; NaN for those that have diverged."""
+    """Yield the NTKs of all replicas at every record; NaN for those that have diverged."""
     stepper = Stepper(model, sgd, seed=seed, model_index=pair)
     before = 0
     for step in recorded:
-        stepper.advance(lanes, before, step - before, CALLER_ONLY)
+        stepper.advance(replicas, before, step - before, CALLER_ONLY)
         before = step
-        ntks = np.full((len(lanes.replica), model.n_data, model.n_data), np.nan)
-        for lane in np.flatnonzero(lanes.alive):
-            ntks[lane] = model.ntk(lanes.state[lane])
+        ntks = np.full((replicas.size, model.n_data, model.n_data), np.nan)
+        for a in np.flatnonzero(replicas.alive):
+            ntks[a] = model.ntk(replicas.state[a])
         # On the way to divergence: too large for an eigensolver.
         ntks[np.abs(ntks).max(axis=(1, 2)) > _LARGEST] = np.nan
         yield ntks
 
 
-def growth_over_cells(
+def growth_over_grid(
     model: QuadraticModel,
     law: CurvatureLaw,
     sgd: SGD,
@@ -214,62 +232,61 @@ def growth_over_cells(
     threads: int | None,
     advance: Callable[[int], object] = lambda count: None,
 ) -> FloatArray:
-    """Return the growth of the largest NTK eigenvalue per antithetic pair and cell.
+    """Return the growth of the largest NTK eigenvalue per antithetic pair and grid point.
 
     Parameters
     ----------
     model : QuadraticModel
         Jacobian and residual at the start.
     law : CurvatureLaw
-        Law of the curvature; all cells share its draws.
+        Law of the curvature; all grid points share its draws.
     sgd : SGD
         Momentum, weight decay and sampling scheme.
-    learning_rate, batch_size : ndarray, shape (cells,)
-        The cells.
+    learning_rate, batch_size : ndarray, shape (grid points,)
+        Where to measure.
     steps, replicas, batch_sequences : int
-        Steps, pairs of draws, and sequences of batches per draw.
+        Steps, antithetic pairs of draws, and sequences of batches per draw.
     seed : int
         As for :func:`sample_ntk`.
     threads : int or None
         Worker threads.
     advance : callable, optional
-        Told how many pairs are done.
+        Told how many replicas are done.
 
     Returns
     -------
-    ndarray, shape (replicas, cells)
-        In units of an NTK eigenvalue; +inf for cells where a run diverged.
+    ndarray, shape (replicas, grid points)
+        In units of an NTK eigenvalue; +inf for grid points where a run diverged.
 
     Raises
     ------
     MemoryError
         If the draws of the curvature don't fit in memory.
     """
-    cells = len(learning_rate)
-    lanes = cells * batch_sequences
+    points = len(learning_rate)
     count = min(as_threads(threads), replicas)
     one = 2 * law.nbytes(model.n_data, model.n_params)
-    one += 8 * lanes * (6 * model.n_params + model.n_data**2)
+    one += 8 * points * batch_sequences * (6 * model.n_params + model.n_data**2)
     check_memory("the draws of the curvature", float(count) * one)
     start = float(model.eigensystem[0][0])
 
     def follow(pair: int) -> FloatArray:
         stream = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(pair,)))
         drawn = law.sample(stream, model.n_data, model.n_params)
-        grown = np.zeros(cells)
+        grown = np.zeros(points)
         for sign in (1.0, -1.0):
             curved = QuadraticModel(model.residual, model.jacobian, _signed(drawn, sign))
-            runs = start_lanes(
+            runs = start_replicas(
                 curved,
                 np.repeat(learning_rate, batch_sequences),
                 np.repeat(batch_size, batch_sequences),
-                np.tile(np.arange(batch_sequences), cells),
+                np.tile(np.arange(batch_sequences), points),
             )
             (ntks,) = _ntks(curved, sgd, [steps], runs, seed, pair)
             gone = np.logical_not(np.isfinite(ntks).all(axis=(1, 2)))
             top = np.linalg.eigvalsh(np.where(gone[:, None, None], 0.0, ntks))[:, -1]
             top[gone] = np.inf
-            grown += 0.5 * (top.reshape(cells, batch_sequences).mean(axis=1) - start)
+            grown += 0.5 * (top.reshape(points, batch_sequences).mean(axis=1) - start)
         return grown
 
     with workers(count) as pool:

@@ -48,7 +48,7 @@ OBSERVABLES = {
         "mean squared residual along an NTK eigenvector", "residual^2", ("step", "mode"), np.inf
     ),
 }
-# What a record takes unless told otherwise: for it, Q is read once and one NTK is factorised.
+# The default of a record: for it, Q is read once and one NTK is factorised.
 DEFAULT = (
     "loss",
     "squared_distance",
@@ -133,7 +133,7 @@ def noise_kernel_norms(
     eigenvalues : ndarray, shape (..., n_data)
         NTK eigenvalues.
     learning_rate, batch_size : ndarray, shape (...)
-        Of each spectrum.
+        Learning rate and batch size for each spectrum.
     sgd : SGD
         Momentum, weight decay and sampling scheme.
 
@@ -156,11 +156,11 @@ def noise_kernel_norms(
     n_data = eigenvalues.shape[-1]
     eta, b = learning_rate[..., None], batch_size[..., None]
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        fed_back, stable = _stationary_energy(eigenvalues, eta, sgd)
+        fed_back, stable = _stationary_response(eigenvalues, eta, sgd)
         per_mode = (eta * eigenvalues) ** 2 * fed_back
         paper = ((n_data - b) / b * per_mode).sum(axis=-1) / n_data
         own, mutual = weight_moments(sgd.sampling, n_data, b)
-        # A mode's noise: own * (mean energy) + mutual * (what other points share with it).
+        # A mode's noise: own * (mean squared residual) + mutual * (what other points share).
         finite = ((own - mutual) * per_mode / (1 - mutual * per_mode)).sum(axis=-1) / n_data
     contracts = np.all(stable, axis=-1)
     return np.where(contracts, paper, np.inf), np.where(contracts, finite, np.inf)
@@ -176,7 +176,7 @@ def exact_noise_kernel_norm(eigenvalues: FloatArray, vectors: FloatArray, sgd: S
     vectors : ndarray, shape (n_data, n_data)
         Eigenvectors, in columns.
     sgd : SGD
-        All of it.
+        Learning rate, batch size, momentum, weight decay and sampling scheme.
 
     Returns
     -------
@@ -185,13 +185,14 @@ def exact_noise_kernel_norm(eigenvalues: FloatArray, vectors: FloatArray, sgd: S
 
     Notes
     -----
-    Follows the definition. Unit energy at a data point makes a unit of batch noise there; a
-    pair of modes carries its share of that noise on, and what energy all pairs return to a
-    point, summed over time, is one entry of a matrix with non-negative entries. Its largest
-    eigenvalue is K. The time sum of a pair is the stationary covariance of
-    :math:`(z_t, z_{t-1})` under a unit of noise at every step, with the noise of its own energy
-    that all points share fed back; it is solved from its 4 x 4 linear system. The eigenvalue comes
-    from Lanczos, from the uniform vector, to which the Perron vector can't be orthogonal.
+    Follows the definition. A unit of squared residual at a data point makes a unit of batch noise
+    at that point; a pair of modes propagates its share of that noise, and the squared residual that
+    all pairs return to a point, summed over time, is one entry of a matrix with non-negative
+    entries. Its largest eigenvalue is K. The time sum of a pair is the stationary covariance of
+    :math:`(z_t, z_{t-1})` under a unit of noise at every step, with the noise that its own squared
+    residual causes at all points alike fed back; it is solved from its 4 x 4 linear system. The
+    eigenvalue comes from Lanczos, from the uniform vector, to which the Perron vector can't be
+    orthogonal.
 
     References
     ----------
@@ -222,8 +223,8 @@ def exact_noise_kernel_norm(eigenvalues: FloatArray, vectors: FloatArray, sgd: S
         unit[:, 0, 0] = noise
         response[a, b] = response[b, a] = np.linalg.solve(system, unit)[..., 0] @ seen
 
-    def product(energy: FloatArray) -> FloatArray:
-        per_pair = response * (vectors.T @ (energy[:, None] * vectors))
+    def product(squared: FloatArray) -> FloatArray:
+        per_pair = response * (vectors.T @ (squared[:, None] * vectors))
         returned: FloatArray = np.einsum("ia,ia->i", vectors @ per_pair, vectors)
         return returned
 
@@ -257,7 +258,7 @@ def weight_moments(sampling: str, n_data: int, b: Any) -> tuple[Any, Any]:
     return (once - once**2) / once**2, 0.0 * once
 
 
-def _stationary_energy(
+def _stationary_response(
     lam: FloatArray, eta: FloatArray, sgd: SGD
 ) -> tuple[FloatArray, NDArray[np.bool_]]:
     """Return E u^2 where the gradient is taken, for unit noise per step; and which are stable."""

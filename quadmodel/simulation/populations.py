@@ -5,30 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from quadmodel._util.checks import FloatArray, IntArray, check_memory
 from quadmodel._util.threads import Workers
 from quadmodel.model import QuadraticModel
-from quadmodel.optimizer import SAMPLING_SCHEMES, SGD
-from quadmodel.simulation._kernels import linear as _linear_kernels
-from quadmodel.simulation._kernels.columns import tiled
-from quadmodel.simulation._replicas import STORED
+from quadmodel.optimizer import SGD
+from quadmodel.simulation._kernels.arguments import options_of
+from quadmodel.simulation._kernels.populations import Populations, advance_populations
+from quadmodel.simulation._stepper import linear_model
 
 # The steps are cut into blocks; during the first half directions relax.
 _BLOCKS = 32
 _MEASURED = _BLOCKS // 2
-# Cells handed to a thread at a time.
+# Grid points handed to a thread at a time.
 _CHUNK = 12
-# Rounding leaks into the null space of the NTK and does not decay there: it is removed this often.
+# Rounding leaks into the null space of the NTK and does not decay there: it is removed after so
+# many steps.
 _LEAK_STEPS = 8
 
 
 @dataclass(frozen=True)
 class Growth:
-    """Growth rates of the log loss per step, shape (cells,), with standard errors."""
+    """Growth rates of the log loss per step, shape (grid points,), with standard errors."""
 
     rate: FloatArray
     standard_error: FloatArray
@@ -54,14 +54,14 @@ def population_growth(
     ----------
     model : QuadraticModel
         A linear model.
-    learning_rate, batch_size : ndarray, shape (cells,)
-        The cells.
+    learning_rate, batch_size : ndarray, shape (grid points,)
+        Where to measure.
     sgd : SGD
         Momentum, weight decay and sampling scheme.
     steps : int
         Steps per replica, at least 32.
     replicas : int
-        Replicas per cell, at least 2, for each of the two rates.
+        Replicas per grid point, at least 2, for each of the two rates.
     seed : int
         Batches are a function of (seed, replica, step).
     first_replica : int
@@ -85,9 +85,9 @@ def population_growth(
 
     Notes
     -----
-    Stability is that of the homogeneous recursion (no pull towards the start) on the range of the
-    NTK, from random directions. Sizes are set back to 1 after every step. The first half of the
-    steps is discarded; the second is cut into 16 blocks.
+    Stability is that of the homogeneous recursion, without the weight-decay force towards the
+    start, on the range of the NTK, from random directions. Sizes are set back to 1 on the way. The
+    first half of the steps is discarded; the second is cut into 16 blocks.
 
     *Typical growth* is the mean over replicas of the growth of their log loss, with the standard
     error over replicas, which are independent.
@@ -104,24 +104,24 @@ def population_growth(
     .. [1] A. Doucet, A. Johansen, "A tutorial on particle filtering and smoothing: fifteen years
        later" (2009), for the redrawing and its unbiasedness.
     """
-    n_cells = len(learning_rate)
-    check_memory("the populations", 8.0 * 4 * n_cells * replicas * model.n_data)
+    n_points = len(learning_rate)
+    check_memory("the populations", 8.0 * 4 * n_points * replicas * model.n_data)
     generator = np.random.default_rng([seed, first_replica])
     edges = np.linspace(0, steps, _BLOCKS + 1).astype(np.int64)
     lengths = np.diff(edges)[_MEASURED:]
 
     def growth(select: bool, first: int) -> FloatArray:
-        number = first + np.arange(n_cells * replicas).reshape(n_cells, replicas)
+        number = first + np.arange(n_points * replicas).reshape(n_points, replicas)
         state = random_directions(model, generator, number.shape)
-        cells = (learning_rate, batch_size, number)
+        populations = Populations(state, state.copy(), learning_rate, batch_size, number)
         blocks = follow(
-            model, state, *cells, sgd, edges, select=select, seed=seed, pool=pool,
+            model, populations, sgd, edges, select=select, seed=seed, pool=pool,
             precision=precision, advance=advance,
         )  # fmt: skip
         return blocks[_MEASURED:]
 
     blocks = growth(True, first_replica)[:, :, 0]
-    members = growth(False, first_replica + n_cells * replicas).sum(axis=0) / lengths.sum()
+    members = growth(False, first_replica + n_points * replicas).sum(axis=0) / lengths.sum()
     with np.errstate(invalid="ignore"):
         return _of_mean(blocks, lengths), growth_of_members(members)
 
@@ -129,7 +129,7 @@ def population_growth(
 def random_directions(
     model: QuadraticModel, generator: np.random.Generator, shape: tuple[int, int]
 ) -> FloatArray:
-    """Return normal residuals in the range of the NTK, shape (cells, members, n_data)."""
+    """Return normal residuals in the range of the NTK, shape (grid points, members, n_data)."""
     eigenvalues, vectors = model.eigensystem
     reached = vectors[:, eigenvalues > 0]
     directions = generator.standard_normal((*shape, model.n_data)) @ reached @ reached.T
@@ -138,10 +138,7 @@ def random_directions(
 
 def follow(
     model: QuadraticModel,
-    state: FloatArray,
-    learning_rate: FloatArray,
-    batch_size: IntArray,
-    number: IntArray,
+    populations: Populations,
     sgd: SGD,
     edges: IntArray,
     *,
@@ -153,58 +150,37 @@ def follow(
 ) -> FloatArray:
     """Step residuals in place from step edges[0] to edges[-1], their sizes set back to 1.
 
-    `state` has shape (cells, members, n_data), `number` (replica numbers) (cells, members). Returns
-    the growth of the log loss per block between two edges and per cell: of each member, or if
-    `select` of their mean, members being redrawn in proportion to their losses.
+    Returns the growth of the log loss per block between two edges and per grid point: of each
+    member, or if `select` of their mean, members being redrawn in proportion to their losses.
     """
-    n_cells, members, n_data = state.shape
+    n_points, members, n_data = populations.state.shape
     eigenvalues, vectors = model.eigensystem
     reached = vectors[:, eigenvalues > 0]
     whole = reached.shape[1] == n_data
-    ntk, old = np.asarray(model.ntk(), STORED[precision]), state.copy()
-    columns = tiled(ntk)
-    kernels: Any = _linear_kernels
-    growth = np.zeros((len(edges) - 1, n_cells, 1 if select else members))
-    options = (
-        sgd.momentum,
-        sgd.nesterov,
-        sgd.weight_decay,
-        SAMPLING_SCHEMES.index(sgd.sampling),
-        np.uint64(seed),
-        0,
-    )
+    arrays = linear_model(model, precision, start=np.zeros(n_data))
+    options = options_of(sgd, seed)
+    growth = np.zeros((len(edges) - 1, n_points, 1 if select else members))
 
     def work(some: slice, block: int) -> None:
+        chunk = Populations(*(array[some] for array in populations))  # type: ignore[arg-type]
         first, last = int(edges[block]), int(edges[block + 1])
         stretch = last - first if whole else _LEAK_STEPS
         for step in range(first, last, max(stretch, 1)):
-            kernels.advance_populations(
-                *columns,
-                ntk,
-                state[some],
-                old[some],
-                learning_rate[some],
-                batch_size[some],
-                number[some],
-                select,
-                *options,
-                step,
-                min(stretch, last - step),
-                growth[block, some],
-            )
+            n_steps = min(stretch, last - step)
+            advance_populations(arrays, chunk, options, select, step, n_steps, growth[block, some])
             if not whole:
-                state[some] = state[some] @ reached @ reached.T
-                old[some] = old[some] @ reached @ reached.T
+                chunk.state[:] = chunk.state @ reached @ reached.T
+                chunk.old[:] = chunk.old @ reached @ reached.T
 
-    chunks = [slice(i, i + _CHUNK) for i in range(0, n_cells, _CHUNK)]
+    chunks = [slice(i, i + _CHUNK) for i in range(0, n_points, _CHUNK)]
     for block in range(len(edges) - 1):
         pool.map(partial(work, block=block), chunks)
-        advance(n_cells * members * int(edges[block + 1] - edges[block]))
+        advance(n_points * members * int(edges[block + 1] - edges[block]))
     return growth
 
 
 def growth_of_members(members: FloatArray) -> Growth:
-    """Return the mean growth per cell and its standard error over independent members."""
+    """Return the mean growth per grid point and its standard error over independent members."""
     with np.errstate(invalid="ignore"):  # infinite where a residual has vanished or exploded
         spread = members.std(axis=1, ddof=1) / members.shape[1] ** 0.5
         return Growth(members.mean(axis=1), np.where(np.isfinite(spread), spread, 0.0))

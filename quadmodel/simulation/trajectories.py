@@ -13,10 +13,11 @@ from quadmodel._util.results import attributes
 from quadmodel._util.threads import workers
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
-from quadmodel.simulation._measurement import Gauge, bytes_needed
+from quadmodel.simulation._measurement import MeasurementContext, bytes_needed
 from quadmodel.simulation._recording import Recorder, numbers_recorded, stretches
-from quadmodel.simulation._replicas import PRECISIONS, Lanes, Stepper, start_lanes, stored_bytes
+from quadmodel.simulation._replicas import Replicas, start_replicas
 from quadmodel.simulation._snapshots import Snapshots
+from quadmodel.simulation._stepper import PRECISIONS, Stepper, stored_bytes
 from quadmodel.simulation.observables import as_observables
 
 
@@ -166,7 +167,7 @@ def simulate(
     needed = _bytes_needed(model, replicas, recorded.size, names) + stored_bytes(model, precision)
     check_memory("the simulation", needed)
 
-    lanes = start_lanes(
+    states = start_replicas(
         model,
         np.full(replicas, sgd.learning_rate),
         np.full(replicas, sgd.batch_size),
@@ -175,17 +176,17 @@ def simulate(
     stepper = Stepper(model, sgd, seed=seed, model_index=model_index, precision=precision)
     recorder = Recorder(names, replicas, recorded, model.n_data)
     with workers(threads) as pool, progress_bar(steps, what="simulate", show=progress) as bar:
-        snapshots = Snapshots(Gauge(model, sgd, seed, model_index, pool))
+        snapshots = Snapshots(MeasurementContext(model, sgd, seed, model_index, pool))
         for k, step, n_steps in stretches(steps, record_every):
-            _take(recorder, k, step, lanes, snapshots)
-            if n_steps and lanes.alive.any():  # the last stretch decides about divergence
-                stepper.advance(lanes, step, n_steps, pool)
+            _take(recorder, k, step, states, snapshots)
+            if n_steps and states.alive.any():  # the last stretch decides about divergence
+                stepper.advance(states, step, n_steps, pool)
             bar.update(n_steps)
     source = {"n_data": model.n_data, "n_params": model.n_params, **sgd.spec()}
     attrs = attributes(
         "simulation", source, steps=steps, seed=seed, model_index=model_index, precision=precision
     )
-    return recorder.dataset(lanes.diverged_at, attrs)
+    return recorder.dataset(states.diverged_at, attrs)
 
 
 def _bytes_needed(
@@ -199,20 +200,20 @@ def _bytes_needed(
     )
 
 
-def _take(recorder: Recorder, k: int, step: int, lanes: Lanes, snapshots: Snapshots) -> None:
-    """Measure all lanes at record `k`."""
+def _take(recorder: Recorder, k: int, step: int, states: Replicas, snapshots: Snapshots) -> None:
+    """Measure all replicas at record `k`."""
     if not recorder.names:
         return
     moments = []
-    with_energy = "mode_energy" in recorder.names and bool(lanes.alive.all())
-    for rows, snapshot in snapshots.take(lanes, step):
+    with_modes = "mode_energy" in recorder.names and bool(states.alive.all())
+    for rows, snapshot in snapshots.take(states, step):
         recorder.put(k, rows, snapshot)
-        if with_energy:
+        if with_modes:
             moments.append(snapshot.mode_energy_moments())
-    if not with_energy:
+    if not with_modes:
         return
     # Sums in the order of the parts, which the number of threads doesn't change.
-    count, error = len(lanes.replica), None
+    count, error = states.size, None
     mean = sum(m[0] for m in moments) / count
     if count > 1:
         with np.errstate(over="ignore"):

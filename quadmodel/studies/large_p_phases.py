@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from quadmodel._util.checks import as_integer
 from quadmodel.ensemble import Ensemble
-from quadmodel.large_p.growth import check_runs, measure_cells_in_limit, system_of
+from quadmodel.large_p.growth import check_runs, measure_growth_in_limit, system_of
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
 from quadmodel.spectra import IndependentGaussian
@@ -125,7 +125,7 @@ def large_p_phase_diagram(
         "truncation_order": truncation_order,
         "curvature_strength": system.curvature_strength,
     }
-    return stability_diagram(model, partial(measure_cells_in_limit, system), spec, described)
+    return stability_diagram(model, partial(measure_growth_in_limit, system), spec, described)
 
 
 def _described(source: Ensemble | QuadraticModel) -> dict[str, Any]:

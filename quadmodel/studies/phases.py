@@ -26,8 +26,8 @@ from quadmodel._util.threads import Workers, workers
 from quadmodel.ensemble import Ensemble
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
-from quadmodel.simulation._replicas import PRECISIONS
-from quadmodel.simulation.growth import MIN_STEPS, Cells, Measurement, measure_cells
+from quadmodel.simulation._stepper import PRECISIONS
+from quadmodel.simulation.growth import MIN_STEPS, GridPoints, Measurement, measure_growth
 from quadmodel.theory._inputs import NORMS, Spectrum
 from quadmodel.theory._noise import norm_or_infinity
 from quadmodel.theory.noise_kernel import phase_boundaries
@@ -133,7 +133,7 @@ def phase_diagram(
     expectation as it is; 16 blocks of steps give the standard error and the correction for the bias
     of a logarithm (:func:`quadmodel.simulation.populations.population_growth`). Growth of a
     quadratic model is that of independent replicas over the second half of their steps, or up to
-    their divergence or convergence (:func:`quadmodel.simulation.growth.measure_cells`).
+    their divergence or convergence (:func:`quadmodel.simulation.growth.measure_growth`).
 
     References
     ----------
@@ -163,7 +163,7 @@ def phase_diagram(
     model = checked.sample(spec.seed) if isinstance(checked, Ensemble) else checked
     described = checked.spec() if isinstance(checked, Ensemble) else {"model": repr(checked)}
     described |= {"n_data": model.n_data, "n_params": model.n_params}
-    return stability_diagram(model, partial(measure_cells, model), spec, described)
+    return stability_diagram(model, partial(measure_growth, model), spec, described)
 
 
 @dataclass(frozen=True)
@@ -192,9 +192,9 @@ class DiagramSpec:
         n_rates = given if isinstance(given, int) else given.size
         return (n_rates + self.refine) * self.batch_sizes.size * self.replicas
 
-    def points(self, rates: FloatArray, sizes: IntArray, first_replica: int) -> Cells:
+    def points(self, rates: FloatArray, sizes: IntArray, first_replica: int) -> GridPoints:
         """Return grid points, one per pair of learning rate and batch size."""
-        return Cells(
+        return GridPoints(
             rates, sizes, self.sgd, self.steps, self.replicas, self.seed, first_replica,
             self.precision,
         )  # fmt: skip
@@ -209,7 +209,9 @@ class DiagramSpec:
 class Measure(Protocol):
     """A function that measures grid points: how losses grow there, and how replicas end."""
 
-    def __call__(self, points: Cells, pool: Workers, /, *, what: str, show: bool) -> Measurement:
+    def __call__(
+        self, points: GridPoints, pool: Workers, /, *, what: str, show: bool
+    ) -> Measurement:
         """Measure `points`, with a progress bar called `what`."""
 
 
@@ -271,7 +273,7 @@ def stability_diagram(
         if spectrum.edge == 0:
             raise InputError("source: the NTK must not vanish, got eigenvalues that are all zero")
 
-        def evaluate(points: Cells, what: str) -> tuple[Variables, int]:
+        def evaluate(points: GridPoints, what: str) -> tuple[Variables, int]:
             measured = measure(points, pool, what=what, show=spec.progress)
             norms = {"noise_kernel_norm": _norms(spectrum, points, pool)}
             return measured.variables() | norms, measured.replica_steps
@@ -320,7 +322,7 @@ def _boundaries(spectrum: Spectrum, sizes: IntArray, template: SGD, pool: Worker
     return edges.assign(typical_critical_learning_rate=labelled)
 
 
-def _norms(spectrum: Spectrum, points: Cells, pool: Workers) -> FloatArray:
+def _norms(spectrum: Spectrum, points: GridPoints, pool: Workers) -> FloatArray:
     """Return K by every norm and at every grid point, shape (norms, points)."""
     norms = np.empty((len(NORMS), len(points)))
 
@@ -338,7 +340,7 @@ def _finer_scan(
     rates: FloatArray,
     grid: Variables,
     spec: DiagramSpec,
-    evaluate: Callable[[Cells, str], tuple[Variables, int]],
+    evaluate: Callable[[GridPoints, str], tuple[Variables, int]],
 ) -> tuple[Variables, int]:
     """Measure learning rates around the simulated boundaries; NaN where there is none."""
     sizes, count = spec.batch_sizes, spec.refine

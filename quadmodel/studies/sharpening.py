@@ -25,7 +25,7 @@ from quadmodel.curvature import CurvatureLaw
 from quadmodel.ensemble import Ensemble
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
-from quadmodel.simulation.ntk_draws import growth_over_cells
+from quadmodel.simulation.ntk_draws import growth_over_grid
 from quadmodel.theory import sharpening
 from quadmodel.theory.noise_kernel import edge_of_stability, phase_boundaries
 
@@ -140,7 +140,7 @@ def sharpening_diagram(
     check_memory("the growths", 32.0 * replicas * n_points)
     with progress_bar(n_points + replicas, what="sharpening", show=progress) as bar:
         # The simulation first: it knows whether its draws fit in memory.
-        growth = growth_over_cells(
+        growth = growth_over_grid(
             model,
             law,
             template,

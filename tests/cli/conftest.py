@@ -75,7 +75,7 @@ def refuse(run, monkeypatch):
     def work(*_, **__):
         raise AssertionError("work started before the input was checked")
 
-    monkeypatch.setattr(phases, "measure_cells", work)
+    monkeypatch.setattr(phases, "measure_growth", work)
 
     def refuse(*arguments, names, base=("phase-diagram", *TINY)):
         before = contents()

@@ -205,5 +205,5 @@ def test_refusals(arguments, words, refuse, monkeypatch):
     def work(*_, **__):
         raise AssertionError("work started before the input was checked")
 
-    monkeypatch.setattr(module, "measure_cells_in_limit", work)
+    monkeypatch.setattr(module, "measure_growth_in_limit", work)
     refuse(*arguments, names=words, base=[COMMAND, *SMALL])

@@ -265,9 +265,9 @@ def test_existing_outputs_survive_a_refusal(refuse, options):
 
 # Where each command's work begins, and options that make it small.
 WORK = {
-    "phase-diagram": (phases, "measure_cells", TINY),
-    "large-p-diagram": (large_p_phases, "measure_cells_in_limit", ["--n-data", "6", *TINY[4:]]),
-    "sharpening-diagram": (sharpening, "growth_over_cells", SHORT),
+    "phase-diagram": (phases, "measure_growth", TINY),
+    "large-p-diagram": (large_p_phases, "measure_growth_in_limit", ["--n-data", "6", *TINY[4:]]),
+    "sharpening-diagram": (sharpening, "growth_over_grid", SHORT),
     "persistent-edge": (persistence, "simulate", ["--n-data", "6", "--n-params", "9", *STEPS]),
     "large-p-edge": (
         large_p_outcomes, "large_p_limit", ["--n-data", "6", "--batch-sizes", "2", *STEPS]

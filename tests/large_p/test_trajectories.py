@@ -10,15 +10,10 @@ import pytest
 import quadmodel as qm
 from quadmodel._util.checks import InputError
 from quadmodel.large_p.trajectories import KNOWN, large_p_limit
+from tests.assertions import assert_same_bits
 
 ENSEMBLE = qm.Ensemble(6, 40, curvature=0.1)
 FULL = qm.SGD(0.02, 2, momentum=0.5, nesterov=True, weight_decay=0.1, sampling="bernoulli")
-
-
-def assert_same_bits(first, second) -> None:
-    assert set(first.variables) == set(second.variables)
-    for name in first.variables:
-        np.testing.assert_array_equal(first[name], second[name], err_msg=str(name))
 
 
 @pytest.mark.parametrize("names", [None, ["loss", "residual_overlap", "ntk_eigenvalue"]])

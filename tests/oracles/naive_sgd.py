@@ -29,8 +29,8 @@ def parameter_space(
     for batch in drawn:
         point = []
         for k in range(n_params):
-            ahead = momentum * (theta[k] - before[k]) if nesterov else 0.0
-            point.append(theta[k] + ahead)
+            extrapolated = momentum * (theta[k] - before[k]) if nesterov else 0.0
+            point.append(theta[k] + extrapolated)
         z = _residual(residual, jacobian, curvature, point)
         slopes = _jacobian(jacobian, curvature, point)
         after = []
@@ -65,8 +65,8 @@ def function_space(
     for batch in drawn:
         seen = []
         for i in range(n_data):
-            ahead = momentum * (z[i] - before[i]) if nesterov else 0.0
-            seen.append(z[i] + ahead)
+            extrapolated = momentum * (z[i] - before[i]) if nesterov else 0.0
+            seen.append(z[i] + extrapolated)
         after = []
         for i in range(n_data):
             gradient = 0.0

@@ -11,6 +11,7 @@ import quadmodel as qm
 from quadmodel.batches import batch_indices
 from tests.oracles import naive_sgd
 
+pytestmark = pytest.mark.kernels
 SCHEMES = ("without_replacement", "with_replacement", "bernoulli")
 KINDS = ("linear", "dense", "low_rank")
 MOMENTA = [(0.0, False), *itertools.product((0.8, -0.4), (False, True))]
@@ -75,17 +76,17 @@ def run(model: qm.QuadraticModel, sgd: qm.SGD, replicas: int, steps: int = STEPS
 
 
 def check(model: qm.QuadraticModel, sgd: qm.SGD, replicas: int, steps: int = STEPS) -> None:
-    """Compare losses run by run, and mean mode energies with their standard errors."""
+    """Compare losses run by run, and mean squared residuals per mode with their standard errors."""
     sim = run(model, sgd, replicas, steps)
     z = naive_residuals(model, sgd, replicas, steps)
     loss = (z**2).sum(axis=2) / (2 * model.n_data)
     np.testing.assert_allclose(sim.loss, loss, rtol=1e-11)
     vectors = np.linalg.eigh(model.ntk())[1][:, ::-1]
-    energy = (z @ vectors) ** 2
-    scale = energy.max()
-    np.testing.assert_allclose(sim.mode_energy, energy.mean(axis=0), rtol=1e-9, atol=1e-10 * scale)
+    squared = (z @ vectors) ** 2
+    scale = squared.max()
+    np.testing.assert_allclose(sim.mode_energy, squared.mean(axis=0), rtol=1e-9, atol=1e-10 * scale)
     if replicas > 1:
-        error = energy.std(axis=0, ddof=1) / replicas**0.5
+        error = squared.std(axis=0, ddof=1) / replicas**0.5
         np.testing.assert_allclose(
             sim.mode_energy_standard_error, error, rtol=1e-9, atol=1e-8 * scale
         )
@@ -146,9 +147,9 @@ def test_function_space_is_parameter_space_without_curvature(
 
 def test_seed_and_model_index_reach_the_batches():
     model, sgd = make_model("linear"), qm.SGD(0.1, 2)
-    here = run(model, sgd, replicas=2).loss.values
+    plain = run(model, sgd, replicas=2).loss.values
     for changed in ({"seed": SEED + 2**33}, {"model_index": INDEX + 1}):
-        where = {"seed": SEED, "model_index": INDEX, **changed}
-        other = qm.simulate(model, sgd, STEPS, replicas=2, **where).loss.values
-        assert (other[:, 1:] != here[:, 1:]).all()
-    assert (here[0, 1:] != here[1, 1:]).all()
+        changed = {"seed": SEED, "model_index": INDEX, **changed}
+        other = qm.simulate(model, sgd, STEPS, replicas=2, **changed).loss.values
+        assert (other[:, 1:] != plain[:, 1:]).all()
+    assert (plain[0, 1:] != plain[1, 1:]).all()

@@ -59,8 +59,8 @@ class Oracle:
 
     def ntk(self):
         steps = STEP * np.eye(len(self.theta))
-        ahead, back = ([self.residual(self.theta + s * d) for d in steps] for s in (1, -1))
-        columns = (np.array(ahead) - np.array(back)) / (2 * STEP)
+        forward, backward = ([self.residual(self.theta + s * d) for d in steps] for s in (1, -1))
+        columns = (np.array(forward) - np.array(backward)) / (2 * STEP)
         return columns.T @ columns / self.n_data
 
     def gradient(self, weights):
@@ -100,11 +100,11 @@ class Oracle:
 
 def sampled_weights(sgd, n_data, seed, model_index, replica, step):
     """Batches for measurement, drawn by the documented rule."""
-    words = philox(
+    random_words = philox(
         *np.array([2**32 - 2, step, replica, model_index], np.uint32),
         *np.array([seed % 2**32, seed >> 32], np.uint32),
     )
-    key = int(words[0]) + (int(words[1]) << 32)
+    key = int(random_words[0]) + (int(random_words[1]) << 32)
     weights = np.zeros((SAMPLED, n_data))
     for k in range(SAMPLED):
         drawn = batch_indices(n_data, sgd.batch_size, seed=key, step=k, sampling=sgd.sampling)
@@ -157,12 +157,13 @@ def naive_values(model, sgd, theta, weights):
         (2, 0.5, True, 0.2, "bernoulli"),
     ],
 )
+@pytest.mark.kernels
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_observable(kind, batch_size, momentum, nesterov, decay, sampling):
     model = make_model(kind)
     sgd = qm.SGD(0.05, batch_size, momentum, nesterov, decay, sampling)
     at = {"seed": 2**40 + 7, "model_index": 3}
-    for replicas in (1, 3):  # a single lane takes another way through the curvature
+    for replicas in (1, 3):  # a single replica takes another way through the curvature
         sim = qm.simulate(model, sgd, 6, replicas=replicas, record_every=3, observables="all", **at)
         for replica in {0, replicas - 1}:
             thetas = thetas_of(model, sgd, 6, replica=replica, **at)
@@ -250,6 +251,7 @@ def weights_of(scheme=0, **changed):
     return weights
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("scheme", range(3))
 def test_batches_for_measurement_are_a_pure_function_of_their_place(scheme):
     again = weights_of(scheme)
@@ -329,6 +331,7 @@ def test_hessian_of_a_larger_model(kind):
             assert found == pytest.approx(top, rel=1e-9)
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("n", [1, 2, 7, 8, 9, 15, 16, 17, 63])
 def test_symmetric_products(n):
     matrices = np.random.default_rng(n).standard_normal((3, n, n))

@@ -11,8 +11,8 @@ import pytest
 
 import quadmodel as qm
 from quadmodel._util.checks import InputError
-from quadmodel.simulation import _measurement as _measure
-from quadmodel.simulation import observables, trajectories
+from quadmodel.simulation import _measurement, observables, trajectories
+from tests.assertions import assert_same_bits
 
 ALL = tuple(observables.OBSERVABLES)
 DEFAULT = (
@@ -29,12 +29,6 @@ def make_model(kind: str, n_data: int = 6, n_params: int = 8) -> qm.QuadraticMod
         "low_rank": qm.curvature.RandomLowRankCurvature(rank=2, scale=0.3),
     }
     return qm.Ensemble(n_data, n_params, curvature=curvature[kind]).sample(seed=1)
-
-
-def assert_same_bits(first, second) -> None:
-    assert set(first.variables) == set(second.variables)
-    for name in first.variables:
-        np.testing.assert_array_equal(first[name], second[name], err_msg=str(name))
 
 
 def with_error(names) -> set[str]:
@@ -97,9 +91,9 @@ def test_records_do_not_depend_on_how_often_they_are_taken(kind):
 
 @pytest.mark.parametrize("kind", ["linear", "dense", "low_rank"])
 def test_same_bits_for_any_number_of_threads(kind, monkeypatch):
-    """With work in as many parts and blocks of lanes as there can be; some runs diverge."""
-    monkeypatch.setattr(_measure, "_PART", 1.0)
-    monkeypatch.setattr(_measure, "_BLOCK_BYTES", 1.0)
+    """With work in as many parts and blocks of replicas as there can be; some runs diverge."""
+    monkeypatch.setattr(_measurement, "_PART", 1.0)
+    monkeypatch.setattr(_measurement, "_BLOCK_BYTES", 1.0)
     model = make_model(kind)
     sgd = qm.SGD(5.0 if kind == "linear" else 0.35, 2, sampling="with_replacement")
     runs = [
@@ -115,7 +109,7 @@ def test_same_bits_for_any_number_of_threads(kind, monkeypatch):
 
 def test_parts_and_blocks_hold_everything_once():
     for n, parts in ((0, 0), (1, 1), (5, 5), (21, 3), (7, 2)):
-        cut = _measure.cut(n, parts)
+        cut = _measurement.cut(n, parts)
         assert [i for piece in cut for i in range(n)[piece]] == list(range(n))
         assert len(cut) == parts
         assert max((len(range(n)[p]) for p in cut), default=0) <= -(-n // max(parts, 1))
@@ -126,8 +120,8 @@ def test_blocks_and_parts_change_rounding_only(kind, monkeypatch):
     model, sgd = make_model(kind, 12, 10), qm.SGD(0.05, 3)
     run = {"replicas": 21, "record_every": 10, "observables": "all"}
     whole = qm.simulate(model, sgd, 10, **run)
-    monkeypatch.setattr(_measure, "_PART", 1.0)
-    monkeypatch.setattr(_measure, "_BLOCK_BYTES", 1.0)
+    monkeypatch.setattr(_measurement, "_PART", 1.0)
+    monkeypatch.setattr(_measurement, "_BLOCK_BYTES", 1.0)
     cut = qm.simulate(model, sgd, 10, **run)
     for name in whole.data_vars:
         np.testing.assert_allclose(cut[name], whole[name], rtol=1e-8, atol=1e-16, err_msg=name)
@@ -198,7 +192,7 @@ def test_unknown_names_are_refused_before_any_work(value, got, monkeypatch):
     def no_work(*_):
         raise AssertionError("work has begun")
 
-    monkeypatch.setattr(trajectories, "start_lanes", no_work)
+    monkeypatch.setattr(trajectories, "start_replicas", no_work)
     monkeypatch.setattr(trajectories, "check_memory", no_work)
     with pytest.raises(InputError, match=rf"^observables must be .*loss.*; got {got}$") as caught:
         qm.simulate(make_model("linear"), qm.SGD(0.1, 2), 3, observables=value)

@@ -13,6 +13,7 @@ import quadmodel as qm
 from quadmodel._util.checks import InputError
 from quadmodel.batches import batch_indices
 from quadmodel.simulation import observables
+from tests.assertions import assert_same_bits
 from tests.oracles import naive_sgd
 
 SCHEMES = ("without_replacement", "with_replacement", "bernoulli")
@@ -29,12 +30,6 @@ def make_model(kind: str, n_data: int = 6, n_params: int = 8) -> qm.QuadraticMod
         "low_rank": qm.curvature.RandomLowRankCurvature(rank=2, scale=0.3),
     }
     return qm.Ensemble(n_data, n_params, curvature=curvature[kind]).sample(seed=1)
-
-
-def assert_same_bits(first, second) -> None:
-    assert set(first.variables) == set(second.variables)
-    for name in first.variables:
-        np.testing.assert_array_equal(first[name], second[name], err_msg=str(name))
 
 
 @pytest.mark.parametrize("kind", ["linear", "dense"])

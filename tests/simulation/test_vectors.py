@@ -10,11 +10,11 @@ import pytest
 import quadmodel as qm
 from quadmodel._util.checks import InputError
 from quadmodel._util.threads import workers
-from quadmodel.simulation import _replicas as _lanes
-from quadmodel.simulation._kernels import columns as _columns
-from quadmodel.simulation._kernels import vector as _vector_kernels
+from quadmodel.simulation import _stepper
+from quadmodel.simulation._kernels import columns, vector_dense
 from quadmodel.simulation._kernels import vectors as _vectors
-from quadmodel.simulation._replicas import Stepper, start_lanes
+from quadmodel.simulation._replicas import start_replicas
+from quadmodel.simulation._stepper import Stepper
 
 SCHEMES = ("without_replacement", "with_replacement", "bernoulli")
 METHODS = {
@@ -31,14 +31,14 @@ def model_of(kind, n_data=6, n_params=19, scale=0.1):
     return qm.Ensemble(n_data, n_params, curvature=curvature).sample(seed=3)
 
 
-def advanced(model, sgd, monkeypatch, *, vectors, lanes=21, steps=9, shared=None, **options):
-    """Return the lanes after some steps by the chosen kernels, each with its batch size."""
+def advanced(model, sgd, monkeypatch, *, vectors, replicas=21, steps=9, shared=None, **options):
+    """Return replicas after some steps by the chosen kernels, each with its batch size."""
     monkeypatch.setattr(_vectors, "AVAILABLE", vectors)
     if shared is not None:
-        monkeypatch.setattr(_lanes, "_SHARED", 0.0 if shared else np.inf)
-    sizes = 1 + np.arange(lanes) % model.n_data
-    rates = sgd.learning_rate * (1 + np.arange(lanes) / lanes)
-    run = start_lanes(model, rates, sizes, np.arange(lanes))
+        monkeypatch.setattr(_stepper, "_SHARED_FROM", 0.0 if shared else np.inf)
+    sizes = 1 + np.arange(replicas) % model.n_data
+    rates = sgd.learning_rate * (1 + np.arange(replicas) / replicas)
+    run = start_replicas(model, rates, sizes, np.arange(replicas))
     with workers(options.pop("threads", 2)) as pool:
         stepper = Stepper(model, sgd, seed=5, **options)
         stepper.advance(run, 0, 4, pool)
@@ -63,11 +63,11 @@ def test_vectors_do_what_loops_do(kind, sampling, method, monkeypatch):
 
 @pytest.mark.parametrize("precision", ["float64", "mixed"])
 @pytest.mark.parametrize("n_params", [4090, 9000])
-def test_long_rows_and_many_lanes_of_low_rank(n_params, precision, monkeypatch):
-    """More than a stretch of parameters, and more lanes than are taken together at a point."""
+def test_long_rows_and_many_replicas_of_low_rank(n_params, precision, monkeypatch):
+    """More than a stretch of parameters, and more replicas than are taken together at a point."""
     model, other = (model_of("rank 1", 2, n_params, scale) for scale in (1.0, 2.0))
     sgd = qm.SGD(0.1 / np.linalg.eigvalsh(model.ntk())[-1], 1)
-    options = {"lanes": 240, "steps": 6, "shared": False}  # groups of 60
+    options = {"replicas": 240, "steps": 6, "shared": False}  # groups of 60
     loops = advanced(model, sgd, monkeypatch, vectors=False, **options)
     found = advanced(model, sgd, monkeypatch, vectors=True, **options, precision=precision)
     different = advanced(other, sgd, monkeypatch, vectors=True, **options)
@@ -83,16 +83,16 @@ def test_packed_matrices_multiply_as_they_were(n_params):
     q = rng.normal(size=(3, n_params, n_params))
     q = q + q.transpose(0, 2, 1)
     for dtype, tolerance in ((np.float64, 1e-13), (np.float32, 1e-5)):
-        stored, wide = _vector_kernels.packed(q, rng.normal(size=(3, n_params)), np.dtype(dtype))
+        stored, wide = vector_dense.packed(q, rng.normal(size=(3, n_params)), np.dtype(dtype))
         order, width = wide.shape[1], 64 // stored.itemsize
-        assert stored.nbytes + wide.nbytes == _vector_kernels.packed_bytes(
+        assert stored.nbytes + wide.nbytes == vector_dense.packed_bytes(
             3, n_params, np.dtype(dtype)
         )
         point = np.zeros((order, width), dtype)
         point[:n_params] = rng.normal(size=(n_params, width))
         product = np.full(order * width, np.nan, dtype)
         for i in range(3):
-            _vector_kernels.symmetric_product(
+            vector_dense.symmetric_product(
                 stored.reshape(-1), i * stored.shape[1], point.reshape(-1), product, order, width
             )
             expected = q[i] @ point[:n_params].astype(float)
@@ -108,7 +108,7 @@ def test_packed_matrices_multiply_as_they_were(n_params):
 def test_columns_in_tiles_are_whole_columns(n_data, precision):
     rng = np.random.default_rng(n_data)
     ntk = rng.normal(size=(n_data, n_data))
-    ntk = (ntk + ntk.T).astype(_lanes.STORED[precision])
+    ntk = (ntk + ntk.T).astype(_stepper.STORED[precision])
     begin = np.array([[0, 3, 3, 4, 11], [12, 12, 14, 19, 19]])
     picked = rng.integers(n_data, size=19, dtype=np.int32)
     coefficient = rng.normal(size=19).astype(ntk.dtype)
@@ -124,19 +124,20 @@ def test_columns_in_tiles_are_whole_columns(n_data, precision):
     )
     tolerance = 1e-12 if precision == "float64" else 1e-4
     whole = z.copy()
-    lanes = begin, picked, coefficient, unit
-    _columns.add_whole_columns(ntk.reshape(-1), n_data, *lanes, whole)
+    terms = columns.Terms(begin, picked, coefficient, unit)
+    columns.add_whole_columns(ntk.reshape(-1), n_data, terms, whole)
     np.testing.assert_allclose(whole, expected, atol=tolerance)
-    columns, length = _columns.tiled(ntk, in_tiles=True)
+    tiles, length = columns.tiled(ntk, in_tiles=True)
     assert length >= n_data
     assert length // 8 % 2 == 1
     wide = np.zeros((4, length))
     wide[:, :n_data] = z
-    _columns.add_columns_in_tiles(columns, n_data, *lanes, wide)
+    columns.add_columns_in_tiles(tiles, n_data, terms, wide)
     np.testing.assert_allclose(wide[:, :n_data], expected, atol=tolerance)
     assert (wide[:, n_data:] == 0).all()
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("sampling", SCHEMES)
 def test_large_batches_by_products_are_large_batches_by_columns(sampling):
     """Columns one by one, in blocks, and products, against steps of the parameters."""
@@ -152,8 +153,8 @@ def test_large_batches_by_products_are_large_batches_by_columns(sampling):
 
 @pytest.mark.parametrize("precision", ["float64", "mixed"])
 @pytest.mark.parametrize("kind", ["dense", "rank 3"])
-def test_lanes_leave_each_other_alone(kind, precision, monkeypatch):
-    """The same bits whoever runs beside, and for any number of threads."""
+def test_replicas_leave_each_other_alone(kind, precision, monkeypatch):
+    """The same bits whatever other replicas are stepped, and for any number of threads."""
     model, sgd = model_of(kind), qm.SGD(0.05, 1, momentum=0.4)
     options = {"vectors": True, "shared": False, "precision": precision}
     many = advanced(model, sgd, monkeypatch, **options, threads=1)
@@ -199,13 +200,19 @@ def test_mixed_steps_are_steps(kind, sampling, method, monkeypatch):
     # Of the linear model so many data that large batches are products.
     model = some_model(kind, 80 if kind == "linear" else 20, scale=0.1)
     sgd = qm.SGD(0.02, 1, sampling=sampling, **METHODS[method])
-    lanes = model.n_data + 1
-    exact = advanced(model, sgd, monkeypatch, vectors=True, lanes=lanes)
+    replicas = model.n_data + 1
+    exact = advanced(model, sgd, monkeypatch, vectors=True, replicas=replicas)
     assert (exact.diverged_at < 0).all()
     size = np.linalg.norm(exact.state, axis=1).max()
     for vectors, shared in ((True, False), (True, True), (False, False)):
         found = advanced(
-            model, sgd, monkeypatch, vectors=vectors, lanes=lanes, shared=shared, precision="mixed"
+            model,
+            sgd,
+            monkeypatch,
+            vectors=vectors,
+            replicas=replicas,
+            shared=shared,
+            precision="mixed",
         )
         for name in ("state", "old"):
             error = np.abs(getattr(found, name) - getattr(exact, name)).max()

@@ -20,6 +20,8 @@ mpl.use("agg")
 
 import matplotlib.pyplot as plt
 
+from tests.assertions import assert_same_bits
+
 N_DATA, NORMS, SIZES, STRENGTHS = 6, (0.3, 0.9), (1, 2, 4), (0.0, 0.8)
 PER_STEP = ("noise_kernel_norm", "noise_kernel_norm_exact", "scaled_largest_eigenvalue", "loss")
 PER_RUN = ("largest_norm", "final_norm", "final_norm_exact", "final_loss")
@@ -31,13 +33,6 @@ def sweep(initial_norms=NORMS, batch_sizes=SIZES, curvature_strengths=STRENGTHS,
     return qm.large_p_edge(
         initial_norms, batch_sizes, curvature_strengths, **{**defaults, **options}
     )
-
-
-def assert_same_bits(first, second) -> None:
-    assert set(first.variables) == set(second.variables)
-    for name in first.variables:
-        np.testing.assert_array_equal(first[name], second[name], err_msg=str(name))
-    assert first.attrs == second.attrs
 
 
 @pytest.fixture(scope="module")

@@ -274,7 +274,7 @@ def no_work(monkeypatch):
         raise AssertionError("work started before the input was checked")
 
     monkeypatch.setattr(phases, "_boundaries", work)
-    monkeypatch.setattr(module, "measure_cells_in_limit", work)
+    monkeypatch.setattr(module, "measure_growth_in_limit", work)
     return work
 
 

@@ -14,6 +14,7 @@ from scipy.stats import norm
 import quadmodel as qm
 from quadmodel._util.checks import InputError
 from quadmodel.studies import persistence as module
+from tests.assertions import assert_same_bits
 from tests.oracles import dense_noise_kernel
 
 FAMILY_WISE_ERROR = 1e-6
@@ -25,13 +26,6 @@ PER_STEP = (*NORMS, "scaled_largest_eigenvalue", "loss")
 def follow(curvature_strengths=STRENGTHS, **options):
     defaults = {"replicas": 2, "n_data": N_DATA, "n_params": N_PARAMS, "steps": 60, "seed": 3}
     return qm.persistent_edge(curvature_strengths, **{**defaults, **options})
-
-
-def assert_same_bits(first, second) -> None:
-    assert set(first.variables) == set(second.variables)
-    for name in first.variables:
-        np.testing.assert_array_equal(first[name], second[name], err_msg=str(name))
-    assert first.attrs == second.attrs
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import xarray as xr
 
 import quadmodel as qm
 from quadmodel._util.checks import InputError
-from quadmodel.simulation.growth import measure_cells
+from quadmodel.simulation.growth import measure_growth
 from quadmodel.studies.phases import PHASES, UNDECIDED
 from quadmodel.theory.typical import typical_critical_learning_rate
 from tests.assertions import assert_same_bits
@@ -240,9 +240,9 @@ def test_scan_and_grid_share_no_batches(monkeypatch):
 
     def measure(model, points, *args, **options):
         seen.append((points.first_replica, 3 * len(points) * points.replicas))
-        return measure_cells(model, points, *args, **options)
+        return measure_growth(model, points, *args, **options)
 
-    monkeypatch.setattr("quadmodel.studies.phases.measure_cells", measure)
+    monkeypatch.setattr("quadmodel.studies.phases.measure_growth", measure)
     diagram(steps=64)
     (first, count), (second, _) = seen
     assert first + count <= second

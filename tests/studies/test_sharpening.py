@@ -317,7 +317,7 @@ def no_work(monkeypatch):
     def work(*_, **__):
         raise AssertionError("work started before the input was checked")
 
-    monkeypatch.setattr(module, "growth_over_cells", work)
+    monkeypatch.setattr(module, "growth_over_grid", work)
     monkeypatch.setattr(module.sharpening, "ntk_changes", work)
 
 

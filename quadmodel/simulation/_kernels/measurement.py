@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit, uint32, uint64
 
 from quadmodel.batches import draw_batch, philox
-from quadmodel.simulation._kernels.columns import _FAST
+from quadmodel.simulation._kernels.columns import FAST
 
 
 @njit(cache=True, nogil=True)
@@ -39,7 +39,7 @@ def draw_weights(seed, model, replica, step, scheme, batch_size, weights):
             weights[k, batch[i]] += n_data / batch_size
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@njit(cache=True, nogil=True, fastmath=FAST)
 def symmetric_products(matrices, x, out):
     """Write the products of symmetric matrices with one vector into the rows of `out`.
 

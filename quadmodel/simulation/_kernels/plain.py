@@ -1,14 +1,23 @@
-"""Compiled loops of models with curvature: many replicas ("lanes") step together.
+"""Compiled loops of models with curvature: many replicas step together.
 
-A step has three parts. All lanes draw batches, and a list of the lanes of each data point is made;
-data points add their gradients to the lanes that drew them, so that what belongs to a point, its Q
-above all, is read once for all lanes; lanes apply their gradients. The second part is written here
-for any processor, and in `_vector_kernels` for those with wide vectors; it may be shared out among
-threads by data points.
+A step has three parts. All replicas draw batches, and a list of the replicas of each data point is
+made; data points add their gradients to the replicas that drew them, so that what belongs to a
+point, its Q above all, is read once for all replicas; replicas apply their gradients. The second
+part is written here for any processor, and in `vector_dense` and `vector_low_rank` for those with
+wide vectors; threads may share it by data points.
 
-A lane has its own learning rate, batch size and replica number; `state` and `old` hold the
-parameters and those before. A lane whose squared norm leaves [0, limit) is frozen and `diverged_at`
-says after which step; NaN fails that test too, so fastmath must keep it: see `_FAST`.
+A replica has its own learning rate, batch size and number in the random stream. One whose squared
+norm leaves [0, limit) is frozen, and `diverged_at` says after which step; NaN fails that test too,
+so fastmath must keep it: see `FAST`.
+
+With phi = theta + nu (theta - theta_old), where nu is mu for Nesterov, else 0, and a batch that
+holds data point i w_i times, a step is
+
+    z_i = z_0i + J_i phi + Q_i(phi, phi) / 2
+    g = sum_i w_i z_i (J_i + Q_i phi)
+    theta' = theta + mu (theta - theta_old) - eta (g / B + rho phi)
+
+in units of a parameter, with eta g / B and eta rho phi in these units.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -19,127 +28,130 @@ import numpy as np
 from numba import njit
 
 from quadmodel.batches import draw_batch
-from quadmodel.simulation._kernels.columns import _FAST
-from quadmodel.simulation._kernels.linear import _energy
+from quadmodel.simulation._kernels.columns import FAST
+from quadmodel.simulation._kernels.linear import squared_norm
+
+# Replicas that share one matrix product with a Q_i.
+_GATHERED = 64
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
-def draw_lanes(lanes, options, step, point, batches, length, pointer, entries):
-    """Draw a batch for every lane that still runs, and list the lanes of each data point.
+@njit(cache=True, nogil=True, fastmath=FAST)
+def draw_batches(replicas, options, step, buffers):
+    """Draw a batch for every replica that still runs, and list the replicas of each data point.
 
-    Writes where the gradient is taken to `point`, shape (lanes + 1, padded parameters).
+    Writes phi, where the gradient is taken, to `buffers.point`.
     """
-    state, old, _, batch_size, replica, diverged_at = lanes
-    momentum, nesterov, _, scheme, seed, model, _ = options
+    # Arrays are taken out of their named tuples first: every access in a loop would count
+    # references, which takes time.
+    momentum, nesterov, _, scheme, seed, model_index = options
+    state, old, _, batch_size, number, diverged_at = replicas
+    point, batches, length, pointer, entries, _ = buffers
     count, n_data = batches.shape
     order, swaps = np.arange(n_data), np.empty(n_data, np.int64)
-    ahead = momentum if nesterov else 0.0
-    for lane in range(count):
-        length[lane] = 0
-        if diverged_at[lane] < 0:
-            length[lane] = draw_batch(
-                seed,
-                model,
-                replica[lane],
-                step,
-                scheme,
-                n_data,
-                batch_size[lane],
-                order,
-                swaps,
-                batches[lane],
-            )
+    extrapolation = momentum if nesterov else 0.0
+    for a in range(count):
+        length[a] = 0
+        if diverged_at[a] < 0:
+            length[a] = draw_batch(
+                seed, model_index, number[a], step, scheme, n_data, batch_size[a],
+                order, swaps, batches[a],
+            )  # fmt: skip
             for k in range(state.shape[1]):
-                now = state[lane, k]
-                point[lane, k] = now + ahead * (now - old[lane, k])
+                now = state[a, k]
+                point[a, k] = now + extrapolation * (now - old[a, k])
     _sort_by_point(batches, length, pointer, entries)
 
 
 @njit(cache=True, nogil=True)
 def _sort_by_point(batches, length, pointer, entries):
-    """List, for each data point, the lanes whose batch holds it (counting sort)."""
+    """List, for each data point, the replicas whose batch holds it (counting sort)."""
     pointer[:] = 0
-    for lane in range(len(length)):
-        for k in range(length[lane]):
-            pointer[batches[lane, k] + 1] += 1
+    for a in range(len(length)):
+        for k in range(length[a]):
+            pointer[batches[a, k] + 1] += 1
     for i in range(1, len(pointer)):
         pointer[i] += pointer[i - 1]
     filled = pointer[:-1].copy()
-    for lane in range(len(length)):
-        for k in range(length[lane]):
-            i = batches[lane, k]
-            entries[filled[i]] = lane
+    for a in range(len(length)):
+        for k in range(length[a]):
+            i = batches[a, k]
+            entries[filled[i]] = a
             filled[i] += 1
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
-def apply_gradients(lanes, options, step, gradients):
-    """Step every lane by the sum over `gradients`, (parts, lanes + 1, parameters); clear them."""
-    state, old, learning_rate, batch_size, _, diverged_at = lanes
-    momentum, nesterov, weight_decay, _, _, _, limit = options
-    ahead = momentum if nesterov else 0.0
-    for lane in range(len(state)):
-        if diverged_at[lane] >= 0:
+@njit(cache=True, nogil=True, fastmath=FAST)
+def apply_gradients(replicas, options, limit, step, gradients):
+    """Step every replica by the sum over the parts of `gradients`, and clear them."""
+    momentum, nesterov, weight_decay, _, _, _ = options
+    state, old, learning_rate, batch_size, _, diverged_at = replicas
+    extrapolation = momentum if nesterov else 0.0
+    for a in range(len(state)):
+        if diverged_at[a] >= 0:
             continue
-        theta, theta_old, gradient = state[lane], old[lane], gradients[0, lane]
+        theta, theta_old, gradient = state[a], old[a], gradients[0, a]
         for part in range(1, len(gradients)):
             for k in range(len(gradient)):
-                gradient[k] += gradients[part, lane, k]
-                gradients[part, lane, k] = 0.0
-        eta, b = learning_rate[lane], batch_size[lane]
+                gradient[k] += gradients[part, a, k]
+                gradients[part, a, k] = 0.0
+        eta, b = learning_rate[a], batch_size[a]
         for k in range(len(theta)):
             moved = theta[k] - theta_old[k]
             theta_old[k] = theta[k]
-            slope = gradient[k] / b + weight_decay * (theta[k] + ahead * moved)
+            slope = gradient[k] / b + weight_decay * (theta[k] + extrapolation * moved)
             theta[k] += momentum * moved - eta * slope
             gradient[k] = 0.0
-        if not _energy(theta) < limit:
-            diverged_at[lane] = step + 1
+        if not squared_norm(theta) < limit:
+            diverged_at[a] = step + 1
 
 
 @njit(cache=True, nogil=True)
 def rows_of_part(pointer, part, parts):
-    """Return the range of data points that are a part's: about as many lanes for each."""
+    """Return the range of a part's data points: as many replicas for each part, roughly."""
     n_data = len(pointer) - 1
     shares = np.array([part, part + 1]) * pointer[-1] / parts
     first, last = np.searchsorted(pointer[:n_data], shares)
     return first, n_data if part + 1 == parts else last
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
-def dense_rows(arrays, point, pointer, entries, part, parts, gradient):
-    """Add the gradients that some data points have for the lanes that drew them.
+@njit(cache=True, nogil=True, fastmath=FAST)
+def dense_rows(model, buffers, part, parts):
+    """Add the gradients of a part of the data points to the replicas that drew them.
 
-    `arrays` are Q, J and the residual. The lanes of a data point are gathered, one matrix product
-    with Q_i serves them all, and residual and gradient follow while that block is in cache.
+    `model` is a DenseModel. The replicas of a data point are gathered, one matrix product with Q_i
+    serves them all, and residual and gradient follow while that product is in cache.
     """
-    curvature, jacobian, residual = arrays
-    n_params, room = point.shape[1], 64
+    curvature, jacobian, residual = model
+    pointer, entries, point = buffers.pointer, buffers.entries, buffers.point
+    gradient, n_params = buffers.gradients[part], point.shape[1]
     # In the precision of the curvature; everything else is in double precision.
-    gathered = np.empty((room, n_params), curvature.dtype)
+    gathered = np.empty((_GATHERED, n_params), curvature.dtype)
     product = np.empty_like(gathered)
     first_row, last_row = rows_of_part(pointer, part, parts)
     for i in range(first_row, last_row):
         row = jacobian[i]
-        for first in range(pointer[i], pointer[i + 1], room):
-            count = min(pointer[i + 1] - first, room)
+        for first in range(pointer[i], pointer[i + 1], _GATHERED):
+            count = min(pointer[i + 1] - first, _GATHERED)
             for a in range(count):
                 gathered[a] = point[entries[first + a]]
             np.dot(gathered[:count], curvature[i], product[:count])
             for a in range(count):
-                z, lane = residual[i], entries[first + a]
+                z, replica = residual[i], entries[first + a]
                 for k in range(n_params):
-                    z += point[lane, k] * (row[k] + 0.5 * product[a, k])
-                g = gradient[lane]
+                    z += point[replica, k] * (row[k] + 0.5 * product[a, k])
+                g = gradient[replica]
                 for k in range(n_params):
                     g[k] += z * (row[k] + product[a, k])
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
-def low_rank_rows(arrays, point, pointer, entries, part, parts, gradient):
-    """Do the same for curvature sum_r s_r u_r u_r^T; `arrays` are u, s, J and the residual."""
-    vectors, coefficients, jacobian, residual = arrays
-    n_params, rank = point.shape[1], coefficients.shape[1]
+@njit(cache=True, nogil=True, fastmath=FAST)
+def low_rank_rows(model, buffers, part, parts):
+    """Add the gradients of a part of the data points to the replicas that drew them.
+
+    `model` is a LowRankModel: Q_i = sum_r s_ir u_ir u_ir^T.
+    """
+    vectors, coefficients, jacobian, residual = model
+    pointer, entries, point = buffers.pointer, buffers.entries, buffers.point
+    gradient, n_params, rank = buffers.gradients[part], point.shape[1], coefficients.shape[1]
     weight = np.empty(rank)
     first_row, last_row = rows_of_part(pointer, part, parts)
     for i in range(first_row, last_row):
@@ -164,22 +176,23 @@ def low_rank_rows(arrays, point, pointer, entries, part, parts, gradient):
                     g[k] += c * u[k]
 
 
-@njit(cache=True, nogil=True)
-def advance_dense(arrays, lanes, options, room, first_step, n_steps):
-    """Take many steps with some lanes, all data points in turn; `gradients` has one part."""
-    # As in `_vector_kernels`: only functions with a name of their own are kept compiled on disk.
-    point, batches, length, pointer, entries, gradients = room
-    for step in range(first_step, first_step + n_steps):
-        draw_lanes(lanes, options, step, point, batches, length, pointer, entries)
-        dense_rows(arrays, point, pointer, entries, 0, 1, gradients[0])
-        apply_gradients(lanes, options, step, gradients)
+# Each kind of curvature has a loop over steps of its own: only functions with a name of their own
+# are kept compiled on disk, not those that are given another compiled function.
 
 
 @njit(cache=True, nogil=True)
-def advance_low_rank(arrays, lanes, options, room, first_step, n_steps):
-    """Take many steps with some lanes, all data points in turn; `gradients` has one part."""
-    point, batches, length, pointer, entries, gradients = room
+def advance_dense(model, replicas, options, limit, buffers, first_step, n_steps):
+    """Take many steps with some replicas; the gradients have one part."""
     for step in range(first_step, first_step + n_steps):
-        draw_lanes(lanes, options, step, point, batches, length, pointer, entries)
-        low_rank_rows(arrays, point, pointer, entries, 0, 1, gradients[0])
-        apply_gradients(lanes, options, step, gradients)
+        draw_batches(replicas, options, step, buffers)
+        dense_rows(model, buffers, 0, 1)
+        apply_gradients(replicas, options, limit, step, buffers.gradients)
+
+
+@njit(cache=True, nogil=True)
+def advance_low_rank(model, replicas, options, limit, buffers, first_step, n_steps):
+    """Take many steps with some replicas; the gradients have one part."""
+    for step in range(first_step, first_step + n_steps):
+        draw_batches(replicas, options, step, buffers)
+        low_rank_rows(model, buffers, 0, 1)
+        apply_gradients(replicas, options, limit, step, buffers.gradients)

@@ -1,4 +1,4 @@
-"""Blocks of a matrix held in vectors: symmetric products, and transposing lanes on the way."""
+"""Blocks of a matrix held in vectors: symmetric products, and transposed loads and stores."""
 
 # mypy: ignore-errors
 

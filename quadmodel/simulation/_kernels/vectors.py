@@ -1,9 +1,9 @@
 """Vectors of 64 bytes for Numba: values that the compiled kernels keep in registers.
 
-`load`, `store`, `spread`, `fma` and a few unrolled loops over tuples of vectors; `_vector_blocks`
+`load`, `store`, `spread`, `fma` and a few unrolled loops over tuples of vectors; `vector_blocks`
 has more. Loops written with them say which number stays where, which plain loops leave to the
 compiler's luck: the symmetric product reaches the speed of a matrix product. A width of 64 bytes
-needs AVX-512 to pay; `AVAILABLE` says whether this processor has it.
+needs AVX-512 to pay; `AVAILABLE` says whether the processor that Numba compiles for has it.
 """
 
 # mypy: ignore-errors
@@ -11,16 +11,27 @@ needs AVX-512 to pay; `AVAILABLE` says whether this processor has it.
 from __future__ import annotations
 
 import llvmlite.binding
+import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
 BYTES = 64
-AVAILABLE = bool(llvmlite.binding.get_host_cpu_features().get("avx512f", False))
+AVAILABLE = (
+    llvmlite.binding.get_host_cpu_features().get("avx512f", False)
+    and config.CPU_NAME in (None, llvmlite.binding.get_host_cpu_name())
+    and not config.DISABLE_JIT
+)
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 _FLOATS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
+
+
+def padded_params(n_params, dtype):
+    """Return the number of parameters rounded up to whole vectors."""
+    width = BYTES // np.dtype(dtype).itemsize
+    return -(-n_params // width) * width
 
 
 class Vector(types.Type):
@@ -238,33 +249,33 @@ def loads_like(typing, like, array, at, stride):
 
 
 @intrinsic
-def zeros_like(typing, rows, lanes, array):
+def zeros_like(typing, rows, replicas, array):
     """Return a zero vector for every pair of elements of two tuples."""
-    result = types.UniTuple(Vector(array.dtype), len(rows) * len(lanes))
+    result = types.UniTuple(Vector(array.dtype), len(rows) * len(replicas))
 
     def code(context, builder, signature, arguments):
         zero = ir.Constant(context.get_value_type(result.dtype), None)
         return context.make_tuple(builder, result, [zero] * len(result))
 
-    return result(rows, lanes, array), code
+    return result(rows, replicas, array), code
 
 
 @intrinsic
 def add_pairs(typing, sums, rows, array, places, at):
     """Return sums + rows_r v_l for every pair, v_l being the vector at array[places_l + at]."""
-    lanes = len(places)
+    replicas = len(places)
 
     def code(context, builder, signature, arguments):
         sums_, rows_, array_, places_, at_ = arguments
         sums_, rows_, places_ = (
             cgutils.unpack_tuple(builder, values) for values in (sums_, rows_, places_)
         )
-        for lane in range(lanes):
-            place = builder.add(places_[lane], at_)
+        for a in range(replicas):
+            place = builder.add(places_[a], at_)
             pointer = pointer_to(context, builder, array, array_, place, rows_[0].type)
             value = builder.load(pointer, align=array.dtype.bitwidth // 8)
             for r, row in enumerate(rows_):
-                k = r * lanes + lane
+                k = r * replicas + a
                 sums_[k] = fused(builder, row, value, sums_[k])
         return context.make_tuple(builder, sums, sums_)
 
@@ -305,19 +316,19 @@ def numbers_like(typing, like, array, at):
 
 
 @intrinsic
-def spreads_like(typing, rows, lanes, array, at, stride):
+def spreads_like(typing, rows, replicas, array, at, stride):
     """Return array[at + r stride + l], spread over a vector, for every pair of two tuples."""
-    result = types.UniTuple(Vector(array.dtype), len(rows) * len(lanes))
+    result = types.UniTuple(Vector(array.dtype), len(rows) * len(replicas))
 
     def code(context, builder, signature, arguments):
         _, _, data, at, stride = arguments
         kind, found = context.get_value_type(result.dtype), []
         for _ in range(len(rows)):
-            found += elements(context, builder, array, data, at, len(lanes), kind)
+            found += elements(context, builder, array, data, at, len(replicas), kind)
             at = builder.add(at, stride)
         return context.make_tuple(builder, result, found)
 
-    return result(rows, lanes, array, types.intp, types.intp), code
+    return result(rows, replicas, array, types.intp, types.intp), code
 
 
 @intrinsic
@@ -326,19 +337,19 @@ def add_rows(typing, array, places, at, rows, weights):
 
     Tuples of places, vectors and, for every pair, a number spread over a vector.
     """
-    lanes = len(places)
+    replicas = len(places)
 
     def code(context, builder, signature, arguments):
         array_, places_, at_, rows_, weights_ = arguments
         places_, rows_, weights_ = (
             cgutils.unpack_tuple(builder, values) for values in (places_, rows_, weights_)
         )
-        for lane in range(lanes):
-            place = builder.add(places_[lane], at_)
+        for a in range(replicas):
+            place = builder.add(places_[a], at_)
             pointer = pointer_to(context, builder, array, array_, place, rows_[0].type)
             value = builder.load(pointer, align=array.dtype.bitwidth // 8)
             for r, row in enumerate(rows_):
-                value = fused(builder, weights_[r * lanes + lane], row, value)
+                value = fused(builder, weights_[r * replicas + a], row, value)
             builder.store(value, pointer, align=array.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
@@ -346,11 +357,17 @@ def add_rows(typing, array, places, at, rows, weights):
 
 
 @intrinsic
-def lowest_bit(typing, word):
-    """Return the place of the lowest bit of an unsigned word that is set."""
+def lowest_bit(typing, mask):
+    """Return the place of the lowest bit of an unsigned integer that is set."""
 
     def code(context, builder, signature, arguments):
         found = builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
         return builder.zext(found, _I64) if found.type != _I64 else found
 
-    return types.intp(word), code
+    return types.intp(mask), code
+
+
+if config.DISABLE_JIT:
+
+    def lowest_bit(mask):
+        return (int(mask) & -int(mask)).bit_length() - 1

@@ -1,0 +1,85 @@
+"""What the compiled loops are given: named tuples, whose fields Numba reads like attributes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quadmodel._util.checks import FloatArray, IntArray
+from quadmodel.optimizer import SAMPLING_SCHEMES, SGD
+
+AnyFloats = NDArray[np.floating]  # in the precision that is chosen
+
+
+class Options(NamedTuple):
+    """Update rule and random stream that all replicas share."""
+
+    momentum: float
+    nesterov: bool
+    weight_decay: float  # rho, in units of an NTK eigenvalue
+    scheme: int  # number of the sampling scheme
+    seed: np.uint64
+    model_index: int
+
+
+def options_of(sgd: SGD, seed: int, model_index: int = 0) -> Options:
+    """Return the options of the kernels; learning rate and batch size belong to the replicas."""
+    return Options(
+        sgd.momentum,
+        sgd.nesterov,
+        sgd.weight_decay,
+        SAMPLING_SCHEMES.index(sgd.sampling),
+        np.uint64(seed),
+        model_index,
+    )
+
+
+class LinearModel(NamedTuple):
+    """A linear model: its NTK Theta and its residual at the start, which weight decay pulls to."""
+
+    columns: AnyFloats  # Theta as `add_columns` reads it
+    padded_length: int  # doubles per replica in the workspace
+    ntk: AnyFloats  # Theta again, for matrix products
+    start: FloatArray
+
+
+class DenseModel(NamedTuple):
+    """Q, J and z_0, with Q as it is (`plain`), or one triangle of it (`vector_dense`)."""
+
+    curvature: AnyFloats
+    jacobian: FloatArray
+    residual: FloatArray
+
+
+class LowRankModel(NamedTuple):
+    """Curvature sum_r s_r u_r u_r^T per data point: u, s, J and z_0."""
+
+    vectors: AnyFloats
+    coefficients: FloatArray
+    jacobian: AnyFloats
+    residual: FloatArray
+
+
+class StackedModel(NamedTuple):
+    """A model of low rank for vectors: J_i and all u_ir as rows one below the other, s and z_0."""
+
+    rows: AnyFloats
+    coefficients: FloatArray
+    residual: FloatArray
+
+
+class Buffers(NamedTuple):
+    """What a step of a quadratic model writes to, besides the replicas.
+
+    The replicas whose batch holds data point i are entries[pointer[i] : pointer[i + 1]]. The last
+    row of `point` and `gradients` belongs to no replica: it stays zero, and fills up vectors.
+    """
+
+    point: AnyFloats  # where gradients are taken, shape (replicas + 1, padded parameters)
+    batches: IntArray
+    length: IntArray  # of each batch
+    pointer: IntArray
+    entries: IntArray
+    gradients: AnyFloats  # shape (parts, replicas + 1, padded parameters)

@@ -1,0 +1,234 @@
+"""Compiled loops for curvature of low rank on processors with wide vectors.
+
+They take the steps of `plain`, which serves other processors and is the oracle of these. The
+vectors u, parameters and gradients are in double or single precision together, residuals in double
+precision. What a replica computes doesn't depend on its neighbours.
+"""
+
+# mypy: ignore-errors
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from quadmodel.simulation._kernels.aligned import aligned, aligned_zeros
+from quadmodel.simulation._kernels.columns import FAST
+from quadmodel.simulation._kernels.plain import apply_gradients, draw_batches, rows_of_part
+from quadmodel.simulation._kernels.vectors import (
+    BYTES,
+    add_pairs,
+    add_rows,
+    fetch,
+    loads_like,
+    numbers_like,
+    padded_params,
+    spreads_like,
+    stores,
+    zeros_like,
+)
+
+# Bytes of a row, and replicas, that are taken together: twice that stretch of J_i and of all u_ir
+# is held in the second-level cache.
+_STRETCH, _REPLICAS = 32768, 32
+# Cache lines asked for with each vector.
+_FETCHED = 2
+# Tuples whose lengths are numbers of rows and of replicas: the compiler unrolls loops over them.
+_ONE, _TWO, _FOUR, _FIVE = (0,), (0,) * 2, (0,) * 4, (0,) * 5
+# What is done with rows: tuples again, so that the compiler knows from their lengths.
+_PRODUCTS, _GRADIENTS = (), (0,)
+
+
+def stacked(vectors, jacobian, dtype):
+    """Return J_i and the vectors u_ir of each data point, one below the other, padded.
+
+    The shape is (n_data, 1 + rank, order).
+    """
+    n_data, rank, n_params = vectors.shape
+    rows = aligned_zeros(n_data, 1 + rank, padded_params(n_params, dtype), dtype=dtype)
+    rows[:, 0, :n_params], rows[:, 1:, :n_params] = jacobian, vectors
+    return rows
+
+
+@njit(cache=True, nogil=True)
+def low_rank_rows(model, buffers, part, parts):
+    """Add the gradients of a part of the data points to the replicas that drew them.
+
+    `model` is a StackedModel. A stretch of all rows of a data point is held in the second-level
+    cache while the replicas take their turns, four at a time, all in registers: for their products
+    with phi first, then for the gradients. Meanwhile the rows of the data point that comes next are
+    asked for: `prefetch` holds the element to prefetch next, and where these rows end.
+
+    Notes
+    -----
+    z = z_0 + J_i phi + sum_r s_ir (u_ir phi)^2 / 2 and
+    g += z J_i + sum_r z s_ir (u_ir phi) u_ir, as in `plain`.
+    """
+    rows, coefficients, residual = model
+    pointer, entries = buffers.pointer, buffers.entries
+    points, gradients = buffers.point.reshape(-1), buffers.gradients[part].reshape(-1)
+    order, flat, width = buffers.point.shape[1], rows.reshape(-1), BYTES // rows.itemsize
+    n_rows, stretch = rows.shape[1], _STRETCH // rows.itemsize
+    places, weight = np.empty(_REPLICAS, np.int64), np.empty(n_rows * _REPLICAS, rows.dtype)
+    sums = aligned(n_rows * _REPLICAS * width, rows)
+    prefetch = np.zeros(2, np.int64)
+    first_row, last_row = rows_of_part(pointer, part, parts)
+    for i in range(first_row, last_row):
+        if pointer[i] == pointer[i + 1]:
+            continue
+        following = i + 1
+        while following < last_row - 1 and pointer[following] == pointer[following + 1]:
+            following += 1
+        following = min(following, len(rows) - 1)
+        prefetch[0], prefetch[1] = following * n_rows * order, (following + 1) * n_rows * order
+        for start in range(pointer[i], pointer[i + 1], _REPLICAS):
+            count = min(_REPLICAS, pointer[i + 1] - start)
+            for a in range(count):
+                places[a] = entries[start + a] * order
+            sums.fill(0.0)
+            for first in range(0, order, stretch):
+                piece = flat, i * n_rows * order, order, first, min(first + stretch, order)
+                _all_rows(_PRODUCTS, n_rows, count, piece, points, places, sums, prefetch)
+            _write_weights(n_rows, count, sums, residual[i], coefficients[i], weight)
+            for first in range(0, order, stretch):
+                piece = flat, i * n_rows * order, order, first, min(first + stretch, order)
+                _all_rows(_GRADIENTS, n_rows, count, piece, gradients, places, weight, prefetch)
+
+
+# Rows and replicas are taken in blocks, for which all sums or weights fit in registers: five rows
+# while there are so many, then two, then one; four replicas, then one.
+
+
+@njit(inline="always")
+def _rows_together(left):
+    """Return how many of the rows that are left are taken next: 5, 2 or 1."""
+    return 5 if left >= 5 else min(left, 2)
+
+
+@njit(inline="always")
+def _place_of_sums(row, rows, replica):
+    """Return which vector of sums a block of `rows` rows begins with, by its first row and replica.
+
+    A block's sums follow each other, the replicas of its first row first.
+    """
+    return row * _REPLICAS + replica * rows
+
+
+@njit(cache=True, nogil=True)
+def _all_rows(what, n_rows, count, piece, vectors, places, numbers, prefetch):
+    """Multiply a stretch of all rows with that of all replicas, or add the rows to it.
+
+    If `what` is _PRODUCTS, `vectors` are points and `numbers` the vectors of sums that the products
+    are added to; if it is _GRADIENTS, they are gradients and the weights of the rows. (Functions
+    that take a compiled function as an argument can't be kept on disk.)
+    """
+    row = 0
+    while row < n_rows:
+        rows = _rows_together(n_rows - row)
+        if rows == 5:
+            _some_rows(_FIVE, what, row, count, piece, vectors, places, numbers, prefetch)
+        elif rows == 2:
+            _some_rows(_TWO, what, row, count, piece, vectors, places, numbers, prefetch)
+        else:
+            _some_rows(_ONE, what, row, count, piece, vectors, places, numbers, prefetch)
+        row += rows
+
+
+@njit(cache=True, nogil=True)
+def _some_rows(like, what, row, count, piece, vectors, places, numbers, prefetch):
+    """Do what `_all_rows` says for as many rows as the tuple `like` is long."""
+    a = 0
+    while count - a >= 4:
+        if len(what) > 0:
+            _add_gradients(like, _FOUR, row, a, piece, vectors, places, numbers, prefetch)
+        else:
+            _add_products(like, _FOUR, row, a, piece, vectors, places, numbers, prefetch)
+        a += 4
+    while a < count:
+        if len(what) > 0:
+            _add_gradients(like, _ONE, row, a, piece, vectors, places, numbers, prefetch)
+        else:
+            _add_products(like, _ONE, row, a, piece, vectors, places, numbers, prefetch)
+        a += 1
+
+
+@njit(inline="always")
+def _next_to_fetch(first, last, otherwise, prefetch):
+    """Return the element to prefetch next; `otherwise`, in cache, if all has been asked for."""
+    element, count = prefetch[0], _FETCHED * (last - first)
+    prefetch[0] = element + count
+    return element if element + count <= prefetch[1] else otherwise
+
+
+@njit(inline="always")
+def _add_products(like, replicas, row, a, piece, points, places, sums, prefetch):
+    """Add the products of some rows with some replicas, as many as the tuples are long, to sums."""
+    rows, at, order, first, last = piece
+    width = BYTES // rows.itemsize
+    place = _place_of_sums(row, len(like), a) * width
+    own = numbers_like(replicas, places, a)
+    found = loads_like(zeros_like(like, replicas, rows), sums, place, width)
+    element = _next_to_fetch(first, last, at + first, prefetch)
+    for k in range(first, last, width):
+        fetch(rows, element + _FETCHED * (k - first), _FETCHED)
+        some = loads_like(like, rows, at + row * order + k, order)
+        found = add_pairs(found, some, points, own, k)
+    stores(sums, place, width, found)
+
+
+@njit(inline="always")
+def _add_gradients(like, replicas, row, a, piece, gradients, places, weight, prefetch):
+    """Add some rows, times their weights, to the gradients of some replicas."""
+    rows, at, order, first, last = piece
+    own = numbers_like(replicas, places, a)
+    weights = spreads_like(like, replicas, weight, row * _REPLICAS + a, _REPLICAS)
+    element = _next_to_fetch(first, last, at + first, prefetch)
+    for k in range(first, last, BYTES // rows.itemsize):
+        fetch(rows, element + _FETCHED * (k - first), _FETCHED)
+        some = loads_like(like, rows, at + row * order + k, order)
+        add_rows(gradients, own, k, some, weights)
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def _write_weights(n_rows, count, sums, residual, coefficients, weight):
+    """Write what J_i and each u_ir are multiplied by in the gradient of each replica.
+
+    These are z and z s_ir (u_ir phi), z being the replica's residual at data point i.
+    """
+    _add_up(n_rows, count, sums, weight)
+    for a in range(count):
+        z = residual + weight[a]
+        for r in range(len(coefficients)):
+            z += 0.5 * coefficients[r] * weight[(r + 1) * _REPLICAS + a] ** 2
+        weight[a] = z
+        for r in range(len(coefficients)):
+            weight[(r + 1) * _REPLICAS + a] *= z * coefficients[r]
+
+
+@njit(inline="always")
+def _add_up(n_rows, count, sums, total):
+    """Add up the elements of every vector of sums."""
+    width = BYTES // sums.itemsize
+    row = 0
+    while row < n_rows:
+        rows, first = _rows_together(n_rows - row), 0
+        while first < count:
+            replicas = 4 if count - first >= 4 else 1
+            for r in range(rows):
+                for a in range(replicas):
+                    place = _place_of_sums(row, rows, first) + r * replicas + a
+                    added = 0.0
+                    for k in range(width):
+                        added += sums[place * width + k]
+                    total[(row + r) * _REPLICAS + first + a] = added
+            first += replicas
+        row += rows
+
+
+@njit(cache=True, nogil=True)
+def advance_low_rank(model, replicas, options, limit, buffers, first_step, n_steps):
+    """Take many steps with some replicas; the gradients have one part."""
+    for step in range(first_step, first_step + n_steps):
+        draw_batches(replicas, options, step, buffers)
+        low_rank_rows(model, buffers, 0, 1)
+        apply_gradients(replicas, options, limit, step, buffers.gradients)

@@ -1,0 +1,206 @@
+"""How replicas are handed to the compiled kernels: in groups, or with data points shared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from quadmodel._util.checks import FloatArray
+from quadmodel._util.threads import Workers
+from quadmodel.curvature import LowRankCurvature
+from quadmodel.model import QuadraticModel
+from quadmodel.optimizer import SGD
+from quadmodel.simulation._kernels import plain, vector_dense, vector_low_rank, vectors
+from quadmodel.simulation._kernels.aligned import aligned_zeros
+from quadmodel.simulation._kernels.arguments import (
+    Buffers,
+    DenseModel,
+    LinearModel,
+    LowRankModel,
+    StackedModel,
+    options_of,
+)
+from quadmodel.simulation._kernels.columns import tiled
+from quadmodel.simulation._kernels.linear import advance_linear
+from quadmodel.simulation._replicas import Replicas, groups
+
+# A run counts as diverged when its squared norm passes this multiple of its initial scale: far from
+# overflow, far above anything that comes back.
+DIVERGENCE_LIMIT = {"linear": 1e200, "quadratic": 1e100}
+# Linear replicas per group: few enough to stay in the second-level cache, enough for reading the
+# columns to pay.
+_LINEAR_GROUP = 256
+# Above this cost per step, in multiplications, threads split the data points, not the replicas.
+_SHARED_FROM = 3e6
+# Parts that the data points are then split into, each with a gradient of its own per replica, and
+# replicas per group.
+_PARTS, _SHARED_GROUP = 4, 2304
+# Precision of the stored NTK, or Jacobian and curvature, and of products with them.
+STORED: dict[str, np.dtype[np.floating]] = {
+    "float64": np.dtype(np.float64),
+    "mixed": np.dtype(np.float32),
+}
+PRECISIONS = tuple(STORED)
+
+CurvedModel = DenseModel | LowRankModel | StackedModel
+
+
+class Stepper:
+    """Advances replicas on one model with one kind of SGD, in parallel threads.
+
+    How the work is cut depends on model and replicas alone, not on the number of threads: sums and
+    matrix products may round differently with their extent, and results must be the same bits.
+    """
+
+    def __init__(
+        self,
+        model: QuadraticModel,
+        sgd: SGD,
+        *,
+        seed: int,
+        model_index: int = 0,
+        precision: str = "float64",
+    ) -> None:
+        """Choose the kernels and arrange what they read."""
+        self._options, self._n_data = options_of(sgd, seed, model_index), model.n_data
+        curvature, dtype = model.curvature, STORED[precision]
+        self._linear: LinearModel | None = None
+        if curvature is None:
+            self._limit = DIVERGENCE_LIMIT["linear"] * max(
+                float(model.residual @ model.residual), 1e-100
+            )
+            self._linear = linear_model(model, precision)
+            return
+        self._limit, by_vectors = DIVERGENCE_LIMIT["quadratic"], vectors.AVAILABLE
+        self._curved: CurvedModel
+        self._rows: Callable[..., None]  # adds the gradients of some data points
+        self._advance: Callable[..., None]
+        if isinstance(curvature, LowRankCurvature):
+            kernels = vector_low_rank if by_vectors else plain
+            self._rows, self._advance = kernels.low_rank_rows, kernels.advance_low_rank
+            self._curved = _low_rank_model(model, curvature, dtype, by_vectors)
+            multiplications, self._dtype = 4.0 * curvature.vectors[0].size, dtype
+        else:
+            dense = vector_dense if by_vectors else plain
+            self._rows, self._advance = dense.dense_rows, dense.advance_dense
+            self._curved = _dense_model(model, curvature, dtype, by_vectors)
+            # Points and gradients are in double precision whatever that of Q.
+            multiplications, self._dtype = 2.0 * model.n_params**2, np.dtype(np.float64)
+        self._per_point = multiplications
+        self._padded = (
+            vectors.padded_params(model.n_params, dtype) if by_vectors else model.n_params
+        )
+
+    def advance(self, replicas: Replicas, first_step: int, n_steps: int, workers: Workers) -> None:
+        """Take `n_steps` steps with every replica, in place."""
+        if self._linear is not None:
+            self._advance_linear(self._linear, replicas, first_step, n_steps, workers)
+        elif float(replicas.batch_size.sum()) * self._per_point < _SHARED_FROM:
+            self._advance_groups(replicas, first_step, n_steps, workers)
+        else:
+            self._share(replicas, first_step, n_steps, workers)
+
+    def _advance_linear(
+        self, model: LinearModel, replicas: Replicas, first: int, n_steps: int, workers: Workers
+    ) -> None:
+        """Let threads step groups of residuals."""
+        # Replicas with large batches together, and first: they share matrix products.
+        order = np.argsort(-replicas.batch_size, kind="stable")
+
+        def step(rows: slice) -> None:
+            advance_linear(model, replicas, order[rows], self._options, self._limit, first, n_steps)
+
+        workers.map(step, groups(replicas.size, _LINEAR_GROUP))
+
+    def _advance_groups(
+        self, replicas: Replicas, first_step: int, n_steps: int, workers: Workers
+    ) -> None:
+        """Let threads step groups of replicas on all data points."""
+
+        def step(rows: slice) -> None:
+            some, buffers = replicas.chosen(rows), self._buffers(rows.stop - rows.start, 1)
+            self._advance(
+                self._curved, some, self._options, self._limit, buffers, first_step, n_steps
+            )
+
+        workers.map(step, groups(replicas.size))
+
+    def _share(self, replicas: Replicas, first_step: int, n_steps: int, workers: Workers) -> None:
+        """Let threads share the data points, each with its part of the gradient."""
+        every = [
+            (replicas.chosen(rows), self._buffers(rows.stop - rows.start, _PARTS))
+            for rows in groups(replicas.size, _SHARED_GROUP, at_least=_SHARED_GROUP)
+        ]
+        parts = [(group, part) for group in range(len(every)) for part in range(_PARTS)]
+
+        def begin(group: int, step: int) -> None:
+            some, buffers = every[group]
+            if step > first_step:
+                plain.apply_gradients(some, self._options, self._limit, step - 1, buffers.gradients)
+            if step < first_step + n_steps:
+                plain.draw_batches(some, self._options, step, buffers)
+
+        def add(task: tuple[int, int]) -> None:
+            group, part = task
+            self._rows(self._curved, every[group][1], part, _PARTS)
+
+        for step in range(first_step, first_step + n_steps + 1):
+            workers.map(partial(begin, step=step), range(len(every)))
+            if step < first_step + n_steps:
+                workers.map(add, parts)
+
+    def _buffers(self, count: int, parts: int) -> Buffers:
+        """Return what the kernels write to for so many replicas."""
+        shape = count + 1, self._padded
+        return Buffers(
+            aligned_zeros(*shape, dtype=self._dtype),
+            np.empty((count, self._n_data), np.int64),
+            np.zeros(count, np.int64),
+            np.zeros(self._n_data + 1, np.int64),
+            np.empty(count * self._n_data, np.int64),
+            aligned_zeros(parts, *shape, dtype=self._dtype),
+        )
+
+
+def linear_model(
+    model: QuadraticModel, precision: str, start: FloatArray | None = None
+) -> LinearModel:
+    """Return what the linear kernels read; weight decay pulls to `start`, by default z_0."""
+    ntk = np.asarray(model.ntk(), STORED[precision])
+    columns, padded_length = tiled(ntk)
+    return LinearModel(columns, padded_length, ntk, model.residual if start is None else start)
+
+
+def _low_rank_model(
+    model: QuadraticModel, curvature: LowRankCurvature, dtype: np.dtype, by_vectors: bool
+) -> LowRankModel | StackedModel:
+    if by_vectors:
+        rows = vector_low_rank.stacked(curvature.vectors, model.jacobian, dtype)
+        return StackedModel(rows, curvature.coefficients, model.residual)
+    u, jacobian = np.asarray(curvature.vectors, dtype), np.asarray(model.jacobian, dtype)
+    return LowRankModel(u, curvature.coefficients, jacobian, model.residual)
+
+
+def _dense_model(
+    model: QuadraticModel, curvature: FloatArray, dtype: np.dtype, by_vectors: bool
+) -> DenseModel:
+    if by_vectors:
+        packed, padded = vector_dense.packed(curvature, model.jacobian, dtype)
+        return DenseModel(packed, padded, model.residual)
+    return DenseModel(np.asarray(curvature, dtype), model.jacobian, model.residual)
+
+
+def stored_bytes(model: QuadraticModel, precision: str = "float64") -> float:
+    """Return what a stepper keeps beside the model, in bytes."""
+    dtype, curvature = STORED[precision], model.curvature
+    copied = precision != "float64"
+    if curvature is None:
+        return float(dtype.itemsize * (copied + vectors.AVAILABLE) * model.n_data**2)
+    if isinstance(curvature, LowRankCurvature):
+        size = curvature.vectors.size + model.jacobian.size
+        return float(dtype.itemsize * size * (vectors.AVAILABLE or copied))
+    if vectors.AVAILABLE:
+        return float(vector_dense.packed_bytes(model.n_data, model.n_params, dtype))
+    return float(dtype.itemsize * curvature.size * copied)
