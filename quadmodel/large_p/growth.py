@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from threading import Lock
 from typing import Any
 
 import numpy as np
 
-from quadmodel._util.checks import FloatArray, InputError, IntArray, check_memory
+from quadmodel._util.checks import FloatArray, InputError, check_memory
 from quadmodel._util.progress import progress_bar
 from quadmodel._util.threads import Workers, available_cores
 from quadmodel.curvature import CurvatureLaw
@@ -25,9 +24,8 @@ from quadmodel.large_p._state import (
 from quadmodel.large_p._system import System, law_of, model_at_start, system_from
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
-from quadmodel.simulation import growth as runs
 from quadmodel.simulation._replicas import groups
-from quadmodel.simulation.growth import GridPoints, Measurement
+from quadmodel.simulation.growth import CONVERGED, WINDOWS, GridPoints, Measurement, growth_of_runs
 
 # Pieces of work, at most; a thread holds the coefficients of one run at a time.
 _PIECES = 4096
@@ -38,27 +36,9 @@ def system_of(
 ) -> tuple[QuadraticModel, System]:
     """Return the model at the start, and what drives its large-P limit.
 
-    Parameters
-    ----------
-    source : Ensemble or QuadraticModel
-        An ensemble is sampled with `seed`, without drawing its curvature; of a model's curvature
-        the law is used.
-    seed : int
-        Seed of the model.
-    truncation_order : int
-        Largest number of data indices of the basis states that are kept.
-
-    Returns
-    -------
-    tuple of QuadraticModel and System
-        The model and its system.
-
-    Raises
-    ------
-    InputError
-        If there is no curvature, or none whose limit is known.
-    MemoryError
-        If it can be told beforehand that not even one run fits in memory.
+    An ensemble is sampled with `seed`, without drawing its curvature; of a model's curvature the
+    law is used. Raises InputError if there is no curvature, or none whose limit is known, and
+    MemoryError if it can be told beforehand that not even one run fits in memory.
     """
     law = law_of(source, "source")
     if law is not None:
@@ -95,91 +75,53 @@ def check_runs(system: System, sgd: SGD, n_runs: int, threads: int | None) -> No
     """Raise MemoryError unless records of so many runs, and a run per thread, fit in memory."""
     count = min(threads or available_cores(), n_runs)
     need = bytes_needed(system, sgd, count, count, 0)
-    check_memory("the large-P limit", need + 8.0 * n_runs * (4 * runs.WINDOWS + 8))
+    check_memory("the large-P limit", need + 8.0 * n_runs * (4 * WINDOWS + 8))
 
 
 def measure_growth_in_limit(
     system: System, points: GridPoints, pool: Workers, *, what: str = "points", show: bool = False
 ) -> Measurement:
-    r"""Run every grid point in the large-P limit and measure how its loss grows.
+    """Run every grid point in the large-P limit and measure how its loss grows.
 
-    Parameters
-    ----------
-    system : System
-        What drives all grid points.
-    points : GridPoints
-        Learning rates, batch sizes, number of steps and replicas.
-    pool : Workers
-        Threads.
-    what : str, optional
-        Label of the progress bar.
-    show : bool, optional
-        Show the progress bar.
-
-    Returns
-    -------
-    Measurement
-        Arrays of shape (grid points,): growth, divergence and final losses by the rules for a
-        quadratic model of :func:`quadmodel.simulation.growth.measure_growth`, from runs with its
-        batches.
-
-    Notes
-    -----
-    Runs are followed one by one, so that memory holds the coefficients of one run per thread. Grid
-    points with full batches are deterministic: one run stands for all. Runs that have diverged or
-    converged are stepped no more.
-
-    References
-    ----------
-    .. [1] derivations/08-large-p.md; beyond arXiv:2404.19261.
+    Growth, divergence and final losses follow the rules for a quadratic model of
+    :func:`quadmodel.simulation.growth.measure_growth`, from runs with its batches. Runs are
+    followed one by one, so that memory holds the coefficients of one run per thread; those that
+    have diverged or converged are stepped no more. See derivations/08-large-p.md.
     """
-    n_data = len(system.residual)
-    # Replica by replica, so that every piece of work holds all kinds of grid points.
-    point = np.tile(np.arange(len(points)), points.replicas)
-    row = np.repeat(np.arange(points.replicas), len(points))
-    kept = (row == 0) | ~points.deterministic(n_data)[point]
-    point, row = point[kept], row[kept]
-    number = points.first_replica + point * points.replicas + row
-    recorded = np.linspace(0, points.steps, runs.WINDOWS + 1).astype(np.int64)
-    losses, diverged_at = np.empty((point.size, recorded.size)), np.empty(point.size, np.int64)
-    pieces = groups(point.size, -(-point.size // _PIECES), at_least=1)
-    total, lock = point.size * points.steps, Lock()
+    runs = points.runs(len(system.residual))
+    count = runs.point.size
+    losses, diverged_at = np.empty((count, WINDOWS + 1)), np.empty(count, np.int64)
+    pieces = groups(count, -(-count // _PIECES), at_least=1)
+    total, lock = count * points.steps, Lock()
     with progress_bar(total, what=what, show=show) as bar:
 
         def follow(piece: slice) -> None:
-            for n in range(*piece.indices(point.size)):
-                sgd = replace(
-                    points.sgd,
-                    learning_rate=float(points.learning_rate[point[n]]),
-                    batch_size=int(points.batch_size[point[n]]),
+            for n in range(*piece.indices(count)):
+                point = runs.point[n]
+                sgd = points.sgd._at(
+                    learning_rate=float(points.learning_rate[point]),
+                    batch_size=int(points.batch_size[point]),
                 )
-                losses[n], diverged_at[n] = _follow(system, sgd, number[n], recorded, points.seed)
+                losses[n], diverged_at[n] = _follow(system, sgd, points, runs.number[n])
                 with lock:
                     bar.update(points.steps)
 
         pool.map(follow, pieces)
-    # Back to grid points x replicas; the one run of a deterministic grid point stands for all.
-    loss = np.repeat(losses[: len(points), None], points.replicas, axis=1)
-    diverged = np.repeat(diverged_at[: len(points), None], points.replicas, axis=1)
-    loss[point, row], diverged[point, row] = losses, diverged_at
-    mean, typical = runs.growth_of_runs(loss, diverged, recorded)
-    ended = loss[:, :, -1]
-    gone = ~(ended <= runs.DIVERGED * loss[:, :, 0])
-    return Measurement(mean, typical, gone.mean(axis=1), np.median(ended, axis=1), total)
+    loss = runs.by_point(losses, points)
+    growth = growth_of_runs(loss, runs.by_point(diverged_at, points), points.recorded())
+    return Measurement.of(growth, loss, total)
 
 
-def _follow(
-    system: System, sgd: SGD, replica: int, recorded: IntArray, seed: int
-) -> tuple[FloatArray, int]:
+def _follow(system: System, sgd: SGD, points: GridPoints, replica: int) -> tuple[FloatArray, int]:
     """Return the losses of one run at the recorded steps, and the step of its divergence."""
     state = start_replicas(system, sgd, np.array([replica]))
-    update = update_of(sgd, seed)
+    update, recorded = update_of(sgd, points.seed), points.recorded()
     losses = np.full(recorded.size, _loss(system, sgd, state, 0))
     for k in range(1, recorded.size):
         before, step = int(recorded[k - 1]), int(recorded[k])
         advance(system, update, state, slice(None), before, step - before)
         losses[k:] = _loss(system, sgd, state, step)
-        if not runs.CONVERGED * losses[0] < losses[k] < np.inf:
+        if not CONVERGED * losses[0] < losses[k] < np.inf:
             break
     return losses, int(state.diverged_at[0])
 

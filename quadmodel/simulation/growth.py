@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ _NOISE_FREE = 2
 # Losses are computed this often, and runs that have converged are then stepped no more.
 WINDOWS = 8
 # A run is called diverged if its loss overflowed or ended above this multiple of where it began.
-DIVERGED = 10.0
+_DIVERGED = 10.0
 # Below this multiple of the initial loss a run has converged: the rest is rounding, which begins
 # higher where residuals are sums of products in single precision.
 CONVERGED = 1e-24
@@ -63,6 +63,39 @@ class GridPoints:
         whole = self.sgd.sampling == "without_replacement"
         return np.asarray((self.batch_size == n_data) & whole)
 
+    def recorded(self) -> IntArray:
+        """Return the steps at which losses are computed."""
+        return np.linspace(0, self.steps, WINDOWS + 1).astype(np.int64)
+
+    def runs(self, n_data: int) -> Runs:
+        """Return the runs to take: all replicas, or one where all of them are alike.
+
+        The first replicas of all grid points come first, so that every group of runs holds all
+        kinds of grid points.
+        """
+        point = np.tile(np.arange(len(self)), self.replicas)
+        row = np.repeat(np.arange(self.replicas), len(self))
+        kept = (row == 0) | ~self.deterministic(n_data)[point]
+        point, row = point[kept], row[kept]
+        return Runs(point, row, self.first_replica + point * self.replicas + row)
+
+
+class Runs(NamedTuple):
+    """Of every run: its grid point, its row among that point's replicas, its replica number."""
+
+    point: IntArray
+    row: IntArray
+    number: IntArray
+
+    def by_point(self, values: NDArray[Any], grid: GridPoints) -> NDArray[Any]:
+        """Return an array over runs as one over (grid points, replicas).
+
+        The one run of a deterministic grid point stands for all of its replicas.
+        """
+        every = np.repeat(values[: len(grid), None], grid.replicas, axis=1)
+        every[self.point, self.row] = values
+        return every
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -85,6 +118,13 @@ class Measurement:
             "final_loss": self.final_loss,
         }
 
+    @classmethod
+    def of(cls, growth: tuple[Growth, Growth], loss: FloatArray, replica_steps: int) -> Measurement:
+        """Return growth and how runs end; `loss` has shape (grid points, replicas, records)."""
+        ended = loss[:, :, -1]
+        diverged = ~(ended <= _DIVERGED * loss[:, :, 0])
+        return cls(*growth, diverged.mean(axis=1), np.median(ended, axis=1), replica_steps)
+
 
 def measure_growth(
     model: QuadraticModel,
@@ -96,28 +136,7 @@ def measure_growth(
 ) -> Measurement:
     r"""Simulate every grid point and measure how its loss grows.
 
-    Parameters
-    ----------
-    model : QuadraticModel
-        The model that all grid points share.
-    grid : GridPoints
-        Learning rates, batch sizes, number of steps and replicas.
-    pool : Workers
-        Threads.
-    what : str, optional
-        Label of the progress bar.
-    show : bool, optional
-        Show the progress bar.
-
-    Returns
-    -------
-    Measurement
-        Arrays of shape (grid points,).
-
-    Raises
-    ------
-    MemoryError
-        If the runs don't fit in memory.
+    Raises MemoryError if the runs don't fit in memory; `what` is the label of the progress bar.
 
     Notes
     -----
@@ -139,62 +158,36 @@ def measure_growth(
     ----------
     .. [1] A. Agarwala, J. Pennington, arXiv:2404.19261, section 2, for the dynamics.
     """
-    runs = _start_runs(model, grid)
     linear = model.curvature is None
+    runs = grid.runs(model.n_data)
+    width = model.n_data if linear else 5 * model.n_params + 2 * model.n_data
+    held = 8.0 * runs.point.size * (2 * width + WINDOWS)
+    check_memory("the runs", held + stored_bytes(model, grid.precision))
     members = np.where(grid.deterministic(model.n_data), _NOISE_FREE, grid.replicas)
     total = (runs.point.size + (2 * int(members.sum()) if linear else 0)) * grid.steps
-    recorded = np.linspace(0, grid.steps, WINDOWS + 1).astype(np.int64)
-    converged = _converged(model, grid.precision)
+    replicas = start_replicas(
+        model, grid.learning_rate[runs.point], grid.batch_size[runs.point], runs.number
+    )
     with progress_bar(total, what=what, show=show) as bar:
-        losses = _step_runs(model, grid, runs.replicas, recorded, pool, bar.update)
-        # The one run of a deterministic grid point stands for all of its replicas.
-        loss = np.repeat(losses[: len(grid), None], grid.replicas, axis=1)
-        diverged_at = np.repeat(runs.replicas.diverged_at[: len(grid), None], grid.replicas, axis=1)
-        loss[runs.point, runs.row] = losses
-        diverged_at[runs.point, runs.row] = runs.replicas.diverged_at
+        loss = runs.by_point(_step_runs(model, grid, replicas, pool, bar.update), grid)
         if linear:
-            mean, typical = _growth_of_populations(model, grid, pool, bar.update)
+            growth = _growth_of_populations(model, grid, pool, bar.update)
         else:
-            mean, typical = growth_of_runs(loss, diverged_at, recorded, converged)
-    ended = loss[:, :, -1]
-    diverged = ~(ended <= DIVERGED * model.loss())
-    return Measurement(mean, typical, diverged.mean(axis=1), np.median(ended, axis=1), total)
-
-
-class _Runs(NamedTuple):
-    """Plain runs: the grid point of each and its row among that point's replicas."""
-
-    replicas: Replicas
-    point: IntArray
-    row: IntArray
-
-
-def _start_runs(model: QuadraticModel, grid: GridPoints) -> _Runs:
-    """Return the runs at their start, one for each deterministic grid point.
-
-    The first replicas of all grid points come first, so that every group holds all kinds of points.
-    """
-    point = np.tile(np.arange(len(grid)), grid.replicas)
-    row = np.repeat(np.arange(grid.replicas), len(grid))
-    kept = (row == 0) | ~grid.deterministic(model.n_data)[point]
-    point, row = point[kept], row[kept]
-    width = model.n_data if model.curvature is None else 5 * model.n_params + 2 * model.n_data
-    runs = 8.0 * point.size * (2 * width + WINDOWS)
-    check_memory("the runs", runs + stored_bytes(model, grid.precision))
-    number = grid.first_replica + point * grid.replicas + row
-    replicas = start_replicas(model, grid.learning_rate[point], grid.batch_size[point], number)
-    return _Runs(replicas, point, row)
+            diverged_at = runs.by_point(replicas.diverged_at, grid)
+            converged = _converged(model, grid.precision)
+            growth = growth_of_runs(loss, diverged_at, grid.recorded(), converged)
+    return Measurement.of(growth, loss, total)
 
 
 def _step_runs(
     model: QuadraticModel,
     grid: GridPoints,
     replicas: Replicas,
-    recorded: IntArray,
     pool: Workers,
     advance: Callable[[int], object],
 ) -> FloatArray:
     """Step the runs to the end, or until they have converged or diverged; return their losses."""
+    recorded = grid.recorded()
     stepper = Stepper(model, grid.sgd, seed=grid.seed, precision=grid.precision)
     losses = np.full((replicas.size, recorded.size), model.loss())
     running = np.ones(replicas.size, dtype=bool)

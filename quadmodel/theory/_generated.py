@@ -1,7 +1,73 @@
-"""Closed forms of the theory. Written by `quadmodel derive`; not to be edited by hand.
+r"""Closed forms of the theory. Written by `quadmodel derive`; not to be edited by hand.
 
-Arguments are numbers or arrays that broadcast against each other; so are the results.
-SymPy 1.14.0.
+Arguments are numbers or arrays that broadcast against each other; so are the results, of which
+there is one per formula. SymPy 1.14.0. The arguments, with their symbols in the formulas:
+
+- `a`: :math:`a`, coefficient of z_t in a mode's recursion a z_t - b z_(t-1).
+- `a_other`: :math:`a'`, a of the other mode.
+- `at_gradient`: :math:`U`, E u u' of two modes at the point of the gradient.
+- `b`: :math:`b`, coefficient of -z_(t-1).
+- `b_other`: :math:`b'`, b of the other mode.
+- `bare`: :math:`S_{0}`, response of a pair of modes.
+- `batch_fraction`: :math:`\beta`, batch size over number of data points.
+- `batch_size`: :math:`B`, number of points in a batch.
+- `coefficient_now`: :math:`p`, coefficient p of the point p z_t - q z_(t-1) where the gradient is taken.
+- `coefficient_old`: :math:`q`, coefficient q of that point.
+- `covariance`: :math:`C_{a}`, entry of V^T C V for a mode with itself.
+- `covariance_between`: :math:`C_{ab}`, entry between the two modes.
+- `covariance_other`: :math:`C_{b}`, entry for the other mode with itself.
+- `cross`: :math:`X`, E z_t z_(t-1)' of two modes.
+- `cross_other`: :math:`X'`, E z_(t-1) z_t' of two modes.
+- `data_response_sum`: :math:`X_{R}`, sum over earlier steps of X_s N^T R_n.
+- `diffusion`: :math:`B`, mean square of the Jacobian's change with the displacement.
+- `displaced`: :math:`Y`, E (z - z_0)(z - z_0)^T.
+- `displacement_sum`: :math:`Y_{R}`, sum over earlier steps of R_n N Y_s.
+- `distance`: :math:`\theta_{2}`, E theta^T S theta.
+- `dressed`: :math:`S`, response of a mode with the correlation of the batch weights.
+- `effective_step`: :math:`f`, eta lambda of a mode.
+- `effective_step_other`: :math:`f'`, eta lambda of the other mode.
+- `eigenvalue`: :math:`\lambda`, NTK eigenvalue of a mode.
+- `fluctuation`: :math:`W_{a}`, entry of V^T N Y N^T V for a mode with itself.
+- `fluctuation_between`: :math:`W_{ab}`, entry between the two modes.
+- `fluctuation_other`: :math:`W_{b}`, entry for the other mode with itself.
+- `gamma`: :math:`\gamma`, variance parameter of the batch weights.
+- `gap`: :math:`g`, distance of the two eigenvalues without the fluctuation.
+- `growth`: :math:`r`, factor per step by which the response is discounted.
+- `inner`: :math:`H`, J^+T S J^+.
+- `inner_twice`: :math:`H_{2}`, J^+T S^2 J^+.
+- `kappa`: :math:`\kappa`, correlation parameter of the batch weights.
+- `learning_rate`: :math:`\eta`, learning rate, in units of 1 / eigenvalue.
+- `mean`: :math:`m`, E z_t of a mode.
+- `mean_other`: :math:`m'`, E z_t of the other mode.
+- `mean_square`: :math:`m_{2}`, square of a mode's mean residual.
+- `momentum`: :math:`\mu`, momentum.
+- `n_data`: :math:`D`, number of data points.
+- `n_params`: :math:`P`, number of parameters.
+- `noise`: :math:`\Omega`, covariance of the batch noise between two modes.
+- `now`: :math:`N`, E z_t z_t' of two modes.
+- `old`: :math:`O`, E z_(t-1) z_(t-1)' of two modes.
+- `old_mean`: :math:`n`, E z_(t-1) of a mode.
+- `old_mean_other`: :math:`n'`, E z_(t-1) of the other mode.
+- `outer`: :math:`F_{a}`, entry of V^T J S J^T V for a mode with itself.
+- `outer_between`: :math:`F_{ab}`, entry between the two modes.
+- `outer_other`: :math:`F_{b}`, entry for the other mode with itself.
+- `over_data`: :math:`C`, covariance of the curvature over data points.
+- `point_noise`: :math:`E`, V^T diag(E u_i^2) V between two modes.
+- `pole`: :math:`pole`, position p/q of the pole, in units of an eigenvalue.
+- `skew`: :math:`N`, J S J^+.
+- `slope`: :math:`q`, slope q of the response's denominator.
+- `source_sum`: :math:`A`, summed source terms.
+- `square`: :math:`f`, mean square of the fluctuation between the two modes.
+- `trace`: :math:`s`, trace of the covariance S of the curvature over parameters.
+- `trace_sum`: :math:`X_{\tau}`, sum over earlier steps of tr(N R_n) X_s.
+- `transform`: :math:`m`, Stieltjes transform of the spectral law at the pole.
+- `twice`: :math:`L`, J S^2 J^+.
+- `unconstrained_sum`: :math:`X_{h}`, sum over earlier steps of h_n X_s.
+- `weight_decay`: :math:`\rho`, weight decay, in units of an eigenvalue.
+- `weight_decay_force`: :math:`c`, eta rho z_0 of a mode.
+- `weight_decay_force_other`: :math:`c'`, eta rho z_0 of the other mode.
+- `x`: :math:`x`, eta (lambda + rho) of a mode.
+- `y`: :math:`y`, eta (lambda + rho) of the other mode.
 """
 
 from typing import Any
@@ -12,25 +78,10 @@ import numpy as np
 def without_replacement_covariance(n_data: Any, batch_size: Any) -> Any:
     r"""Return gamma, kappa of Cov(w) = gamma (I - kappa 11^T/D).
 
-    Parameters
-    ----------
-    n_data : float or ndarray
-        :math:`D`, number of data points.
-    batch_size : float or ndarray
-        :math:`B`, number of points in a batch.
+    See derivations/01-batch-weights.md.
 
-    Returns
-    -------
-    tuple of 2
-
-    Notes
-    -----
     .. math:: - \frac{D \left(B - D\right)}{B \left(D - 1\right)}
     .. math:: 1
-
-    References
-    ----------
-    .. [1] derivations/01-batch-weights.md.
     """
     return -n_data*(batch_size - n_data)/(batch_size*(n_data - 1)), 1
 
@@ -38,25 +89,10 @@ def without_replacement_covariance(n_data: Any, batch_size: Any) -> Any:
 def with_replacement_covariance(n_data: Any, batch_size: Any) -> Any:
     r"""Return gamma, kappa of Cov(w) = gamma (I - kappa 11^T/D).
 
-    Parameters
-    ----------
-    n_data : float or ndarray
-        :math:`D`, number of data points.
-    batch_size : float or ndarray
-        :math:`B`, number of points in a batch.
+    See derivations/01-batch-weights.md.
 
-    Returns
-    -------
-    tuple of 2
-
-    Notes
-    -----
     .. math:: \frac{D}{B}
     .. math:: 1
-
-    References
-    ----------
-    .. [1] derivations/01-batch-weights.md.
     """
     return n_data/batch_size, 1
 
@@ -64,25 +100,10 @@ def with_replacement_covariance(n_data: Any, batch_size: Any) -> Any:
 def bernoulli_covariance(n_data: Any, batch_size: Any) -> Any:
     r"""Return gamma, kappa of Cov(w) = gamma (I - kappa 11^T/D).
 
-    Parameters
-    ----------
-    n_data : float or ndarray
-        :math:`D`, number of data points.
-    batch_size : float or ndarray
-        :math:`B`, number of points in a batch.
+    See derivations/01-batch-weights.md.
 
-    Returns
-    -------
-    tuple of 2
-
-    Notes
-    -----
     .. math:: - \frac{B - D}{B}
     .. math:: 0
-
-    References
-    ----------
-    .. [1] derivations/01-batch-weights.md.
     """
     return -(batch_size - n_data)/batch_size, 0
 
@@ -90,22 +111,9 @@ def bernoulli_covariance(n_data: Any, batch_size: Any) -> Any:
 def paper_variance(batch_fraction: Any) -> Any:
     r"""Return gamma without replacement for many data points.
 
-    Parameters
-    ----------
-    batch_fraction : float or ndarray
-        :math:`\beta`, batch size over number of data points.
+    See derivations/01-batch-weights.md.
 
-    Returns
-    -------
-    float or ndarray
-
-    Notes
-    -----
     .. math:: -1 + \frac{1}{\beta}
-
-    References
-    ----------
-    .. [1] derivations/01-batch-weights.md.
     """
     return -1 + 1/batch_fraction
 
@@ -113,25 +121,10 @@ def paper_variance(batch_fraction: Any) -> Any:
 def heavy_ball_recursion(x: Any, momentum: Any) -> Any:
     r"""Return a, b of a mode's noise-free z_(t+1) = a z_t - b z_(t-1).
 
-    Parameters
-    ----------
-    x : float or ndarray
-        :math:`x`, eta (lambda + rho) of a mode.
-    momentum : float or ndarray
-        :math:`\mu`, momentum.
+    See derivations/02-second-moment.md.
 
-    Returns
-    -------
-    tuple of 2
-
-    Notes
-    -----
     .. math:: \mu - x + 1
     .. math:: \mu
-
-    References
-    ----------
-    .. [1] derivations/02-second-moment.md.
     """
     return momentum - x + 1, momentum
 
@@ -139,22 +132,9 @@ def heavy_ball_recursion(x: Any, momentum: Any) -> Any:
 def heavy_ball_edges(momentum: Any) -> Any:
     r"""Return candidates for the edge in eta (lambda + rho), the least positive of them.
 
-    Parameters
-    ----------
-    momentum : float or ndarray
-        :math:`\mu`, momentum.
+    See derivations/03-noise-kernel.md.
 
-    Returns
-    -------
-    tuple of 1
-
-    Notes
-    -----
     .. math:: 2 \mu + 2
-
-    References
-    ----------
-    .. [1] derivations/03-noise-kernel.md.
     """
     return 2*momentum + 2,
 
@@ -162,25 +142,10 @@ def heavy_ball_edges(momentum: Any) -> Any:
 def nesterov_recursion(x: Any, momentum: Any) -> Any:
     r"""Return a, b of a mode's noise-free z_(t+1) = a z_t - b z_(t-1).
 
-    Parameters
-    ----------
-    x : float or ndarray
-        :math:`x`, eta (lambda + rho) of a mode.
-    momentum : float or ndarray
-        :math:`\mu`, momentum.
+    See derivations/02-second-moment.md.
 
-    Returns
-    -------
-    tuple of 2
-
-    Notes
-    -----
     .. math:: - \left(\mu + 1\right) \left(x - 1\right)
     .. math:: - \mu \left(x - 1\right)
-
-    References
-    ----------
-    .. [1] derivations/02-second-moment.md.
     """
     shared0 = x - 1
     return -shared0*(momentum + 1), -momentum*shared0
@@ -189,24 +154,11 @@ def nesterov_recursion(x: Any, momentum: Any) -> Any:
 def nesterov_edges(momentum: Any) -> Any:
     r"""Return candidates for the edge in eta (lambda + rho), the least positive of them.
 
-    Parameters
-    ----------
-    momentum : float or ndarray
-        :math:`\mu`, momentum.
+    See derivations/03-noise-kernel.md.
 
-    Returns
-    -------
-    tuple of 3
-
-    Notes
-    -----
     .. math:: \frac{\mu - 1}{\mu}
     .. math:: \frac{\mu + 1}{\mu}
     .. math:: \frac{2 \left(\mu + 1\right)}{2 \mu + 1}
-
-    References
-    ----------
-    .. [1] derivations/03-noise-kernel.md.
     """
     shared0 = 1/momentum
     shared1 = momentum + 1
@@ -216,25 +168,10 @@ def nesterov_edges(momentum: Any) -> Any:
 def recursion_roots(a: Any, b: Any) -> Any:
     r"""Return the growth factors per step of the two solutions of a mode's recursion.
 
-    Parameters
-    ----------
-    a : float or ndarray
-        :math:`a`, coefficient of z_t in a mode's recursion a z_t - b z_(t-1).
-    b : float or ndarray
-        :math:`b`, coefficient of -z_(t-1).
+    See derivations/02-second-moment.md.
 
-    Returns
-    -------
-    tuple of 2
-
-    Notes
-    -----
     .. math:: \frac{a}{2} - \frac{\sqrt{a^{2} - 4 b}}{2}
     .. math:: \frac{a}{2} + \frac{\sqrt{a^{2} - 4 b}}{2}
-
-    References
-    ----------
-    .. [1] derivations/02-second-moment.md.
     """
     shared0 = (1/2)*a
     shared1 = (1/2)*np.sqrt(a**2 - 4*b)
@@ -244,28 +181,9 @@ def recursion_roots(a: Any, b: Any) -> Any:
 def heavy_ball_pair_sum_at_gradient(x: Any, y: Any, momentum: Any, growth: Any) -> Any:
     r"""Return the pair sum of r^(-n-1) h_n h'_n, h the response at the gradient.
 
-    Parameters
-    ----------
-    x : float or ndarray
-        :math:`x`, eta (lambda + rho) of a mode.
-    y : float or ndarray
-        :math:`y`, eta (lambda + rho) of the other mode.
-    momentum : float or ndarray
-        :math:`\mu`, momentum.
-    growth : float or ndarray
-        :math:`r`, factor per step by which the response is discounted.
+    See derivations/03-noise-kernel.md.
 
-    Returns
-    -------
-    float or ndarray
-
-    Notes
-    -----
     .. math:: \frac{r \left(- \mu^{2} + r^{2}\right)}{\mu \left(x - y\right)^{2} - x y \left(\mu - 1\right)^{2} + \left(\mu - 1\right)^{2} \left(\mu + 1\right) \left(x + y\right) + \left(r - 1\right) \left(a^{2} \mu r + a^{2} \mu - a a' \mu^{2} - a a' r^{2} - a a' r - a a' + a'^{2} \mu r + a'^{2} \mu - 2 \mu^{2} r - 2 \mu^{2} + r^{3} + r^{2} + r + 1\right)}
-
-    References
-    ----------
-    .. [1] derivations/03-noise-kernel.md.
     """
     a = momentum - x + 1
     a_other = momentum - y + 1
@@ -277,24 +195,9 @@ def heavy_ball_pair_sum_at_gradient(x: Any, y: Any, momentum: Any, growth: Any) 
 def heavy_ball_diagonal_pair_sum(x: Any, momentum: Any) -> Any:
     r"""Return the pair sum of a mode with itself at the gradient, common factors cancelled.
 
-    Parameters
-    ----------
-    x : float or ndarray
-        :math:`x`, eta (lambda + rho) of a mode.
-    momentum : float or ndarray
-        :math:`\mu`, momentum.
+    See derivations/03-noise-kernel.md.
 
-    Returns
-    -------
-    float or ndarray
-
-    Notes
-    -----
     .. math:: \frac{\mu + 1}{x \left(\mu - 1\right) \left(- 2 \mu + x - 2\right)}
-
-    References
-    ----------
-    .. [1] derivations/03-noise-kernel.md.
     """
     return (momentum + 1)/(x*(momentum - 1)*(-2*momentum + x - 2))
 
@@ -302,28 +205,9 @@ def heavy_ball_diagonal_pair_sum(x: Any, momentum: Any) -> Any:
 def nesterov_pair_sum_at_gradient(x: Any, y: Any, momentum: Any, growth: Any) -> Any:
     r"""Return the pair sum of r^(-n-1) h_n h'_n, h the response at the gradient.
 
-    Parameters
-    ----------
-    x : float or ndarray
-        :math:`x`, eta (lambda + rho) of a mode.
-    y : float or ndarray
-        :math:`y`, eta (lambda + rho) of the other mode.
-    momentum : float or ndarray
-        :math:`\mu`, momentum.
-    growth : float or ndarray
-        :math:`r`, factor per step by which the response is discounted.
+    See derivations/03-noise-kernel.md.
 
-    Returns
-    -------
-    float or ndarray
-
-    Notes
-    -----
     .. math:: \frac{\mu^{2} \left(- b b' + r^{2}\right) - \mu r \left(\mu + 1\right) \left(- a b' + a r - a' b + a' r\right) + r \left(\mu + 1\right)^{2} \left(- b b' + r^{2}\right)}{- \mu^{2} x^{2} y^{2} \left(2 \mu + 1\right) + \mu x y \left(3 \mu^{2} - 1\right) \left(x + y\right) - \mu \left(x - y\right)^{2} \left(\mu^{2} - \mu - 1\right) - x y \left(\mu - 1\right) \left(6 \mu^{2} + 3 \mu - 1\right) + \left(\mu - 1\right)^{2} \left(\mu + 1\right) \left(x + y\right) + \left(r - 1\right) \left(a^{2} b' r + a^{2} b' - a a' b b' - a a' r^{2} - a a' r - a a' + a'^{2} b r + a'^{2} b - 2 b b' r - 2 b b' + r^{3} + r^{2} + r + 1\right)}
-
-    References
-    ----------
-    .. [1] derivations/03-noise-kernel.md.
     """
     a = -(momentum + 1)*(x - 1)
     b = -momentum*(x - 1)
@@ -339,28 +223,9 @@ def nesterov_pair_sum_at_gradient(x: Any, y: Any, momentum: Any, growth: Any) ->
 def nesterov_pair_sum_at_residual(x: Any, y: Any, momentum: Any, growth: Any) -> Any:
     r"""Return the pair sum of r^(-n-1) h_n h'_n, h the response at the residual.
 
-    Parameters
-    ----------
-    x : float or ndarray
-        :math:`x`, eta (lambda + rho) of a mode.
-    y : float or ndarray
-        :math:`y`, eta (lambda + rho) of the other mode.
-    momentum : float or ndarray
-        :math:`\mu`, momentum.
-    growth : float or ndarray
-        :math:`r`, factor per step by which the response is discounted.
+    See derivations/03-noise-kernel.md.
 
-    Returns
-    -------
-    float or ndarray
-
-    Notes
-    -----
     .. math:: \frac{r \left(- b b' + r^{2}\right)}{- \mu^{2} x^{2} y^{2} \left(2 \mu + 1\right) + \mu x y \left(3 \mu^{2} - 1\right) \left(x + y\right) - \mu \left(x - y\right)^{2} \left(\mu^{2} - \mu - 1\right) - x y \left(\mu - 1\right) \left(6 \mu^{2} + 3 \mu - 1\right) + \left(\mu - 1\right)^{2} \left(\mu + 1\right) \left(x + y\right) + \left(r - 1\right) \left(a^{2} b' r + a^{2} b' - a a' b b' - a a' r^{2} - a a' r - a a' + a'^{2} b r + a'^{2} b - 2 b b' r - 2 b b' + r^{3} + r^{2} + r + 1\right)}
-
-    References
-    ----------
-    .. [1] derivations/03-noise-kernel.md.
     """
     a = -(momentum + 1)*(x - 1)
     b = -momentum*(x - 1)
@@ -374,24 +239,9 @@ def nesterov_pair_sum_at_residual(x: Any, y: Any, momentum: Any, growth: Any) ->
 def nesterov_diagonal_pair_sum(x: Any, momentum: Any) -> Any:
     r"""Return the pair sum of a mode with itself at the gradient, common factors cancelled.
 
-    Parameters
-    ----------
-    x : float or ndarray
-        :math:`x`, eta (lambda + rho) of a mode.
-    momentum : float or ndarray
-        :math:`\mu`, momentum.
+    See derivations/03-noise-kernel.md.
 
-    Returns
-    -------
-    float or ndarray
-
-    Notes
-    -----
     .. math:: - \frac{2 \mu^{2} x + \mu x + \mu + 1}{x \left(\mu x - \mu + 1\right) \left(2 \mu x - 2 \mu + x - 2\right)}
-
-    References
-    ----------
-    .. [1] derivations/03-noise-kernel.md.
     """
     shared0 = momentum*x
     shared1 = shared0 + 1
@@ -401,28 +251,9 @@ def nesterov_diagonal_pair_sum(x: Any, momentum: Any) -> Any:
 def dressed_response(bare: Any, gamma: Any, kappa: Any, n_data: Any) -> Any:
     r"""Return S = 1 / (1/S0 + kappa gamma/D).
 
-    Parameters
-    ----------
-    bare : float or ndarray
-        :math:`S_{0}`, response of a pair of modes.
-    gamma : float or ndarray
-        :math:`\gamma`, variance parameter of the batch weights.
-    kappa : float or ndarray
-        :math:`\kappa`, correlation parameter of the batch weights.
-    n_data : float or ndarray
-        :math:`D`, number of data points.
+    See derivations/03-noise-kernel.md.
 
-    Returns
-    -------
-    float or ndarray
-
-    Notes
-    -----
     .. math:: \frac{S_{0}}{1 + \frac{S_{0} \gamma \kappa}{D}}
-
-    References
-    ----------
-    .. [1] derivations/03-noise-kernel.md.
     """
     return bare/(bare*gamma*kappa/n_data + 1)
 
@@ -430,31 +261,10 @@ def dressed_response(bare: Any, gamma: Any, kappa: Any, n_data: Any) -> Any:
 def heavy_ball_pole(learning_rate: Any, momentum: Any, gamma: Any, kappa: Any, n_data: Any) -> Any:
     r"""Return p, q of the dressed response eta lambda / (p - q lambda) of a mode, rho = 0.
 
-    Parameters
-    ----------
-    learning_rate : float or ndarray
-        :math:`\eta`, learning rate, in units of 1 / eigenvalue.
-    momentum : float or ndarray
-        :math:`\mu`, momentum.
-    gamma : float or ndarray
-        :math:`\gamma`, variance parameter of the batch weights.
-    kappa : float or ndarray
-        :math:`\kappa`, correlation parameter of the batch weights.
-    n_data : float or ndarray
-        :math:`D`, number of data points.
+    See derivations/03-noise-kernel.md.
 
-    Returns
-    -------
-    tuple of 2
-
-    Notes
-    -----
     .. math:: - 2 \left(\mu - 1\right)
     .. math:: - \frac{\eta \mu}{\mu + 1} + \frac{\eta}{\mu + 1} - \frac{\eta \gamma \kappa}{D}
-
-    References
-    ----------
-    .. [1] derivations/03-noise-kernel.md.
     """
     shared0 = 1/(momentum + 1)
     return 2 - 2*momentum, -gamma*kappa*learning_rate/n_data - learning_rate*momentum*shared0 + learning_rate*shared0
@@ -463,26 +273,9 @@ def heavy_ball_pole(learning_rate: Any, momentum: Any, gamma: Any, kappa: Any, n
 def mean_over_law(pole: Any, slope: Any, transform: Any) -> Any:
     r"""Return the mean over a law of lambda / (p - q lambda), from its Stieltjes transform.
 
-    Parameters
-    ----------
-    pole : float or ndarray
-        :math:`pole`, position p/q of the pole, in units of an eigenvalue.
-    slope : float or ndarray
-        :math:`q`, slope q of the response's denominator.
-    transform : float or ndarray
-        :math:`m`, Stieltjes transform of the spectral law at the pole.
+    See derivations/03-noise-kernel.md.
 
-    Returns
-    -------
-    float or ndarray
-
-    Notes
-    -----
     .. math:: \frac{m pole - 1}{q}
-
-    References
-    ----------
-    .. [1] derivations/03-noise-kernel.md.
     """
     return (pole*transform - 1)/slope
 
@@ -490,26 +283,9 @@ def mean_over_law(pole: Any, slope: Any, transform: Any) -> Any:
 def small_rate_response(eigenvalue: Any, weight_decay: Any, momentum: Any) -> Any:
     r"""Return the ratio of a mode's response to the learning rate, for small learning rates.
 
-    Parameters
-    ----------
-    eigenvalue : float or ndarray
-        :math:`\lambda`, NTK eigenvalue of a mode.
-    weight_decay : float or ndarray
-        :math:`\rho`, weight decay, in units of an eigenvalue.
-    momentum : float or ndarray
-        :math:`\mu`, momentum.
+    See derivations/03-noise-kernel.md.
 
-    Returns
-    -------
-    float or ndarray
-
-    Notes
-    -----
     .. math:: - \frac{\lambda^{2}}{2 \left(\lambda + \rho\right) \left(\mu - 1\right)}
-
-    References
-    ----------
-    .. [1] derivations/03-noise-kernel.md.
     """
     return -1/2*eigenvalue**2/((eigenvalue + weight_decay)*(momentum - 1))
 
@@ -517,36 +293,9 @@ def small_rate_response(eigenvalue: Any, weight_decay: Any, momentum: Any) -> An
 def propagated_moment(a: Any, a_other: Any, b: Any, b_other: Any, now: Any, cross: Any, cross_other: Any, old: Any) -> Any:
     r"""Return the noise-free part of the next second moment of two modes.
 
-    Parameters
-    ----------
-    a : float or ndarray
-        :math:`a`, coefficient of z_t in a mode's recursion a z_t - b z_(t-1).
-    a_other : float or ndarray
-        :math:`a'`, a of the other mode.
-    b : float or ndarray
-        :math:`b`, coefficient of -z_(t-1).
-    b_other : float or ndarray
-        :math:`b'`, b of the other mode.
-    now : float or ndarray
-        :math:`N`, E z_t z_t' of two modes.
-    cross : float or ndarray
-        :math:`X`, E z_t z_(t-1)' of two modes.
-    cross_other : float or ndarray
-        :math:`X'`, E z_(t-1) z_t' of two modes.
-    old : float or ndarray
-        :math:`O`, E z_(t-1) z_(t-1)' of two modes.
+    See derivations/02-second-moment.md.
 
-    Returns
-    -------
-    float or ndarray
-
-    Notes
-    -----
     .. math:: N a a' + O b b' - X a b' - X' a' b
-
-    References
-    ----------
-    .. [1] derivations/02-second-moment.md.
     """
     return a*a_other*now - a*b_other*cross - a_other*b*cross_other + b*b_other*old
 
@@ -554,40 +303,9 @@ def propagated_moment(a: Any, a_other: Any, b: Any, b_other: Any, now: Any, cros
 def forced_moment(a: Any, a_other: Any, b: Any, b_other: Any, weight_decay_force: Any, weight_decay_force_other: Any, mean: Any, mean_other: Any, old_mean: Any, old_mean_other: Any) -> Any:
     r"""Return the part of the next second moment that is due to weight decay.
 
-    Parameters
-    ----------
-    a : float or ndarray
-        :math:`a`, coefficient of z_t in a mode's recursion a z_t - b z_(t-1).
-    a_other : float or ndarray
-        :math:`a'`, a of the other mode.
-    b : float or ndarray
-        :math:`b`, coefficient of -z_(t-1).
-    b_other : float or ndarray
-        :math:`b'`, b of the other mode.
-    weight_decay_force : float or ndarray
-        :math:`c`, eta rho z_0 of a mode.
-    weight_decay_force_other : float or ndarray
-        :math:`c'`, eta rho z_0 of the other mode.
-    mean : float or ndarray
-        :math:`m`, E z_t of a mode.
-    mean_other : float or ndarray
-        :math:`m'`, E z_t of the other mode.
-    old_mean : float or ndarray
-        :math:`n`, E z_(t-1) of a mode.
-    old_mean_other : float or ndarray
-        :math:`n'`, E z_(t-1) of the other mode.
+    See derivations/02-second-moment.md.
 
-    Returns
-    -------
-    float or ndarray
-
-    Notes
-    -----
     .. math:: c \left(a' m' - b' n'\right) + c' \left(a m - b n + c\right)
-
-    References
-    ----------
-    .. [1] derivations/02-second-moment.md.
     """
     return weight_decay_force*(a_other*mean_other - b_other*old_mean_other) + weight_decay_force_other*(a*mean - b*old_mean + weight_decay_force)
 
@@ -595,26 +313,9 @@ def forced_moment(a: Any, a_other: Any, b: Any, b_other: Any, weight_decay_force
 def injected_moment(effective_step: Any, effective_step_other: Any, noise: Any) -> Any:
     r"""Return the part of the next second moment that the batch noise injects.
 
-    Parameters
-    ----------
-    effective_step : float or ndarray
-        :math:`f`, eta lambda of a mode.
-    effective_step_other : float or ndarray
-        :math:`f'`, eta lambda of the other mode.
-    noise : float or ndarray
-        :math:`\Omega`, covariance of the batch noise between two modes.
+    See derivations/02-second-moment.md.
 
-    Returns
-    -------
-    float or ndarray
-
-    Notes
-    -----
     .. math:: \Omega f f'
-
-    References
-    ----------
-    .. [1] derivations/02-second-moment.md.
     """
     return effective_step*effective_step_other*noise
 
@@ -622,32 +323,9 @@ def injected_moment(effective_step: Any, effective_step_other: Any, noise: Any) 
 def cross_moment(a: Any, b: Any, weight_decay_force: Any, now: Any, cross_other: Any, mean_other: Any) -> Any:
     r"""Return E z_(t+1) z_t' of two modes.
 
-    Parameters
-    ----------
-    a : float or ndarray
-        :math:`a`, coefficient of z_t in a mode's recursion a z_t - b z_(t-1).
-    b : float or ndarray
-        :math:`b`, coefficient of -z_(t-1).
-    weight_decay_force : float or ndarray
-        :math:`c`, eta rho z_0 of a mode.
-    now : float or ndarray
-        :math:`N`, E z_t z_t' of two modes.
-    cross_other : float or ndarray
-        :math:`X'`, E z_(t-1) z_t' of two modes.
-    mean_other : float or ndarray
-        :math:`m'`, E z_t of the other mode.
+    See derivations/02-second-moment.md.
 
-    Returns
-    -------
-    float or ndarray
-
-    Notes
-    -----
     .. math:: N a - X' b + c m'
-
-    References
-    ----------
-    .. [1] derivations/02-second-moment.md.
     """
     return a*now - b*cross_other + mean_other*weight_decay_force
 
@@ -655,30 +333,9 @@ def cross_moment(a: Any, b: Any, weight_decay_force: Any, now: Any, cross_other:
 def next_mean(a: Any, b: Any, weight_decay_force: Any, mean: Any, old_mean: Any) -> Any:
     r"""Return E z_(t+1) of a mode.
 
-    Parameters
-    ----------
-    a : float or ndarray
-        :math:`a`, coefficient of z_t in a mode's recursion a z_t - b z_(t-1).
-    b : float or ndarray
-        :math:`b`, coefficient of -z_(t-1).
-    weight_decay_force : float or ndarray
-        :math:`c`, eta rho z_0 of a mode.
-    mean : float or ndarray
-        :math:`m`, E z_t of a mode.
-    old_mean : float or ndarray
-        :math:`n`, E z_(t-1) of a mode.
+    See derivations/02-second-moment.md.
 
-    Returns
-    -------
-    float or ndarray
-
-    Notes
-    -----
     .. math:: a m - b n + c
-
-    References
-    ----------
-    .. [1] derivations/02-second-moment.md.
     """
     return a*mean - b*old_mean + weight_decay_force
 
@@ -686,32 +343,9 @@ def next_mean(a: Any, b: Any, weight_decay_force: Any, mean: Any, old_mean: Any)
 def at_gradient_moment(now: Any, cross: Any, cross_other: Any, old: Any, coefficient_now: Any, coefficient_old: Any) -> Any:
     r"""Return E u u' of two modes at the point where the gradient is taken.
 
-    Parameters
-    ----------
-    now : float or ndarray
-        :math:`N`, E z_t z_t' of two modes.
-    cross : float or ndarray
-        :math:`X`, E z_t z_(t-1)' of two modes.
-    cross_other : float or ndarray
-        :math:`X'`, E z_(t-1) z_t' of two modes.
-    old : float or ndarray
-        :math:`O`, E z_(t-1) z_(t-1)' of two modes.
-    coefficient_now : float or ndarray
-        :math:`p`, coefficient p of the point p z_t - q z_(t-1) where the gradient is taken.
-    coefficient_old : float or ndarray
-        :math:`q`, coefficient q of that point.
+    See derivations/02-second-moment.md.
 
-    Returns
-    -------
-    float or ndarray
-
-    Notes
-    -----
     .. math:: N p^{2} + O q^{2} - X p q - X' p q
-
-    References
-    ----------
-    .. [1] derivations/02-second-moment.md.
     """
     shared0 = coefficient_now*coefficient_old
     return coefficient_now**2*now + coefficient_old**2*old - cross*shared0 - cross_other*shared0
@@ -720,30 +354,9 @@ def at_gradient_moment(now: Any, cross: Any, cross_other: Any, old: Any, coeffic
 def noise_covariance(at_gradient: Any, point_noise: Any, gamma: Any, kappa: Any, n_data: Any) -> Any:
     r"""Return the covariance of the batch noise between two modes.
 
-    Parameters
-    ----------
-    at_gradient : float or ndarray
-        :math:`U`, E u u' of two modes at the point of the gradient.
-    point_noise : float or ndarray
-        :math:`E`, V^T diag(E u_i^2) V between two modes.
-    gamma : float or ndarray
-        :math:`\gamma`, variance parameter of the batch weights.
-    kappa : float or ndarray
-        :math:`\kappa`, correlation parameter of the batch weights.
-    n_data : float or ndarray
-        :math:`D`, number of data points.
+    See derivations/02-second-moment.md.
 
-    Returns
-    -------
-    float or ndarray
-
-    Notes
-    -----
     .. math:: E \gamma - \frac{U \gamma \kappa}{D}
-
-    References
-    ----------
-    .. [1] derivations/02-second-moment.md.
     """
     return -at_gradient*gamma*kappa/n_data + gamma*point_noise
 
@@ -751,26 +364,9 @@ def noise_covariance(at_gradient: Any, point_noise: Any, gamma: Any, kappa: Any,
 def propagated_moment_without_memory(a: Any, a_other: Any, now: Any) -> Any:
     r"""Return the noise-free part of the next second moment of two modes.
 
-    Parameters
-    ----------
-    a : float or ndarray
-        :math:`a`, coefficient of z_t in a mode's recursion a z_t - b z_(t-1).
-    a_other : float or ndarray
-        :math:`a'`, a of the other mode.
-    now : float or ndarray
-        :math:`N`, E z_t z_t' of two modes.
+    See derivations/02-second-moment.md.
 
-    Returns
-    -------
-    float or ndarray
-
-    Notes
-    -----
     .. math:: N a a'
-
-    References
-    ----------
-    .. [1] derivations/02-second-moment.md.
     """
     return a*a_other*now
 
@@ -778,31 +374,10 @@ def propagated_moment_without_memory(a: Any, a_other: Any, now: Any) -> Any:
 def squared_residual_at_gradient(mean_square: Any, dressed: Any, gamma: Any, kappa: Any, n_data: Any) -> Any:
     r"""Return own part and share of the total of a mode's stationary squared residual.
 
-    Parameters
-    ----------
-    mean_square : float or ndarray
-        :math:`m_{2}`, square of a mode's mean residual.
-    dressed : float or ndarray
-        :math:`S`, response of a mode with the correlation of the batch weights.
-    gamma : float or ndarray
-        :math:`\gamma`, variance parameter of the batch weights.
-    kappa : float or ndarray
-        :math:`\kappa`, correlation parameter of the batch weights.
-    n_data : float or ndarray
-        :math:`D`, number of data points.
+    See derivations/03-noise-kernel.md.
 
-    Returns
-    -------
-    tuple of 2
-
-    Notes
-    -----
     .. math:: m_{2} - \frac{S \gamma \kappa m_{2}}{D}
     .. math:: \frac{S \gamma}{D}
-
-    References
-    ----------
-    .. [1] derivations/03-noise-kernel.md.
     """
     shared0 = dressed*gamma/n_data
     return -kappa*mean_square*shared0 + mean_square, shared0
@@ -811,24 +386,9 @@ def squared_residual_at_gradient(mean_square: Any, dressed: Any, gamma: Any, kap
 def kept_fraction(eigenvalue: Any, weight_decay: Any) -> Any:
     r"""Return the fraction of z_0 at which weight decay holds a mode's mean for ever.
 
-    Parameters
-    ----------
-    eigenvalue : float or ndarray
-        :math:`\lambda`, NTK eigenvalue of a mode.
-    weight_decay : float or ndarray
-        :math:`\rho`, weight decay, in units of an eigenvalue.
+    See derivations/02-second-moment.md.
 
-    Returns
-    -------
-    float or ndarray
-
-    Notes
-    -----
     .. math:: \frac{\rho}{\lambda + \rho}
-
-    References
-    ----------
-    .. [1] derivations/02-second-moment.md.
     """
     return weight_decay/(eigenvalue + weight_decay)
 
@@ -836,36 +396,9 @@ def kept_fraction(eigenvalue: Any, weight_decay: Any) -> Any:
 def ntk_source(over_data: Any, unconstrained_sum: Any, data_response_sum: Any, trace_sum: Any, displacement_sum: Any, skew: Any, twice: Any, trace: Any) -> Any:
     r"""Return the summed source terms of the mean NTK.
 
-    Parameters
-    ----------
-    over_data : float or ndarray
-        :math:`C`, covariance of the curvature over data points.
-    unconstrained_sum : float or ndarray
-        :math:`X_{h}`, sum over earlier steps of h_n X_s.
-    data_response_sum : float or ndarray
-        :math:`X_{R}`, sum over earlier steps of X_s N^T R_n.
-    trace_sum : float or ndarray
-        :math:`X_{\tau}`, sum over earlier steps of tr(N R_n) X_s.
-    displacement_sum : float or ndarray
-        :math:`Y_{R}`, sum over earlier steps of R_n N Y_s.
-    skew : float or ndarray
-        :math:`N`, J S J^+.
-    twice : float or ndarray
-        :math:`L`, J S^2 J^+.
-    trace : float or ndarray
-        :math:`s`, trace of the covariance S of the curvature over parameters.
+    See derivations/06-expected-ntk.md.
 
-    Returns
-    -------
-    float or ndarray
-
-    Notes
-    -----
     .. math:: C X_{R} N^{T} + C X_{h} L^{T} + C Y_{R} N^{T} + C X_{\tau} N^{T} -  C X_{h} \left(N^{T}\right)^{2} -  \operatorname{tr}\left(N\right) C X_{h} N^{T} + s C X_{h} N^{T}
-
-    References
-    ----------
-    .. [1] derivations/06-expected-ntk.md.
     """
     return trace*(over_data @ unconstrained_sum @ skew.T) + (-np.trace(skew))*(over_data @ unconstrained_sum @ skew.T) + over_data @ data_response_sum @ skew.T + over_data @ displacement_sum @ skew.T + over_data @ trace_sum @ skew.T + (-1)*(over_data @ unconstrained_sum @ skew.T @ skew.T) + over_data @ unconstrained_sum @ twice.T
 
@@ -873,34 +406,9 @@ def ntk_source(over_data: Any, unconstrained_sum: Any, data_response_sum: Any, t
 def ntk_source_unit(over_data: Any, unconstrained_sum: Any, data_response_sum: Any, trace_sum: Any, displacement_sum: Any, n_data: Any, n_params: Any) -> Any:
     r"""Return the summed source terms of the mean NTK for covariance S = I over parameters.
 
-    Parameters
-    ----------
-    over_data : float or ndarray
-        :math:`C`, covariance of the curvature over data points.
-    unconstrained_sum : float or ndarray
-        :math:`X_{h}`, sum over earlier steps of h_n X_s.
-    data_response_sum : float or ndarray
-        :math:`X_{R}`, sum over earlier steps of X_s N^T R_n.
-    trace_sum : float or ndarray
-        :math:`X_{\tau}`, sum over earlier steps of tr(N R_n) X_s.
-    displacement_sum : float or ndarray
-        :math:`Y_{R}`, sum over earlier steps of R_n N Y_s.
-    n_data : float or ndarray
-        :math:`D`, number of data points.
-    n_params : float or ndarray
-        :math:`P`, number of parameters.
+    See derivations/06-expected-ntk.md.
 
-    Returns
-    -------
-    float or ndarray
-
-    Notes
-    -----
     .. math:: C X_{R} + \left(- D + P\right) C X_{h} + C Y_{R} + C X_{\tau}
-
-    References
-    ----------
-    .. [1] derivations/06-expected-ntk.md.
     """
     return (-n_data + n_params)*(over_data @ unconstrained_sum) + over_data @ data_response_sum + over_data @ displacement_sum + over_data @ trace_sum
 
@@ -908,30 +416,9 @@ def ntk_source_unit(over_data: Any, unconstrained_sum: Any, data_response_sum: A
 def ntk_diffusion(over_data: Any, inner: Any, inner_twice: Any, displaced: Any, trace: Any) -> Any:
     r"""Return the mean square of the Jacobian's change with the parameters' displacement.
 
-    Parameters
-    ----------
-    over_data : float or ndarray
-        :math:`C`, covariance of the curvature over data points.
-    inner : float or ndarray
-        :math:`H`, J^+T S J^+.
-    inner_twice : float or ndarray
-        :math:`H_{2}`, J^+T S^2 J^+.
-    displaced : float or ndarray
-        :math:`Y`, E (z - z_0)(z - z_0)^T.
-    trace : float or ndarray
-        :math:`s`, trace of the covariance S of the curvature over parameters.
+    See derivations/06-expected-ntk.md.
 
-    Returns
-    -------
-    float or ndarray
-
-    Notes
-    -----
     .. math:: \operatorname{tr}\left(H_{2} Y\right) C + s \operatorname{tr}\left(H Y\right) C
-
-    References
-    ----------
-    .. [1] derivations/06-expected-ntk.md.
     """
     return (trace*np.trace(inner @ displaced))*(over_data) + np.trace(inner_twice @ displaced)*(over_data)
 
@@ -939,28 +426,9 @@ def ntk_diffusion(over_data: Any, inner: Any, inner_twice: Any, displaced: Any, 
 def ntk_change(source_sum: Any, diffusion: Any, learning_rate: Any, n_data: Any) -> Any:
     r"""Return the mean change of the NTK.
 
-    Parameters
-    ----------
-    source_sum : float or ndarray
-        :math:`A`, summed source terms.
-    diffusion : float or ndarray
-        :math:`B`, mean square of the Jacobian's change with the displacement.
-    learning_rate : float or ndarray
-        :math:`\eta`, learning rate, in units of 1 / eigenvalue.
-    n_data : float or ndarray
-        :math:`D`, number of data points.
+    See derivations/06-expected-ntk.md.
 
-    Returns
-    -------
-    float or ndarray
-
-    Notes
-    -----
     .. math:: \frac{1}{D} B -  \frac{\eta}{D^{2}} A -  \frac{\eta}{D^{2}} A^{T}
-
-    References
-    ----------
-    .. [1] derivations/06-expected-ntk.md.
     """
     return (-learning_rate/n_data**2)*(source_sum) + (-learning_rate/n_data**2)*(source_sum.T) + 1/n_data*(diffusion)
 
@@ -968,40 +436,9 @@ def ntk_change(source_sum: Any, diffusion: Any, learning_rate: Any, n_data: Any)
 def mode_fluctuation(distance: Any, covariance: Any, covariance_other: Any, covariance_between: Any, outer: Any, outer_other: Any, outer_between: Any, fluctuation: Any, fluctuation_other: Any, fluctuation_between: Any) -> Any:
     r"""Return D^2 times the mean square of the NTK's fluctuation between two modes.
 
-    Parameters
-    ----------
-    distance : float or ndarray
-        :math:`\theta_{2}`, E theta^T S theta.
-    covariance : float or ndarray
-        :math:`C_{a}`, entry of V^T C V for a mode with itself.
-    covariance_other : float or ndarray
-        :math:`C_{b}`, entry for the other mode with itself.
-    covariance_between : float or ndarray
-        :math:`C_{ab}`, entry between the two modes.
-    outer : float or ndarray
-        :math:`F_{a}`, entry of V^T J S J^T V for a mode with itself.
-    outer_other : float or ndarray
-        :math:`F_{b}`, entry for the other mode with itself.
-    outer_between : float or ndarray
-        :math:`F_{ab}`, entry between the two modes.
-    fluctuation : float or ndarray
-        :math:`W_{a}`, entry of V^T N Y N^T V for a mode with itself.
-    fluctuation_other : float or ndarray
-        :math:`W_{b}`, entry for the other mode with itself.
-    fluctuation_between : float or ndarray
-        :math:`W_{ab}`, entry between the two modes.
+    See derivations/06-expected-ntk.md.
 
-    Returns
-    -------
-    float or ndarray
-
-    Notes
-    -----
     .. math:: C_{a} W_{b} + 2 C_{ab} W_{ab} + C_{b} W_{a} + \theta_{2} \left(C_{a} F_{b} + 2 C_{ab} F_{ab} + C_{b} F_{a}\right)
-
-    References
-    ----------
-    .. [1] derivations/06-expected-ntk.md.
     """
     shared0 = 2*covariance_between
     return covariance*fluctuation_other + covariance_other*fluctuation + distance*(covariance*outer_other + covariance_other*outer + outer_between*shared0) + fluctuation_between*shared0
@@ -1010,24 +447,9 @@ def mode_fluctuation(distance: Any, covariance: Any, covariance_other: Any, cova
 def eigenvalue_shift(gap: Any, square: Any) -> Any:
     r"""Return how far the larger of two eigenvalues is pushed by a fluctuation between them.
 
-    Parameters
-    ----------
-    gap : float or ndarray
-        :math:`g`, distance of the two eigenvalues without the fluctuation.
-    square : float or ndarray
-        :math:`f`, mean square of the fluctuation between the two modes.
+    See derivations/06-expected-ntk.md.
 
-    Returns
-    -------
-    float or ndarray
-
-    Notes
-    -----
     .. math:: \frac{f}{\frac{g}{2} + \frac{\sqrt{4 f + g^{2}}}{2}}
-
-    References
-    ----------
-    .. [1] derivations/06-expected-ntk.md.
     """
     return square/((1/2)*gap + (1/2)*np.sqrt(gap**2 + 4*square))
 
@@ -1035,19 +457,8 @@ def eigenvalue_shift(gap: Any, square: Any) -> Any:
 def without_replacement_fluctuations(n_data: Any, batch_size: Any) -> Any:
     r"""Return c3, c21, c111, c4, c31, c22, c211, c1111 of the moments of x = w - 1.
 
-    Parameters
-    ----------
-    n_data : float or ndarray
-        :math:`D`, number of data points.
-    batch_size : float or ndarray
-        :math:`B`, number of points in a batch.
+    See derivations/07-typical-stability.md.
 
-    Returns
-    -------
-    tuple of 8
-
-    Notes
-    -----
     .. math:: \frac{D^{2} \left(B - D\right) \left(2 B - D\right)}{B^{2} \left(D - 2\right) \left(D - 1\right)}
     .. math:: - \frac{D \left(B - D\right) \left(2 B - D\right)}{B^{2} \left(D - 2\right) \left(D - 1\right)}
     .. math:: \frac{2 \left(B - D\right) \left(2 B - D\right)}{B^{2} \left(D - 2\right) \left(D - 1\right)}
@@ -1056,10 +467,6 @@ def without_replacement_fluctuations(n_data: Any, batch_size: Any) -> Any:
     .. math:: \frac{D^{3} \left(B - 1\right) \left(B - D\right) \left(B - D + 1\right)}{B^{3} \left(D - 3\right) \left(D - 2\right) \left(D - 1\right)}
     .. math:: - \frac{D \left(B - D\right) \left(B^{2} D + 6 B^{2} - B D^{2} - 6 B D + 2 D^{2}\right)}{B^{3} \left(D - 3\right) \left(D - 2\right) \left(D - 1\right)}
     .. math:: \frac{3 \left(B - D\right) \left(B^{2} D + 6 B^{2} - B D^{2} - 6 B D + 2 D^{2}\right)}{B^{3} \left(D - 3\right) \left(D - 2\right) \left(D - 1\right)}
-
-    References
-    ----------
-    .. [1] derivations/07-typical-stability.md.
     """
     shared0 = n_data**2
     shared1 = -n_data
@@ -1082,19 +489,8 @@ def without_replacement_fluctuations(n_data: Any, batch_size: Any) -> Any:
 def with_replacement_fluctuations(n_data: Any, batch_size: Any) -> Any:
     r"""Return c3, c21, c111, c4, c31, c22, c211, c1111 of the moments of x = w - 1.
 
-    Parameters
-    ----------
-    n_data : float or ndarray
-        :math:`D`, number of data points.
-    batch_size : float or ndarray
-        :math:`B`, number of points in a batch.
+    See derivations/07-typical-stability.md.
 
-    Returns
-    -------
-    tuple of 8
-
-    Notes
-    -----
     .. math:: \frac{D^{2}}{B^{2}}
     .. math:: - \frac{D}{B^{2}}
     .. math:: \frac{2}{B^{2}}
@@ -1103,10 +499,6 @@ def with_replacement_fluctuations(n_data: Any, batch_size: Any) -> Any:
     .. math:: \frac{D^{2} \left(B - 1\right)}{B^{3}}
     .. math:: - \frac{D \left(B - 2\right)}{B^{3}}
     .. math:: \frac{3 \left(B - 2\right)}{B^{3}}
-
-    References
-    ----------
-    .. [1] derivations/07-typical-stability.md.
     """
     shared0 = batch_size**(-2.0)
     shared1 = n_data**2
@@ -1119,19 +511,8 @@ def with_replacement_fluctuations(n_data: Any, batch_size: Any) -> Any:
 def bernoulli_fluctuations(n_data: Any, batch_size: Any) -> Any:
     r"""Return c3, c21, c111, c4, c31, c22, c211, c1111 of the moments of x = w - 1.
 
-    Parameters
-    ----------
-    n_data : float or ndarray
-        :math:`D`, number of data points.
-    batch_size : float or ndarray
-        :math:`B`, number of points in a batch.
+    See derivations/07-typical-stability.md.
 
-    Returns
-    -------
-    tuple of 8
-
-    Notes
-    -----
     .. math:: \frac{\left(B - D\right) \left(2 B - D\right)}{B^{2}}
     .. math:: 0
     .. math:: 0
@@ -1140,10 +521,6 @@ def bernoulli_fluctuations(n_data: Any, batch_size: Any) -> Any:
     .. math:: \frac{\left(B - D\right)^{2}}{B^{2}}
     .. math:: 0
     .. math:: 0
-
-    References
-    ----------
-    .. [1] derivations/07-typical-stability.md.
     """
     shared0 = batch_size**2
     shared1 = 1/shared0

@@ -9,15 +9,17 @@ import sympy as sp
 from sympy.printing.numpy import NumPyPrinter
 from sympy.printing.precedence import PRECEDENCE
 
-from quadmodel.symbolic.output.formula import Formula
+from quadmodel.symbolic.output.formula import MEANING, Formula
 from quadmodel.symbolic.output.formulas import formulas
 
 MODULE = "quadmodel/theory/_generated.py"
 
-_HEAD = '''"""Closed forms of the theory. Written by `quadmodel derive`; not to be edited by hand.
+_HEAD = '''r"""Closed forms of the theory. Written by `quadmodel derive`; not to be edited by hand.
 
-Arguments are numbers or arrays that broadcast against each other; so are the results.
-SymPy VERSION.
+Arguments are numbers or arrays that broadcast against each other; so are the results, of which
+there is one per formula. SymPy VERSION. The arguments, with their symbols in the formulas:
+
+ARGUMENTS
 """
 
 from typing import Any
@@ -68,8 +70,20 @@ def generated_module() -> str:
     >>> "def dressed_response(" in emit.generated_module()
     True
     """
-    head = _HEAD.replace("VERSION", sp.__version__)
-    return head + "".join(f"\n\n{_function(formula)}" for formula in formulas())
+    every = formulas()
+    head = _HEAD.replace("VERSION", sp.__version__).replace("ARGUMENTS", _arguments(every))
+    return head + "".join(f"\n\n{_function(formula)}" for formula in every)
+
+
+def _arguments(every: Iterable[Formula]) -> str:
+    """Return what all arguments are, once for all functions."""
+    symbols: dict[str, dict[str, None]] = {}
+    for formula in every:
+        for name, symbol in formula.arguments.items():
+            symbols.setdefault(name, {})[f":math:`{sp.latex(symbol)}`"] = None
+    return "\n".join(
+        f"- `{name}`: {' or '.join(symbols[name])}, {MEANING[name]}." for name in sorted(symbols)
+    )
 
 
 def _function(formula: Formula) -> str:
@@ -95,19 +109,10 @@ def _named(symbol: sp.Expr, name: str) -> sp.Expr:
 
 
 def _docstring(formula: Formula) -> Iterable[str]:
-    formula_lines = [rf".. math:: {_latex(result, formula)}" for result in formula.results]
+    """Yield the summary, the formulas and where they are derived."""
     yield f'r"""{formula.summary}'
-    yield from ("", "Parameters", "----------")
-    for (name, symbol), meaning in zip(
-        formula.arguments.items(), formula.meanings().values(), strict=True
-    ):
-        yield f"{name} : float or ndarray"
-        yield f"    :math:`{sp.latex(symbol)}`, {meaning}."
-    count = len(formula.results)
-    yield from ("", "Returns", "-------")
-    yield "float or ndarray" if count == 1 and not formula.several else f"tuple of {count}"
-    yield from ("", "Notes", "-----", *formula_lines)
-    yield from ("", "References", "----------", f".. [1] derivations/{formula.document}.md.")
+    yield from ("", f"See derivations/{formula.document}.md.", "")
+    yield from (rf".. math:: {_latex(result, formula)}" for result in formula.results)
     yield '"""'
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import sympy as sp
 
-# Argument: what it is, for the docstring
-_MEANING = {
+# What the arguments are, for the docstring of the module
+MEANING = {
     "x": "eta (lambda + rho) of a mode",
     "y": "eta (lambda + rho) of the other mode",
     "momentum": "momentum",
@@ -106,7 +106,3 @@ class Formula:
     document: str
     steps: Mapping[str, sp.Expr] = field(default_factory=dict)
     several: bool = False
-
-    def meanings(self) -> dict[str, str]:
-        """Return what each argument is."""
-        return {argument: _MEANING[argument] for argument in self.arguments}
