@@ -282,24 +282,10 @@ class QuadraticModel:
 
 
 def ntk_eigensystem(ntk: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return eigenvalues (descending, rounding noise set to zero) and eigenvectors of an NTK.
+    """Return eigenvalues (descending, rounding noise set to zero) and eigenvectors (columns).
 
-    Parameters
-    ----------
-    ntk : ndarray, shape (n_data, n_data)
-        Symmetric positive semidefinite matrix.
-
-    Returns
-    -------
-    eigenvalues : ndarray, shape (n_data,)
-        In descending order.
-    eigenvectors : ndarray, shape (n_data, n_data)
-        In columns.
-
-    Raises
-    ------
-    InputError
-        If the matrix is not square, not symmetric, or has a clearly negative eigenvalue.
+    Raises InputError if the matrix is not square, not symmetric, or has a clearly negative
+    eigenvalue.
     """
     if ntk.ndim != 2 or ntk.shape[0] != ntk.shape[1]:
         raise InputError(f"ntk must be a square matrix, got shape {ntk.shape}")
@@ -310,23 +296,7 @@ def ntk_eigensystem(ntk: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 
 def clean_eigenvalues(descending: FloatArray) -> FloatArray:
-    """Set eigenvalues to zero that are zero up to rounding; refuse negative ones.
-
-    Parameters
-    ----------
-    descending : ndarray, shape (n_data,)
-        Eigenvalues of an NTK.
-
-    Returns
-    -------
-    ndarray, shape (n_data,)
-        Non-negative eigenvalues, in the same order.
-
-    Raises
-    ------
-    InputError
-        If one is negative beyond rounding.
-    """
+    """Set eigenvalues to zero that are zero up to rounding; raise InputError for negative ones."""
     largest = float(np.abs(descending).max())
     lowest = float(descending.min())
     if lowest < -1e-8 * largest:

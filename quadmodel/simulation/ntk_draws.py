@@ -234,34 +234,10 @@ def growth_over_grid(
 ) -> FloatArray:
     """Return the growth of the largest NTK eigenvalue per antithetic pair and grid point.
 
-    Parameters
-    ----------
-    model : QuadraticModel
-        Jacobian and residual at the start.
-    law : CurvatureLaw
-        Law of the curvature; all grid points share its draws.
-    sgd : SGD
-        Momentum, weight decay and sampling scheme.
-    learning_rate, batch_size : ndarray, shape (grid points,)
-        Where to measure.
-    steps, replicas, batch_sequences : int
-        Steps, antithetic pairs of draws, and sequences of batches per draw.
-    seed : int
-        As for :func:`sample_ntk`.
-    threads : int or None
-        Worker threads.
-    advance : callable, optional
-        Told how many replicas are done.
-
-    Returns
-    -------
-    ndarray, shape (replicas, grid points)
-        In units of an NTK eigenvalue; +inf for grid points where a run diverged.
-
-    Raises
-    ------
-    MemoryError
-        If the draws of the curvature don't fit in memory.
+    `learning_rate` and `batch_size` have shape (grid points,), the result (replicas, grid points),
+    in units of an NTK eigenvalue; +inf for grid points where a run diverged. All grid points share
+    the draws of the curvature; seeds as for :func:`sample_ntk`; `advance` is told how many replicas
+    are done. Raises MemoryError if the draws don't fit in memory.
     """
     points = len(learning_rate)
     count = min(as_threads(threads), replicas)

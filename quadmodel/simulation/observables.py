@@ -63,24 +63,9 @@ DEFAULT = (
 def as_observables(
     value: Sequence[str] | str | None, known: Sequence[str] = tuple(OBSERVABLES)
 ) -> tuple[str, ...]:
-    """Return the names of observables in their own order, or raise InputError.
+    """Return the names of observables, each once and in the order of `known`.
 
-    Parameters
-    ----------
-    value : None, "all" or sequence of str
-        None stands for the default ones.
-    known : sequence of str, optional
-        Names to choose from.
-
-    Returns
-    -------
-    tuple of str
-        Names, each once.
-
-    Raises
-    ------
-    InputError
-        If a name is not known.
+    None stands for the default ones, "all" for all that are known.
     """
     if value is None:
         return DEFAULT
@@ -128,19 +113,8 @@ def noise_kernel_norms(
 ) -> tuple[FloatArray, FloatArray]:
     r"""Measure the noise kernel norm, in its high-dimensional and its finite-size form.
 
-    Parameters
-    ----------
-    eigenvalues : ndarray, shape (..., n_data)
-        NTK eigenvalues.
-    learning_rate, batch_size : ndarray, shape (...)
-        Learning rate and batch size for each spectrum.
-    sgd : SGD
-        Momentum, weight decay and sampling scheme.
-
-    Returns
-    -------
-    paper, finite : ndarray, shape (...)
-        Noise kernel norms; +inf where a mode is unstable without noise.
+    Eigenvalues have shape (..., n_data), learning rates, batch sizes and both results (...); +inf
+    where a mode is unstable without noise.
 
     Notes
     -----
@@ -167,21 +141,9 @@ def noise_kernel_norms(
 
 
 def exact_noise_kernel_norm(eigenvalues: FloatArray, vectors: FloatArray, sgd: SGD) -> float:
-    r"""Measure the exact noise kernel norm of one NTK.
+    r"""Measure the exact noise kernel norm of one NTK; +inf where a mode is unstable without noise.
 
-    Parameters
-    ----------
-    eigenvalues : ndarray, shape (n_data,)
-        NTK eigenvalues.
-    vectors : ndarray, shape (n_data, n_data)
-        Eigenvectors, in columns.
-    sgd : SGD
-        Learning rate, batch size, momentum, weight decay and sampling scheme.
-
-    Returns
-    -------
-    float
-        Noise kernel norm; +inf where a mode is unstable without noise.
+    `vectors` holds the eigenvectors in columns.
 
     Notes
     -----
@@ -232,22 +194,7 @@ def exact_noise_kernel_norm(eigenvalues: FloatArray, vectors: FloatArray, sgd: S
 
 
 def weight_moments(sampling: str, n_data: int, b: Any) -> tuple[Any, Any]:
-    """Return the variance of one batch weight and the covariance of two.
-
-    Parameters
-    ----------
-    sampling : str
-        Sampling scheme.
-    n_data : int
-        Number of data points.
-    b : float or ndarray
-        Batch size.
-
-    Returns
-    -------
-    own, mutual : float or ndarray
-        Like `b`.
-    """
+    """Return the variance of one batch weight and the covariance of two, at batch sizes `b`."""
     once = b / n_data
     if sampling == "without_replacement":
         twice = once * (b - 1) / max(n_data - 1, 1)

@@ -48,40 +48,12 @@ def population_growth(
     precision: str = "float64",
     advance: Callable[[int], object] = lambda replica_steps: None,
 ) -> tuple[Growth, Growth]:
-    r"""Return the growth rates of the mean loss and of the typical loss.
+    r"""Return the growth rates per step of the mean log loss and of the typical one.
 
-    Parameters
-    ----------
-    model : QuadraticModel
-        A linear model.
-    learning_rate, batch_size : ndarray, shape (grid points,)
-        Where to measure.
-    sgd : SGD
-        Momentum, weight decay and sampling scheme.
-    steps : int
-        Steps per replica, at least 32.
-    replicas : int
-        Replicas per grid point, at least 2, for each of the two rates.
-    seed : int
-        Batches are a function of (seed, replica, step).
-    first_replica : int
-        Where the numbering of replicas starts.
-    pool : Workers
-        Threads.
-    precision : {"float64", "mixed"}, optional
-        "mixed" keeps the NTK in single precision.
-    advance : callable, optional
-        Told how many replica-steps were done.
-
-    Returns
-    -------
-    mean, typical : Growth
-        Per step, of the log loss.
-
-    Raises
-    ------
-    MemoryError
-        If the populations don't fit in memory.
+    Measured at (learning_rate, batch_size), both of shape (grid points,), with at least 32 steps
+    and at least 2 replicas per grid point for each of the two rates; replica numbers start at
+    `first_replica`, and `advance` is told how many replica-steps were done. Raises MemoryError if
+    the populations don't fit in memory.
 
     Notes
     -----

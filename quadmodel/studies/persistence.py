@@ -165,19 +165,8 @@ def aligned_model(
 ) -> QuadraticModel:
     """Return a model whose curvature is as strong along a mode as the mode's NTK eigenvalue.
 
-    Parameters
-    ----------
-    curvature_strength : float
-        q.
-    n_data, n_params : int
-        Data points and parameters.
-    seed : int
-        Seed; models of other curvature strengths differ by the scale of their curvature only.
-
-    Returns
-    -------
-    QuadraticModel
-        With its curvature's law.
+    Models of other curvature strengths q, from the same seed, differ by the scale of their
+    curvature only.
     """
     start = power_law_model(n_data, n_params, seed)
     lam, vectors = start.eigensystem

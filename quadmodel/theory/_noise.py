@@ -253,22 +253,10 @@ def perron(
 ) -> Eigenpair:
     r"""Return the largest eigenvalue of the noise kernel matrix, without its factor gamma.
 
-    Parameters
-    ----------
-    vectors : ndarray, shape (n_data, modes)
-        Eigenvectors V of the NTK, in columns.
-    response : ndarray, shape (modes, modes)
-        Nonnegative response S of the pairs of modes.
-    start : ndarray, shape (n_data,), optional
-        A nonnegative guess of the eigenvector; uniform by default.
-    residual : float, optional
-        Norm of the vector's residual, relative to the eigenvalue, at which it is good enough. By
-        default the vector is as good as the eigenvalue needs it to be.
-
-    Returns
-    -------
-    Eigenpair
-        The eigenvalue to a relative error of 1e-12, and its vector, which is nonnegative.
+    `vectors` are the eigenvectors V of the NTK in columns, `response` is the nonnegative response S
+    of the pairs of modes, `start` a nonnegative guess of the eigenvector. The eigenvalue is good to
+    a relative 1e-12, the vector as good as it needs to be for that, or until its residual is
+    `residual` of the eigenvalue.
 
     Notes
     -----

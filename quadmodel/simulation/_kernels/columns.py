@@ -45,22 +45,12 @@ class Terms(NamedTuple):
 
 
 def tiled(ntk, in_tiles=_vectors.AVAILABLE):
-    """Return the NTK as `add_columns` wants it, and the length of a residual.
+    """Return the NTK as `add_columns` wants it, and the length of a residual in doubles.
 
-    Parameters
-    ----------
-    ntk : ndarray, shape (n_data, n_data)
-        Symmetric; columns are kept in its precision, residuals in double precision.
-    in_tiles : bool, optional
-        Whether for `add_columns_in_tiles` or for `add_whole_columns`.
-
-    Returns
-    -------
-    ndarray, int
-        Tiles one after another, flat, each with a row per data point; and how many doubles a
-        residual takes: n_data rounded up to an odd number of cache lines, since elements of all
-        replicas that are used together would fall into a few sets of the cache if that were a
-        power of two.
+    Columns stay in the precision of `ntk`, of shape (n_data, n_data). Tiles come one after another,
+    flat, each with a row per data point. The length is n_data rounded up to an odd number of cache
+    lines: elements of all replicas that are used together would fall into a few sets of the cache
+    if it were a power of two.
     """
     n_data = len(ntk)
     if not in_tiles:

@@ -48,22 +48,9 @@ def targets() -> list[Target]:
 
 
 def chosen(names: Sequence[str]) -> list[Target]:
-    """Return the files of these names or numbers.
+    """Return the files of these names or numbers, or "all", each once and in their own order.
 
-    Parameters
-    ----------
-    names : sequence of str
-        Names, numbers, or "all".
-
-    Returns
-    -------
-    list of Target
-        Each once, in their own order.
-
-    Raises
-    ------
-    InputError
-        If there is no file of a name.
+    Raises InputError if there is no file of a name.
     """
     known = targets()
     if "all" in names:
