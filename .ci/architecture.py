@@ -1,10 +1,12 @@
 """Measure the import graph and the functions of quadmodel/; write or check the graph in the docs.
 
-A room is a file or folder of quadmodel/; a floor lies above all that it imports, the ground is 1.
+A module stands for a file or a subpackage of quadmodel/; its layer lies above all that it imports,
+the lowest is 1.
 """
 
 import argparse
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -12,18 +14,19 @@ from pathlib import Path
 import grimp
 
 PAGE = Path("docs/architecture.md")
+TREES = (".ci", "quadmodel", "tests", "benchmarks", "derivations", "docs")
 BEGIN, END = "<!-- import graph: python .ci/architecture.py --write -->\n", "<!-- end -->"
-MOST = {"rooms": 20, "floors": 7, "arrows": 70, "arguments": 12, "lines of a function": 80}
+MOST = {"modules": 20, "layers": 7, "imports": 70, "arguments": 12, "lines of a function": 80}
 
 
-def rooms() -> dict[str, set[str]]:
-    """Return which rooms each room imports, type-only imports included."""
+def modules() -> dict[str, set[str]]:
+    """Return which modules each module imports, type-only imports included."""
     graph = grimp.build_graph("quadmodel", exclude_type_checking_imports=False)
     found: dict[str, set[str]] = {}
     for module in sorted(graph.modules - {"quadmodel"}):
-        room = module.split(".")[1]
+        part = module.split(".")[1]
         targets = (name.split(".") for name in graph.find_modules_directly_imported_by(module))
-        found.setdefault(room, set()).update(t[1] for t in targets if len(t) > 1 and t[1] != room)
+        found.setdefault(part, set()).update(t[1] for t in targets if len(t) > 1 and t[1] != part)
     return found
 
 
@@ -35,20 +38,20 @@ def check_files() -> None:
     ).prepare()
 
 
-def floors(found: dict[str, set[str]]) -> dict[str, int]:
-    """Return the floor of every room; a CycleError says which import each other."""
-    floor: dict[str, int] = {}
-    for room in TopologicalSorter(found).static_order():
-        floor[room] = 1 + max((floor[below] for below in found[room]), default=0)
-    return floor
+def layers(found: dict[str, set[str]]) -> dict[str, int]:
+    """Return the layer of every module; a CycleError says which import each other."""
+    layer: dict[str, int] = {}
+    for part in TopologicalSorter(found).static_order():
+        layer[part] = 1 + max((layer[below] for below in found[part]), default=0)
+    return layer
 
 
-def table(found: dict[str, set[str]], floor: dict[str, int]) -> str:
-    """Return the graph as a table, top floor first."""
-    lines = ["| floor | room | imports |", "|---|---|---|"]
-    for room in sorted(found, key=lambda r: (-floor[r], r)):
-        below = sorted(found[room], key=lambda r: (-floor[r], r))
-        lines.append(f"| {floor[room]} | `{room}` | {', '.join(below) or 'nothing'} |")
+def table(found: dict[str, set[str]], layer: dict[str, int]) -> str:
+    """Return the graph as a table, top layer first."""
+    lines = ["| layer | module | imports |", "|---|---|---|"]
+    for part in sorted(found, key=lambda r: (-layer[r], r)):
+        below = sorted(found[part], key=lambda r: (-layer[r], r))
+        lines.append(f"| {layer[part]} | `{part}` | {', '.join(below) or 'nothing'} |")
     return "\n".join(lines) + "\n"
 
 
@@ -65,19 +68,35 @@ def functions() -> Iterator[tuple[int, int, str]]:
             yield count, lines, f"{path}:{node.lineno} {node.name}"
 
 
+def missing_places() -> list[str]:
+    """Return what the pages name, as `file.py` or `file.py: name`, that isn't there."""
+    known = [path for top in TREES for path in Path(top).rglob("*.*")] + [*Path().glob("*.md")]
+    missing = []
+    for page in (PAGE, Path("CONTRIBUTING.md")):
+        for place in re.findall(r"`([\w./-]+\.(?:py|md|pyi)(?:: \w+)?)", page.read_text("utf-8")):
+            file, _, name = place.partition(": ")
+            files = [p for p in known if f"/{p}".endswith(f"/{file}") or str(p) == file]
+            text = "".join(p.read_text("utf-8") for p in files)
+            if not files or (
+                name and not re.search(rf"\b(def|class) {name}\b|^{name} = ", text, re.M)
+            ):
+                missing.append(f"{page}: {place}")
+    return missing
+
+
 def main() -> None:
     """Print the measures; fail where they are passed or the page says something else."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help=f"write the graph into {PAGE}")
     write = parser.parse_args().write
     check_files()
-    found = rooms()
-    floor = floors(found)
+    found = modules()
+    layer = layers(found)
     each = list(functions())
     measured = {
-        "rooms": len(found),
-        "floors": max(floor.values()),
-        "arrows": sum(map(len, found.values())),
+        "modules": len(found),
+        "layers": max(layer.values()),
+        "imports": sum(map(len, found.values())),
         "arguments": max(each)[0],
         "lines of a function": max(lines for _, lines, _ in each),
     }
@@ -85,11 +104,14 @@ def main() -> None:
     text = PAGE.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
     shown, after = rest.split(END, 1)
-    wanted = table(found, floor)
+    wanted = table(found, layer)
     if write:
         PAGE.write_text(before + BEGIN + wanted + END + after, encoding="utf-8")
     elif shown != wanted:
         raise SystemExit(f"{PAGE} shows another graph: run python .ci/architecture.py --write")
+    gone = missing_places()
+    if gone:
+        raise SystemExit("named but not there: " + ", ".join(gone))
     passed = [name for name in MOST if measured[name] > MOST[name]]
     if passed:
         for count, lines, place in each:

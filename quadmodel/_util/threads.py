@@ -47,12 +47,12 @@ def as_threads(value: Any) -> int:
 def _cores_of_quota(otherwise: int) -> int:
     """Return the cores that the container's quota amounts to, rounded up."""
     try:
-        words = (
+        fields = (
             _QUOTA_V2.read_text().split()
             if _QUOTA_V2.exists()
             else [path.read_text().strip() for path in _QUOTA_V1]
         )
-        quota, period = int(words[0]), int(words[1])  # "max": no quota, not a number
+        quota, period = int(fields[0]), int(fields[1])  # "max": no quota, not a number
     except (OSError, ValueError, IndexError):
         return otherwise
     return -(-quota // period) if quota > 0 and period > 0 else otherwise

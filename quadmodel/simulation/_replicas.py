@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quadmodel._util.checks import FloatArray, IntArray
+from quadmodel.curvature import LowRankCurvature
 from quadmodel.model import QuadraticModel
 
 
@@ -63,6 +64,20 @@ def start_replicas(
         np.ascontiguousarray(number, dtype=np.int64),
         np.full(count, -1, dtype=np.int64),
     )
+
+
+def residuals(model: QuadraticModel, state: FloatArray) -> FloatArray:
+    """Return the residuals, shape (replicas, n_data), of replicas from their states."""
+    if model.curvature is None:
+        return state
+    z: FloatArray = model.residual + state @ model.jacobian.T
+    if isinstance(model.curvature, LowRankCurvature):
+        along = np.einsum("ark,nk->nar", model.curvature.vectors, state, optimize=True)
+        z += 0.5 * np.einsum("ar,nar->na", model.curvature.coefficients, along**2)
+        return z
+    for i, matrix in enumerate(model.curvature):
+        z[:, i] += 0.5 * np.einsum("nk,nk->n", state @ matrix, state)
+    return z
 
 
 def groups(count: int, at_most: int = 1024, *, at_least: int = 8) -> list[slice]:

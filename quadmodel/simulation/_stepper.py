@@ -11,7 +11,7 @@ from quadmodel._util.checks import FloatArray
 from quadmodel._util.threads import Workers
 from quadmodel.curvature import LowRankCurvature
 from quadmodel.model import QuadraticModel
-from quadmodel.optimizer import SGD
+from quadmodel.optimizer import SAMPLING_SCHEMES, SGD
 from quadmodel.simulation._kernels import plain, vector_dense, vector_low_rank, vectors
 from quadmodel.simulation._kernels.aligned import aligned_zeros
 from quadmodel.simulation._kernels.arguments import (
@@ -19,8 +19,8 @@ from quadmodel.simulation._kernels.arguments import (
     DenseModel,
     LinearModel,
     LowRankModel,
+    Options,
     StackedModel,
-    options_of,
 )
 from quadmodel.simulation._kernels.columns import tiled
 from quadmodel.simulation._kernels.linear import advance_linear
@@ -45,6 +45,18 @@ STORED: dict[str, np.dtype[np.floating]] = {
 PRECISIONS = tuple(STORED)
 
 CurvedModel = DenseModel | LowRankModel | StackedModel
+
+
+def options_of(sgd: SGD, seed: int, model_index: int = 0) -> Options:
+    """Return the options of the kernels; learning rate and batch size belong to the replicas."""
+    return Options(
+        sgd.momentum,
+        sgd.nesterov,
+        sgd.weight_decay,
+        SAMPLING_SCHEMES.index(sgd.sampling),
+        np.uint64(seed),
+        model_index,
+    )
 
 
 class Stepper:

@@ -16,8 +16,7 @@ from quadmodel._util.progress import progress_bar
 from quadmodel._util.threads import Workers
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
-from quadmodel.simulation import observables
-from quadmodel.simulation._replicas import Replicas, groups, start_replicas
+from quadmodel.simulation._replicas import Replicas, groups, residuals, start_replicas
 from quadmodel.simulation._stepper import Stepper, stored_bytes
 from quadmodel.simulation.populations import Growth, population_growth
 
@@ -215,7 +214,7 @@ def _losses(model: QuadraticModel, replicas: Replicas, rows: slice) -> FloatArra
     some = replicas.chosen(rows)
     alive, loss = some.alive, np.full(some.size, np.inf)
     with np.errstate(over="ignore", invalid="ignore"):
-        z = observables.residuals(model, some.state[alive])
+        z = residuals(model, some.state[alive])
         loss[alive] = np.einsum("na,na->n", z, z) / (2 * model.n_data)
     return np.where(np.isfinite(loss), loss, np.inf)
 

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from quadmodel._util.checks import FloatArray, InputError
 from quadmodel._util.lanczos import largest_eigenpair
-from quadmodel.curvature import LowRankCurvature
-from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
 
 _PER_RUN = ("replica", "step")
@@ -79,33 +77,6 @@ def as_observables(
         if not isinstance(name, str) or name not in known:
             raise InputError(f"observables must be among {listed}; got {name!r}")
     return tuple(name for name in known if name in names)
-
-
-def residuals(model: QuadraticModel, state: FloatArray) -> FloatArray:
-    """Return the residuals of replicas from their states.
-
-    Parameters
-    ----------
-    model : QuadraticModel
-        The model.
-    state : ndarray, shape (replicas, n_data) or (replicas, n_params)
-        Residuals of a linear model, parameters of a quadratic one.
-
-    Returns
-    -------
-    ndarray, shape (replicas, n_data)
-        Residuals.
-    """
-    if model.curvature is None:
-        return state
-    z: FloatArray = model.residual + state @ model.jacobian.T
-    if isinstance(model.curvature, LowRankCurvature):
-        along = np.einsum("ark,nk->nar", model.curvature.vectors, state, optimize=True)
-        z += 0.5 * np.einsum("ar,nar->na", model.curvature.coefficients, along**2)
-        return z
-    for i, matrix in enumerate(model.curvature):
-        z[:, i] += 0.5 * np.einsum("nk,nk->n", state @ matrix, state)
-    return z
 
 
 def noise_kernel_norms(

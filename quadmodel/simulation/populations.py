@@ -12,9 +12,8 @@ from quadmodel._util.checks import FloatArray, IntArray, check_memory
 from quadmodel._util.threads import Workers
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
-from quadmodel.simulation._kernels.arguments import options_of
 from quadmodel.simulation._kernels.populations import Populations, advance_populations
-from quadmodel.simulation._stepper import linear_model
+from quadmodel.simulation._stepper import linear_model, options_of
 
 # The steps are cut into blocks; during the first half directions relax.
 _BLOCKS = 32

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quadmodel._util.checks import FloatArray, IntArray
-from quadmodel.optimizer import SAMPLING_SCHEMES, SGD
 
 AnyFloats = NDArray[np.floating]  # in the precision that is chosen
 
@@ -22,18 +21,6 @@ class Options(NamedTuple):
     scheme: int  # number of the sampling scheme
     seed: np.uint64
     model_index: int
-
-
-def options_of(sgd: SGD, seed: int, model_index: int = 0) -> Options:
-    """Return the options of the kernels; learning rate and batch size belong to the replicas."""
-    return Options(
-        sgd.momentum,
-        sgd.nesterov,
-        sgd.weight_decay,
-        SAMPLING_SCHEMES.index(sgd.sampling),
-        np.uint64(seed),
-        model_index,
-    )
 
 
 class LinearModel(NamedTuple):
