@@ -87,7 +87,7 @@ def as_array(name: str, value: ArrayLike, shape: tuple[int | None, ...]) -> Floa
 # ---- one value or several, along an axis of a diagram
 
 
-def is_count(name: str, given: Any) -> bool:
+def is_count(name: str, given: ArrayLike) -> bool:
     """Return whether the number of values is given, not the values themselves."""
     try:
         return np.ndim(given) == 0
@@ -95,7 +95,7 @@ def is_count(name: str, given: Any) -> bool:
         raise InputError(f"{name} must be a count or a list of numbers, got a ragged one") from None
 
 
-def as_learning_rates(values: Any, *, least: int = 2) -> FloatArray:
+def as_learning_rates(values: ArrayLike, *, least: int = 2) -> FloatArray:
     """Return different learning rates, at least so many, in ascending order."""
     rates = np.sort(as_array("learning_rates", values, (None,)))
     if rates[0] <= 0:
@@ -108,7 +108,7 @@ def as_learning_rates(values: Any, *, least: int = 2) -> FloatArray:
     return rates
 
 
-def as_batch_sizes(values: Any, n_data: int) -> IntArray:
+def as_batch_sizes(values: ArrayLike, n_data: int) -> IntArray:
     """Return different batch sizes in ascending order, spread from 1 to n_data if counted."""
     if is_count("batch_sizes", values):
         count = as_integer("batch_sizes", values, high=100_000)
