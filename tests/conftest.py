@@ -7,7 +7,6 @@ import pytest
 import scipy.linalg  # noqa: F401  its BLAS must be loaded to be limited
 from threadpoolctl import threadpool_limits
 
-
 # Processes that compile at the same moment overwrite each other's files in Numba's cache: each of
 # pytest-xdist has one of its own.
 if _worker := os.environ.get("PYTEST_XDIST_WORKER"):
