@@ -41,6 +41,7 @@ def naive_states(checks, ours, kind, batch_size):
     return np.array(states)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["linear", "dense", "low_rank"])
 def test_every_program_takes_the_steps_of_plain_loops(kind):
     pytest.importorskip("jax")

@@ -364,6 +364,7 @@ def predicted(sgd=None):
     return qm.expected_ntk(STRONG, sgd or noisy_sgd(), 12, curvature=LAW, record_every=4)
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_agrees_with_the_closed_form(drawn):
     """27 rows, wrong by chance once in a million; the change is known to 3 %."""

@@ -231,6 +231,7 @@ def test_memory_of_measuring(name, bytes_per_replica, monkeypatch):
     qm.simulate(model, sgd, **run, observables=[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["linear", "dense", "low_rank"])
 def test_memory_is_foreseen(kind, monkeypatch):
     """What a run allocates at most is below what was checked for, and not far below."""

@@ -373,6 +373,7 @@ def test_exact_norm_of_digits_where_the_finite_one_is_one(which, expected):
         assert found == pytest.approx(value, abs=0.006)
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.parametrize("which", ["ntk_initial", "ntk_trained"])
 @pytest.mark.parametrize("batch_size", DIGITS)
