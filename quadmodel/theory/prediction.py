@@ -122,7 +122,10 @@ def predict(
         need += sharpening.numbers_needed(model.n_data, n_records)
     check_memory("the prediction", 8.0 * need)
     recorded = np.arange(0, steps + 1, record_every, dtype=np.int64)
-    energies = _mode_energies(model, sgd, recorded, method)
+    # In units of a power of two, so that the squares of residuals are of order one at the start.
+    unit = int(np.frexp(np.abs(model.residual).max())[1])
+    residual = np.ldexp(model.residual, -unit)
+    energies = _mode_energies(model, residual, sgd, recorded, method)
     initial = Spectrum(*model.eigensystem)
     found = None if statistics is None else sharpening.forecasts(statistics, sgd, recorded)
     closure = "exact" if method == "exact" else "finite"
@@ -132,12 +135,14 @@ def predict(
         "curvature_order": 0 if statistics is None else 2,
         "valid_below": sharpening.VALID_BELOW,
         "late_time_rate": rate_on_spectrum(initial, sgd, closure),
-        "loss_floor": floor_on_spectrum(initial, model.residual, sgd, closure),
+        "loss_floor": float(np.ldexp(floor_on_spectrum(initial, residual, sgd, closure), 2 * unit)),
         "n_data": model.n_data,
         "n_params": model.n_params,
         **sgd.spec(),
     }
     spectra = [initial] if found is None else [_spectrum(initial, f) for f in found]
+    with np.errstate(over="ignore", under="ignore"):
+        energies = np.ldexp(energies, 2 * unit)
     variables = _of_residual(energies) | _of_spectra(spectra, sgd, recorded.size)
     if found is not None:
         variables |= sharpening.of_validity(found)
@@ -153,19 +158,18 @@ def predict(
     )
 
 
-def _mode_energies(model: QuadraticModel, sgd: SGD, recorded: IntArray, method: str) -> FloatArray:
+def _mode_energies(
+    model: QuadraticModel, residual: FloatArray, sgd: SGD, recorded: IntArray, method: str
+) -> FloatArray:
     """Return the mean squared residual of every recorded step and mode; inf on overflow."""
     if method == "exact":
         recursion = _recursion.exact_mode_energies
     else:
         recursion = _recursion.closure_mode_energies
-    # In units of a power of two, so that its squares are of order one at the start.
-    unit = int(np.frexp(np.abs(model.residual).max())[1])
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        every = recursion(*model.eigensystem, np.ldexp(model.residual, -unit), sgd)
+    with np.errstate(over="ignore", invalid="ignore"):
+        every = recursion(*model.eigensystem, residual, sgd)
         stride = int(recorded[1]) if recorded.size > 1 else None
         energies = np.stack(list(islice(every, 0, int(recorded[-1]) + 1, stride)))
-        energies = np.ldexp(energies, 2 * unit)
     energies[~np.isfinite(energies).all(axis=1)] = np.inf  # NaN comes from inf - inf
     return energies
 

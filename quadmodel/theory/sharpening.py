@@ -50,20 +50,18 @@ def forecasts(known: Statistics, sgd: SGD, recorded: IntArray) -> list[Forecast]
     with np.errstate(over="ignore", invalid="ignore"):
         changes = _ntk_change.ntk_changes(known, sgd, recorded)
         doubts = _feedback.doubts(known, sgd, recorded)
-        return [_forecast(known, *pair) for pair in zip(changes, doubts, strict=True)]
+        return [_forecast(*pair) for pair in zip(changes, doubts, strict=True)]
 
 
-def _forecast(known: Statistics, change: Change, doubt: _feedback.Doubt) -> Forecast:
+def _forecast(change: Change, doubt: _feedback.Doubt) -> Forecast:
     """Relate the estimated errors to the changes; a change of zero is exact."""
-    # The smallest eigenvalue is known to the rounding of the largest.
-    rounding = 4 * np.finfo(np.float64).eps * float(known.lam[0] / known.lam.min())
     grown = np.diagonal(change.total) + change.repulsion
     # Repulsion is of pairs of modes; the next order is smaller by the share of the others.
     error = doubt.per_mode + np.abs(change.repulsion) * change.mixing
     return Forecast(
         change,
-        rounding + float(_share(doubt.trace, np.trace(change.total))),
-        rounding + _share(error, grown),
+        float(_share(doubt.trace, np.trace(change.total))),
+        _share(error, grown),
     )
 
 
@@ -146,8 +144,8 @@ def expected_ntk(
     and, to either side of it, its fluctuation of first order: what this moves is of the size of the
     next order. Of 300 settings drawn at random (``.ci/validity.py``), among them runs next to the
     edges and with momentum, XX were flagged valid, YY of them with an error of the change above 15
-    %. An NTK of condition number c adds 4c times the rounding unit: its smallest eigenvalue has no
-    more digits.
+    %. No digits are lost at large condition numbers: the displacement of the residual is followed
+    itself, not as a difference.
 
     References
     ----------
