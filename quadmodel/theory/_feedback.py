@@ -53,7 +53,8 @@ def doubts(known: Statistics, sgd: SGD, recorded: IntArray) -> Iterator[Doubt]:
     for step in range(int(recorded[-1]) + 1):
         if step in wanted:
             yield runs.doubt()
-        runs.advance()
+        if runs.finite():
+            runs.advance()
 
 
 class _Runs:
@@ -86,6 +87,10 @@ class _Runs:
         self._unconstrained = self._data_response = self._displacement = zero
         self._by_group = np.zeros((runs, self._memory, len(groups), n_data, n_data))
         self._white = 0.0
+
+    def finite(self) -> bool:
+        """Whether no run has overflowed; from there on the estimate is inf."""
+        return bool(np.isfinite(self._second.sum()))
 
     def doubt(self) -> Doubt:
         """Return the estimated error now."""
