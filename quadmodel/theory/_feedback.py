@@ -50,11 +50,14 @@ def doubts(known: Statistics, sgd: SGD, recorded: IntArray) -> Iterator[Doubt]:
     sgd = known.in_units(sgd)
     runs = _Runs(known, sgd)
     wanted = set(recorded.tolist())
+    unknown = Doubt(np.inf, np.full(len(known.lam), np.inf))
+    finite = True
     for step in range(int(recorded[-1]) + 1):
         if step in wanted:
-            yield runs.doubt()
-        if runs.finite():
+            yield runs.doubt() if finite else unknown
+        if finite:
             runs.advance()
+            finite = runs.finite()
 
 
 class _Runs:
@@ -89,7 +92,7 @@ class _Runs:
         self._white = 0.0
 
     def finite(self) -> bool:
-        """Whether no run has overflowed; from there on the estimate is inf."""
+        """Return whether no run has overflowed."""
         return bool(np.isfinite(self._second.sum()))
 
     def doubt(self) -> Doubt:
