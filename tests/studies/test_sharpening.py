@@ -290,7 +290,7 @@ def test_no_prediction_beyond_second_order(far):
     assert valid.any()
     assert not valid.all()
     assert not (far.valid.values & ~valid).any()
-    strong = diagram(curvature=0.2)
+    strong = diagram(curvature=2.0)
     assert np.isnan(strong.predicted_growth).all()
     assert (strong.relative_error > 1).all()
     assert not strong.valid.any()
