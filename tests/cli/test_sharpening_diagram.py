@@ -235,7 +235,7 @@ def refused(refuse, monkeypatch):
             raise AssertionError("work started before the input was checked")
 
         monkeypatch.setattr(module, "growth_over_grid", work)
-        monkeypatch.setattr(module.sharpening, "ntk_changes", work)
+        monkeypatch.setattr(module.sharpening, "forecasts", work)
         return refuse(*arguments, names=names, base=[COMMAND, *SMALL])
 
     return refused
