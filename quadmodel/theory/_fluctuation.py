@@ -59,7 +59,8 @@ def eigenmatrices(
     a, b = formulas.mode_recursion(lam, sgd)
     a, a_other, b, b_other = a[ROWS], a[COLUMNS], b[ROWS], b[COLUMNS]
     coefficient_now, coefficient_old = formulas.extrapolation(sgd)
-    adjoint = at_gradient / (sgd.learning_rate**2 * lam[ROWS] * lam[COLUMNS])
+    effective_step = sgd.learning_rate * lam
+    adjoint = at_gradient / (effective_step[ROWS] * effective_step[COLUMNS])
     both = growth**2 - b * b_other
     cross = (growth * a - b * a_other) / both * now
     source = coefficient_now * coefficient_old * noise

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from quadmodel._util.checks import FloatArray, InputError, as_array, as_integer
+from quadmodel._util.checks import FloatArray, InputError, as_array, as_choice, as_integer
 from quadmodel.model import clean_eigenvalues, ntk_eigensystem
 from quadmodel.optimizer import SGD
 from quadmodel.spectra import SpectralLaw
 
 NORMS = ("paper", "finite", "exact")
+CLOSURES = NORMS[1:]
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,20 @@ def as_finite_spectrum(ntk: ArrayLike | Spectrum) -> Spectrum:
         values = as_array("ntk", ntk, (None,))
         return Spectrum(clean_eigenvalues(np.sort(values)[::-1]))
     return Spectrum(*ntk_eigensystem(as_array("ntk", ntk, (None, None))))
+
+
+def as_norm(
+    norm: str | None, spectrum: Spectrum | LimitSpectrum, choices: tuple[str, ...] = NORMS
+) -> str:
+    """Return the checked norm; if None, the exact one, or the finite one where there is no matrix.
+
+    The paper's norm is no default: it has no sampling scheme in it, and calls runs stable that
+    aren't. The finite one is only a lower bound of the exact one, but there is no better one.
+    """
+    if norm is None:
+        matrix = isinstance(spectrum, Spectrum) and spectrum.vectors is not None
+        return "exact" if matrix else "finite"
+    return as_choice("norm", norm, choices)
 
 
 def need_vectors(spectrum: Spectrum | LimitSpectrum) -> tuple[FloatArray, FloatArray]:
