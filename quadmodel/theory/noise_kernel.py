@@ -224,10 +224,10 @@ def phase_boundaries(
     -------
     xarray.Dataset
         `critical_learning_rate` (norm, batch_size), with norm "paper", "finite" and, from a matrix,
-        "exact" (the coordinate's comment says what each of them leaves out); `edge_of_stability` (batch_size); and the number `crossing_batch_size`:
-        where the small-learning-rate form of K = 1 meets the edge,
-        :math:`\mathrm{tr}(\Theta)/\lambda_{\max}` for plain SGD. Below it noise limits the learning
-        rate, above it the largest eigenvalue does.
+        "exact" (the coordinate's comment says what the first two leave out); `edge_of_stability`
+        (batch_size); and the number `crossing_batch_size`: where the small-learning-rate form of
+        K = 1 meets the edge, :math:`\mathrm{tr}(\Theta)/\lambda_{\max}` for plain SGD. Below it noise
+        limits the learning rate, above it the largest eigenvalue does.
 
     Raises
     ------

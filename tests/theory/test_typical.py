@@ -20,8 +20,8 @@ from tests.oracles.one_step import one_step, weight_fluctuations
 from tests.theory._cases import SCHEMES, random_ntk
 
 NUMBERS = (
-    "typical_growth", "mean_growth", "one_step_variance", "relaxation_steps", "participation",
-    "valid",
+    "typical_growth", "mean_growth", "one_step_variance", "typical_growth_error",
+    "relaxation_steps", "memory_steps", "directions", "participation", "valid",
 )  # fmt: skip
 
 
@@ -176,8 +176,11 @@ def test_layout():
     assert found.attrs["batch_size"] == 3
     difference = found.mean_growth - found.one_step_variance / 2
     assert float(found.typical_growth) == float(difference)
-    product = float(found.one_step_variance * found.relaxation_steps)
-    assert bool(found.valid) is (product <= typical._VALID)
+    half = float(found.one_step_variance) / 2
+    accumulated = 2 * half * float(0.7 * found.relaxation_steps + 0.15 * found.memory_steps)
+    error = half * (accumulated + 2.5 / float(found.directions))
+    assert float(found.typical_growth_error) == pytest.approx(error, rel=1e-12)
+    assert bool(found.valid) is (error <= max(abs(float(found.mean_growth)), half) / 3)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
