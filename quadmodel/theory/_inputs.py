@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from quadmodel._util.blas import one_blas_thread
 from quadmodel._util.checks import FloatArray, InputError, as_array, as_choice, as_integer
 from quadmodel.model import clean_eigenvalues, ntk_eigensystem
 from quadmodel.optimizer import SGD
@@ -15,6 +18,10 @@ from quadmodel.spectra import SpectralLaw
 
 NORMS = ("paper", "finite", "exact")
 CLOSURES = NORMS[1:]
+# Smaller matrices BLAS leaves to one thread anyway.
+_SPLIT = 24
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,21 @@ class LimitSpectrum:
     def edge(self) -> float:
         """Upper end of the support."""
         return self.law.edge
+
+
+def on_one_blas_thread(function: Callable[P, R]) -> Callable[P, R]:
+    """Give a public function the same bits for any number of threads, where it takes a matrix."""
+
+    @wraps(function)
+    def limited(*args: P.args, **kwargs: P.kwargs) -> R:
+        ntk: Any = args[0] if args else kwargs.get("ntk")
+        small = isinstance(ntk, np.ndarray) and (ntk.ndim < 2 or len(ntk) < _SPLIT)
+        if small or isinstance(ntk, SpectralLaw):
+            return function(*args, **kwargs)
+        with one_blas_thread():
+            return function(*args, **kwargs)
+
+    return limited
 
 
 def as_spectrum(ntk: Any, *, n_data: int | None = None) -> Spectrum | LimitSpectrum:

@@ -20,10 +20,12 @@ from quadmodel.theory._inputs import (
     as_norm,
     check_sgd,
     need_vectors,
+    on_one_blas_thread,
 )
 from quadmodel.theory._noise import noise_kernel_matrix, noise_kernel_product, norm_or_infinity
 
 
+@on_one_blas_thread
 def late_time_rate(ntk: Any, sgd: SGD, *, norm: str | None = None) -> float:
     r"""Return the factor per step by which the mean loss grows at late times.
 
@@ -96,6 +98,7 @@ def rate_on_spectrum(spectrum: Spectrum, sgd: SGD, norm: str) -> float:
     return formulas.noiseless_decay(lam, sgd) if found is None else found
 
 
+@on_one_blas_thread
 def loss_floor(ntk: Any, residual: ArrayLike, sgd: SGD, *, norm: str = "exact") -> float:
     r"""Return the mean loss that remains after infinitely many steps.
 

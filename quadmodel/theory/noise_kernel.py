@@ -23,6 +23,7 @@ from quadmodel.theory._inputs import (
     as_norm,
     as_spectrum,
     check_sgd,
+    on_one_blas_thread,
 )
 
 _WHAT_NORMS_LEAVE_OUT = (
@@ -31,6 +32,7 @@ _WHAT_NORMS_LEAVE_OUT = (
 )
 
 
+@on_one_blas_thread
 def noise_kernel_norm(
     ntk: Any, sgd: SGD, *, norm: str | None = None, n_data: int | None = None
 ) -> float:
@@ -105,6 +107,7 @@ def noise_kernel_norm(
     return _noise.norm_or_infinity(spectrum, sgd, norm)
 
 
+@on_one_blas_thread
 def edge_of_stability(ntk: Any, sgd: SGD) -> float:
     r"""Return the learning rate at which training without batch noise turns unstable.
 
@@ -147,6 +150,7 @@ def edge_of_stability(ntk: Any, sgd: SGD) -> float:
     return formulas.noiseless_edge(largest, sgd)
 
 
+@on_one_blas_thread
 def critical_learning_rate(
     ntk: Any, sgd: SGD, *, norm: str | None = None, level: float = 1.0, n_data: int | None = None
 ) -> float:
@@ -204,6 +208,7 @@ def critical_learning_rate(
     return _noise.critical_on_spectrum(spectrum, sgd, norm, level)
 
 
+@on_one_blas_thread
 def phase_boundaries(
     ntk: ArrayLike | Spectrum,
     batch_sizes: Sequence[int] | NDArray[np.integer],
@@ -226,8 +231,8 @@ def phase_boundaries(
         `critical_learning_rate` (norm, batch_size), with norm "paper", "finite" and, from a matrix,
         "exact" (the coordinate's comment says what the first two leave out); `edge_of_stability`
         (batch_size); and the number `crossing_batch_size`: where the small-learning-rate form of
-        K = 1 meets the edge, :math:`\mathrm{tr}(\Theta)/\lambda_{\max}` for plain SGD. Below it noise
-        limits the learning rate, above it the largest eigenvalue does.
+        K = 1 meets the edge, :math:`\mathrm{tr}(\Theta)/\lambda_{\max}` for plain SGD. Below it
+        noise limits the learning rate, above it the largest eigenvalue does.
 
     Raises
     ------

@@ -15,7 +15,13 @@ from quadmodel._util.roots import newton_in_bracket
 from quadmodel.optimizer import SGD
 from quadmodel.theory import _formulas as formulas
 from quadmodel.theory._fluctuation import eigenmatrices, one_step_fluctuation
-from quadmodel.theory._inputs import Spectrum, as_finite_spectrum, check_sgd, need_vectors
+from quadmodel.theory._inputs import (
+    Spectrum,
+    as_finite_spectrum,
+    check_sgd,
+    need_vectors,
+    on_one_blas_thread,
+)
 from quadmodel.theory._noise import critical_on_spectrum, exact_growth
 from quadmodel.theory.moments import rate_on_spectrum
 
@@ -61,6 +67,7 @@ class Typical(NamedTuple):
         return float(shares.size * np.sum(shares**2) / shares.sum() ** 2)
 
 
+@on_one_blas_thread
 def typical_growth(ntk: ArrayLike, sgd: SGD) -> xr.Dataset:
     r"""Predict how the loss of a typical run grows per step, and whether the prediction holds.
 
@@ -106,8 +113,8 @@ def typical_growth(ntk: ArrayLike, sgd: SGD) -> xr.Dataset:
     is that of the runs that dominate the mean loss. The covariances of the two differ by the
     variance accumulated while the residual relaxes: :math:`v\tau`, where :math:`\tau` is
     :math:`-\partial K/\partial\log r` over the gap of the noise kernel (bounded by its diagonal),
-    and :math:`v\tau_m`, where :math:`\tau_m` is the inverse gap between :math:`\log r` and the decay of
-    the slowest mode. Where :math:`\ell` consists of few directions,
+    and :math:`v\tau_m`, where :math:`\tau_m` is the inverse gap between :math:`\log r` and the
+    decay of the slowest mode. Where :math:`\ell` consists of few directions,
     :math:`n = 2(E\ell)^2/\mathrm{Var}\,\ell`, its fluctuations make v too small by up to
     :math:`1 + 2/n`, and by more where a slow mode dominates. The bound
 
@@ -147,6 +154,7 @@ def typical_growth(ntk: ArrayLike, sgd: SGD) -> xr.Dataset:
     )
 
 
+@on_one_blas_thread
 def typical_critical_learning_rate(ntk: ArrayLike, sgd: SGD) -> float:
     r"""Predict the learning rate above which typical runs diverge.
 
@@ -250,7 +258,8 @@ def typical_critical_on_spectrum(
 def typical_on_spectrum(spectrum: Spectrum, sgd: SGD, near: Typical | None = None) -> Typical:
     """Return the prediction on checked input; `near` is one at a similar learning rate."""
     if formulas.beyond_floats(spectrum.edge, sgd):
-        return Typical(math.inf, *[math.nan] * 4, np.ones(spectrum.n_data))
+        unknown = math.nan
+        return Typical(math.inf, unknown, unknown, unknown, unknown, np.ones(spectrum.n_data))
     lam, vectors = need_vectors(spectrum)
     lam, vectors = lam[lam > 0], vectors[:, lam > 0]
     found = None

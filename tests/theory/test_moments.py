@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import quadmodel as qm
+from quadmodel.theory import moments
 from tests.oracles import enumeration
 from tests.theory._cases import MOMENTA, RECORDS, SCHEMES, random_ntk
 
@@ -202,6 +203,28 @@ def test_floor_where_everything_can_be_learnt(norm):
     # without gradient there is no noise: the loss stays
     assert qm.loss_floor(np.zeros((4, 4)), residual, qm.SGD(0.01, 1), norm=norm) == 0.5
     assert qm.late_time_rate(np.zeros((4, 4)), qm.SGD(0.01, 1), norm=norm) == 1.0
+
+
+@pytest.mark.parametrize("amplitude", [1e-150, 1e-80, 1e78, 1e145])
+def test_exact_floor_is_proportional_to_the_squared_residual(amplitude):
+    ntk, residual = random_ntk(7, 30, 12), np.random.default_rng(3).normal(size=30)
+    for level in (0.5, 1 - 1e-9):
+        sgd = qm.SGD(1.0, 3)
+        sgd = replace(sgd, learning_rate=qm.critical_learning_rate(ntk, sgd, level=level))
+        floor = qm.loss_floor(ntk, residual, sgd)
+        scaled = qm.loss_floor(ntk, amplitude * residual, sgd) / amplitude / amplitude
+        assert scaled == pytest.approx(floor, rel=1e-12 / (1 - level))
+
+
+def test_conjugate_gradients_that_do_not_converge_are_replaced(monkeypatch):
+    ntk, residual = random_ntk(7, 12, 5), np.arange(12.0)
+    sgd = qm.SGD(0.02, 3, 0.4, True, 0.1)
+    expected = qm.loss_floor(ntk, residual, sgd)
+    for failure in (1, -1):
+        monkeypatch.setattr(moments, "cg", lambda *a, failure=failure, **k: (np.ones(12), failure))
+        assert qm.loss_floor(ntk, residual, sgd) == pytest.approx(expected, rel=1e-11)
+    monkeypatch.setattr(moments, "cg", lambda *a, **k: (np.ones(12), 0))
+    assert qm.loss_floor(ntk, residual, sgd) != pytest.approx(expected, rel=1e-3)
 
 
 def test_bad_arguments():
