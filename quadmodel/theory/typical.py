@@ -25,7 +25,7 @@ from quadmodel.theory._inputs import (
 from quadmodel.theory._noise import critical_on_spectrum, exact_growth
 from quadmodel.theory.moments import rate_on_spectrum
 
-# Bound on the error of half the variance, relative to it, per unit of the variance accumulated
+# Estimate of the error of half the variance, relative to it, per unit of the variance accumulated
 # while data points and modes relax, and of 1 / directions: calibrated by .ci/typical.py.
 _OF_DATA, _OF_MODES, _OF_DIRECTIONS = 0.7, 0.15, 2.5
 # Error at which the prediction is called valid, relative to the larger of mean growth and half the
@@ -50,7 +50,7 @@ class Typical(NamedTuple):
 
     @property
     def error(self) -> float:
-        """Bound on the error of the growth."""
+        """Estimate of the error of the growth."""
         relaxation = _OF_DATA * self.relaxation + _OF_MODES * self.memory
         relative = self.variance * relaxation + _OF_DIRECTIONS / self.directions
         return relative * self.variance / 2
@@ -86,8 +86,8 @@ def typical_growth(ntk: ArrayLike, sgd: SGD) -> xr.Dataset:
         `one_step_variance` v; `relaxation_steps` :math:`\tau` and `memory_steps` :math:`\tau_m`, in
         which the spread over the data and the slowest mode relax; `directions` n of the residual
         that carry the growth; `participation` of the data, 1 where all points have the same mean
-        squared residual, n_data where one has it all; `typical_growth_error` e, a bound on the
-        error; and `valid`: whether e is at most a third of the larger of :math:`v/2` and the
+        squared residual, n_data where one has it all; `typical_growth_error` e, an estimate of
+        its error; and `valid`: whether e is at most a third of the larger of :math:`v/2` and the
         absolute value of `mean_growth`.
 
     Raises
@@ -116,11 +116,16 @@ def typical_growth(ntk: ArrayLike, sgd: SGD) -> xr.Dataset:
     and :math:`v\tau_m`, where :math:`\tau_m` is the inverse gap between :math:`\log r` and the
     decay of the slowest mode. Where :math:`\ell` consists of few directions,
     :math:`n = 2(E\ell)^2/\mathrm{Var}\,\ell`, its fluctuations make v too small by up to
-    :math:`1 + 2/n`, and by more where a slow mode dominates. The bound
+    :math:`1 + 2/n`, and by more where a slow mode dominates. The estimate
 
     .. math:: e = \frac v2\,(0.7\,v\tau + 0.15\,v\tau_m + 2.5/n)
 
-    is calibrated: CALIBRATION
+    is calibrated at 1252 random settings (4 to 200 data points, exact K from 0.8 to 1.3, all
+    sampling schemes and optimizers, five kinds of spectra, simulated by
+    :func:`quadmodel.lyapunov_exponent`): all 261 that it calls valid were within a third of the
+    larger of :math:`v/2` and :math:`|\log r|`, or 3 standard errors, nine of ten within 0.13; of
+    the 586 that were so close it calls valid 45 %. The error was within e itself, or 3 standard
+    errors, in 91 % of the valid ones. `.ci/typical.py` measures it anew.
 
     References
     ----------
@@ -141,7 +146,7 @@ def typical_growth(ntk: ArrayLike, sgd: SGD) -> xr.Dataset:
         "typical_growth": (at.growth, "growth rate of the typical loss", "1 / step"),
         "mean_growth": (at.mean, "growth rate of the mean loss", "1 / step"),
         "one_step_variance": (at.variance, "variance of the log loss per step", "1 / step"),
-        "typical_growth_error": (at.error, "bound on the error of the typical growth", "1 / step"),
+        "typical_growth_error": (at.error, "estimated error of the typical growth", "1 / step"),
         "relaxation_steps": (at.relaxation, "relaxation of the spread over data", "steps"),
         "memory_steps": (at.memory, "relaxation of the slowest mode", "steps"),
         "directions": (at.directions, "directions that carry the growth", "1"),
