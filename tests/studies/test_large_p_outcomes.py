@@ -113,7 +113,9 @@ def test_a_grid_point_is_one_of_large_p_limit(order):
         law = qm.curvature.IndependentCurvature(q / N_DATA**0.5)
         here = several.sel(curvature_strength=q, batch_size=size, initial_norm=norm)
         rate = float(here.learning_rate)
-        assert rate == qm.critical_learning_rate(model.ntk(), qm.SGD(1.0, size), level=norm)
+        assert rate == qm.critical_learning_rate(
+            model.ntk(), qm.SGD(1.0, size), norm="paper", level=norm
+        )
         alone = qm.large_p_limit(
             replace(model, curvature_law=law), qm.SGD(rate, size), 40, truncation_order=order,
             replicas=2, seed=3, record_every=5, observables="all",
