@@ -26,6 +26,8 @@ _OUTCOMES = {
 
 # Height of the row of runs without a finite norm, as a share of the axes.
 _TOP_ROW = 0.95
+# Starts that have a tick each.
+_MOST_TICKS = 7
 
 
 def persistent_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
@@ -60,22 +62,33 @@ def persistent_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
         raise InputError("found must be of persistent_edge(), got another Dataset")
     ax = ax or new_axes()
     artists: list[Artist] = []
-    ended: list[tuple[float, float]] = []
     strengths = found.curvature_strength.values
     norms = found.noise_kernel_norm_exact.transpose("curvature_strength", "replica", "step").values
+    ended = found.divergence_step.transpose("curvature_strength", "replica").values >= 0
+    top = float(np.clip(1.1 * norms[np.isfinite(norms)].max(initial=0.0), 1.6, 3.0))
     for n, (strength, colour) in enumerate(zip(strengths, _colours(len(strengths)), strict=True)):
-        for replica, norm in enumerate(norms[n]):
-            label = f"q = {strength:g}" if replica == 0 else None
-            artists += ax.plot(found.step, norm, color=colour, linewidth=0.9, label=label)
-            last = np.flatnonzero(np.isfinite(norm))
-            if found.divergence_step.values[n, replica] >= 0 and last.size:
-                ended.append((found.step.values[last[-1]], norm[last[-1]]))
-    finite = norms[np.isfinite(norms)]
-    top = float(np.clip(1.1 * finite.max(initial=0.0), 1.6, 3.0))
-    if ended:
-        at, height = np.array(ended).T
-        crosses = {"color": ink(ax), "markersize": 5, "clip_on": False, "label": "diverged"}
-        artists += ax.plot(at, np.minimum(height, top), "x", **crosses)
+        label: str | None = f"q = {strength:g}"
+        for norm, diverged in zip(norms[n], ended[n], strict=True):
+            finite = np.isfinite(norm)
+            line = (finite[1:] & finite[:-1]).any()
+            style = {"color": colour, "linewidth": 0.9}
+            artists += ax.plot(found.step, norm, label=label if line else None, **style)
+            label = None if line else label
+            if diverged and finite.any():
+                last = np.flatnonzero(finite)[-1]
+                # Runs without a line have a cross only, which is called by their strength.
+                ax.plot(
+                    found.step[last],
+                    min(norm[last], top),
+                    "x",
+                    color=colour,
+                    markersize=6,
+                    clip_on=False,
+                    label=label,
+                )
+                label = None
+    if ended.any():
+        ax.plot([], [], "x", color=ink(ax), label="diverged")
     ax.axhline(1, color=ink(ax), linewidth=0.8)
     ax.set(xlabel="SGD steps", ylabel="noise kernel norm (exact)", ylim=(0, top))
     for axis in (ax.xaxis, ax.yaxis):
@@ -157,7 +170,7 @@ def large_p_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
         ax.plot([], [], "s", color=colour, label=f"B = {size}")
     for name in (name for name in _OUTCOMES if (outcome == name).any()):
         ax.plot([], [], _OUTCOMES[name], color=ink(ax), fillstyle="none", label=name)
-    strengths = ", ".join(f"{strength:g}" for strength in found.curvature_strength.values)
+    strengths = ", ".join(f"{strength:g}" for strength in np.atleast_1d(found.curvature_strength))
     title(ax, [*setting(found.attrs, replicas=found.sizes["replica"]), f"q = {strengths}"])
     legend(ax)
     return artists
@@ -177,6 +190,8 @@ def _side_by_side(found: xr.Dataset) -> tuple[FloatArray, FloatArray, float]:
 
 def _limit(ax: Axes, starts: FloatArray, width: float, end: FloatArray) -> None:
     """Set scales, limits, labels and ticks, with space above for runs without a finite norm."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
     reached = np.concatenate([starts, end[np.isfinite(end) & (end > 0)]])
     low, high = 0.8 * reached.min(), 1.2 * max(reached.max(), 1.0)
     room = 1.0 if np.isfinite(end).all() else (high / low) ** 0.15
@@ -190,3 +205,6 @@ def _limit(ax: Axes, starts: FloatArray, width: float, end: FloatArray) -> None:
     )
     for axis in (ax.xaxis, ax.yaxis):
         ticks(axis)
+    if starts.size <= _MOST_TICKS:
+        ax.xaxis.set_major_locator(FixedLocator(list(starts)))
+        ax.xaxis.set_minor_locator(NullLocator())

@@ -9,7 +9,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from quadmodel._util.checks import FloatArray
-from quadmodel.plot._common import GREEN, ORANGE, PURPLE, Line, draw_lines, ticks
+from quadmodel.plot._common import GREEN, ORANGE, PURPLE, Line, draw_lines, halo, ticks
+from quadmodel.plot._setting import is_linear
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -20,13 +21,13 @@ Mask = NDArray[np.bool_]
 # What the three norms are, in the order in which their lines lie on one another: where they
 # coincide, the upper ones leave gaps that show the lower ones.
 _NORMS: dict[str, tuple[str, dict[str, Any]]] = {
-    "exact": ("exact (whole second moment)", {"color": "black", "linewidth": 2.2}),
+    "exact": ("exact", {"color": "black", "linewidth": 2.2}),
     "finite": (
-        "finite (closure in modes)",
+        "finite D",
         {"color": ORANGE, "linewidth": 1.5, "dashes": (3.2, 5.8)},
     ),
     "paper": (
-        "paper (limit of high dimension)",
+        "paper's limit",
         {"color": "#F0E442", "linewidth": 1.5, "dashes": (0, 5, 1.4, 2.6)},
     ),
 }
@@ -106,7 +107,8 @@ def mark(
         return []
     across = x[columns] ** (1 - share) * x[columns + 1] ** share
     up = np.sqrt(y[rows] * y[rows + 1])
-    return [ax.scatter(across, up, label=label, zorder=2.6, **style)]
+    effects = halo(style.get("linewidth", 0.0))
+    return [ax.scatter(across, up, label=label, zorder=2.6, path_effects=effects, **style)]
 
 
 def edges(grid: xr.Dataset, ax: Axes, deterministic: str) -> list[Artist]:
@@ -114,11 +116,9 @@ def edges(grid: xr.Dataset, ax: Axes, deterministic: str) -> list[Artist]:
 
     The limits of the axes must have been set. Norms whose lines coincide are drawn once.
     """
-    import matplotlib.patheffects as pe
 
     def cased(style: dict[str, Any], colour: str) -> dict[str, Any]:
-        width = style["linewidth"] + 1.4
-        return style | {"path_effects": [pe.withStroke(linewidth=width, foreground=colour)]}
+        return style | {"path_effects": halo(style["linewidth"], colour)}
 
     def line(label: str, values: xr.DataArray, style: dict[str, Any], zorder: float) -> Line:
         x, y = _across(grid.batch_size.values, values.values)
@@ -136,12 +136,12 @@ def edges(grid: xr.Dataset, ax: Axes, deterministic: str) -> list[Artist]:
         if name in present
     ]
     artists = draw_lines(ax, [line(deterministic, grid.edge_of_stability, _DETERMINISTIC, 2.0)])
-    # The lowest line last: it is what is drawn of those that coincide.
-    drawn = draw_lines(ax, norms[::-1], joined="; ")[::-1]
+    drawn = draw_lines(ax, norms, joined="; ")
+    # Where the NTK changes, K does: what is drawn is K of the initial one.
+    called = "K = 1" if is_linear(grid.attrs) else "initial K = 1"
     for artist in drawn:
-        names = str(artist.get_label()).split("; ")[::-1]
-        short = [name.partition(" ")[0] for name in names]
-        artist.set_label("K = 1, " + (names[0] if len(names) == 1 else " = ".join(short)))
+        names = str(artist.get_label()).split("; ")
+        artist.set_label(f"{called}, {' = '.join(names)}")
     artists += drawn
     typical = grid.get("typical_critical_learning_rate")
     if typical is not None:

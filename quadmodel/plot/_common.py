@@ -21,7 +21,7 @@ GREEN, PURPLE, ORANGE, SKY = "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 CYCLE = (SIMULATION, THEORY, GREEN, PURPLE, ORANGE, SKY, "#7F7F7F")
 
 # Length of the lines in legends, in units of the font's size: a whole period of every dash.
-_HANDLE = 3.2
+_HANDLE = 2.8
 
 # Lines closer than this everywhere, as a share of the height of the axes, are drawn once.
 _COINCIDE = 0.004
@@ -32,6 +32,13 @@ def new_axes() -> Any:
     import matplotlib.pyplot as plt
 
     return plt.subplots(figsize=(7, 5.5), layout="constrained")[1]
+
+
+def halo(width: float, colour: str = "white") -> list[Any]:
+    """Return the effect that sets a line or mark of some width off from what lies beneath."""
+    from matplotlib.patheffects import withStroke
+
+    return [withStroke(linewidth=width + 1.4, foreground=colour)]
 
 
 def ink(ax: Axes) -> Any:
@@ -47,8 +54,7 @@ def title(ax: Axes, parts: Sequence[str], heading: str | None = None) -> None:
     if ax.figure is None or not (parts or heading):
         return
     text = ax.set_title("", fontsize="small")
-    # Layout engines move the axes later, for colour bars and labels, by about this much.
-    width = 0.95 * ax.get_window_extent().width
+    width = 0.95 * _room(ax)
     lines = [heading] if heading else []
     line = ""
     for n, part in enumerate(parts):
@@ -70,7 +76,8 @@ def legend(ax: Axes, **options: Any) -> None:
     if not handles:
         return
     figure = ax.figure.canvas.figure
-    options = {"fontsize": "small", "handlelength": _HANDLE, **options}
+    options = {"fontsize": "small", "title_fontsize": "small", **options}
+    options |= {"handlelength": _HANDLE, "columnspacing": 1.2}
     if figure.get_layout_engine() is None:
         ax.legend(handles, labels, **options)
         return
@@ -91,13 +98,22 @@ def legend(ax: Axes, **options: Any) -> None:
 def _columns(ax: Axes, labels: Sequence[str]) -> int:
     """Return how many columns of a legend fit into the width of the axes."""
     text = ax.text(0, 0, "", fontsize="small")
-    handle = text.get_fontsize() * (_HANDLE + 3) * ax.figure.dpi / 72
+    handle = text.get_fontsize() * (_HANDLE + 2) * ax.figure.dpi / 72
     widest = 0.0
     for label in labels:
         text.set_text(label)
         widest = max(widest, text.get_window_extent().width + handle)
     text.remove()
-    return max(1, min(len(labels), int(ax.get_window_extent().width // widest)))
+    # There is room under tick labels, too.
+    return max(1, min(len(labels), int(1.15 * _room(ax) // widest)))
+
+
+def _room(ax: Axes) -> float:
+    """Return the width of the axes with their colour bar, in pixels."""
+    place = ax.get_subplotspec()
+    if place is None:
+        return float(ax.get_window_extent().width)
+    return float(place.get_position(ax.figure).width * ax.figure.bbox.width)
 
 
 def _height_below(ax: Axes) -> float:
@@ -107,7 +123,7 @@ def _height_below(ax: Axes) -> float:
 
     labels = FontProperties(size=rcParams["xtick.labelsize"]).get_size_in_points()
     pads = rcParams["xtick.major.size"] + rcParams["xtick.major.pad"] + rcParams["axes.labelpad"]
-    return float(1.45 * (labels + ax.xaxis.label.get_fontsize()) + pads + 2) / 72
+    return float(1.3 * (labels + ax.xaxis.label.get_fontsize()) + pads + 2) / 72
 
 
 # ---- ticks
@@ -220,12 +236,12 @@ def seen(line: Line, limits: tuple[float, float]) -> bool:
 
 
 def draw_lines(ax: Axes, lines: Sequence[Line], *, joined: str = ", ") -> list[Artist]:
-    """Draw lines, those that coincide once, with the names of all; limits must have been set."""
+    """Draw lines inside limits that are set; those that coincide once, as the first of them."""
     limits = ax.get_ylim()
     lines = [line for line in lines if seen(line, limits)]
     artists: list[Artist] = []
     for group in coinciding(lines, limits, log=ax.get_yscale() == "log"):
-        last = lines[group[-1]]
+        first = lines[group[0]]
         label = joined.join(lines[n].label for n in group)
-        artists += ax.plot(last.x, last.y, label=label, **last.style)
+        artists += ax.plot(first.x, first.y, label=label, **first.style)
     return artists

@@ -60,7 +60,7 @@ def phase_diagram(grid: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     value = r", $\eta\lambda_{\max}$ = 2" if plain else ""
     artists += edges(grid, ax, f"deterministic edge{value}")
     size = cell_size(ax, grid)
-    artists += _boundary(ax, grid, critical, markersize=float(np.clip(0.4 * size, 2.0, 5.5)))
+    artists += _boundary(ax, grid, critical, markersize=float(np.clip(0.45 * size, 2.5, 5.5)))
     crosses = {"marker": "x", "s": float(np.clip(0.25 * size, 1.5, 4.0)) ** 2, "linewidth": 0.9}
     intermittent = on_plane(grid.phase) == "intermittent"
     artists += mark(ax, x, y, intermittent, "intermittent", share=0.16, color="black", **crosses)
@@ -85,7 +85,7 @@ def _growth_mesh(ax: Axes, x: FloatArray, y: FloatArray, growth: FloatArray) -> 
         alpha=0.85,
         rasterized=True,
     )
-    bar = ax.figure.colorbar(mesh, ax=ax, label="simulated growth rate of the mean loss (1 / step)")
+    bar = ax.figure.colorbar(mesh, ax=ax, label="growth of the mean loss (1 / step)")
     powers = np.arange(np.ceil(np.log10(linear) - 1e-9), np.floor(np.log10(reach) + 1e-9) + 1)
     decades = 10.0 ** powers[:: max(1, len(powers) // 5)] if len(powers) else np.array([reach])
     bar.ax.yaxis.set_major_locator(FixedLocator([*-decades[::-1], 0.0, *decades]))
@@ -125,7 +125,7 @@ def _boundary(
             markersize=markersize,
             markerfacecolor=face,
             markeredgecolor=rim,
-            markeredgewidth=0.8,
+            markeredgewidth=min(0.8, 0.2 * markersize),
             zorder=3,
             label=label,
         )
@@ -188,14 +188,15 @@ def sharpening_diagram(
         rasterized=True,
     )
     label = grid[quantity].attrs["long_name"]
-    bar = ax.figure.colorbar(mesh, ax=ax, label=f"{label} (share)", extend="both")
+    text = f"{label.partition(' ')[0]} growth (share of the initial value)"
+    bar = ax.figure.colorbar(mesh, ax=ax, label=text, extend="both")
     bar.ax.yaxis.set_major_formatter(PercentFormatter(xmax=1.0))
     artists: list[Artist] = [mesh]
     if quantity == "simulated_growth":
         artists += _measured(ax, grid, x, y, values)
     artists += hatch(ax, x, y, ~_valid(grid), "second order does not hold")
     artists += edges(grid, ax, "deterministic edge")
-    title(ax, setting(grid.attrs), f"{label} in {grid.attrs['steps']:,} steps")
+    title(ax, setting(grid.attrs), label)
     legend(ax)
     return artists
 

@@ -11,6 +11,7 @@ import xarray as xr
 from quadmodel._util.checks import FloatArray, InputError, as_integer
 from quadmodel.plot._common import (
     GREEN,
+    ORANGE,
     PURPLE,
     SIMULATION,
     THEORY,
@@ -30,7 +31,13 @@ if TYPE_CHECKING:
     from quadmodel.model import QuadraticModel
 
 
-_PARTS = {"progressive": GREEN, "conservative": SIMULATION, "diffusive": PURPLE}
+# Decades beyond which logarithmic axes end: locators of ticks overflow near the largest numbers.
+_FAR = 250.0
+_PARTS: dict[str, dict[str, Any]] = {
+    "progressive": {"color": GREEN, "linestyle": "--"},
+    "conservative": {"color": ORANGE, "linestyle": "-."},
+    "diffusive": {"color": PURPLE, "linestyle": ":", "linewidth": 2.0},
+}
 
 
 def loss(sim: xr.Dataset, pred: xr.Dataset | None = None, ax: Axes | None = None) -> list[Artist]:
@@ -117,7 +124,7 @@ def _limits(values: Sequence[FloatArray]) -> tuple[float, float]:
         return 0.1, 10.0
     low, high = np.log10(every.min()), np.log10(every.max())
     margin = max(0.05 * (high - low), 0.02)
-    return float(10.0 ** max(low - margin, -300)), float(10.0 ** min(high + margin, 300))
+    return float(10.0 ** max(low - margin, -_FAR)), float(10.0 ** min(high + margin, _FAR))
 
 
 def sharpening(
@@ -162,11 +169,9 @@ def sharpening(
     at = pred.isel(mode=mode)
     step = at.step.values
     grown = at.ntk_projection - at.ntk_projection.isel(step=0)
-    # Dashes that leave room for each other where parts coincide, over the solid sum.
     lines = [Line("sum: closed form", step, grown.values, {"color": THEORY, "linewidth": 2.2})]
-    for n, (name, colour) in enumerate(_PARTS.items()):
-        style = {"color": colour, "linestyle": (3.5 * n, (3.0, 7.5))}
-        lines.append(Line(name, step, at[name].values, style | {"linewidth": 1.8}))
+    for name, style in _PARTS.items():
+        lines.append(Line(name, step, at[name].values, style))
     reach = [line.y for line in lines]
     drawn: dict[str, Any] = {
         "color": SIMULATION,
@@ -184,7 +189,7 @@ def sharpening(
         reach += [(mean - error).values, (mean + error).values]
     ax.set(
         xlabel="SGD steps",
-        ylabel="growth of the NTK along the mode (1 / learning rate)",
+        ylabel="NTK growth (1 / learning rate)",
         ylim=_linear_limits(reach),
     )
     ax.axhline(0, color="grey", linewidth=0.8, zorder=0.5)
@@ -196,7 +201,7 @@ def sharpening(
     for axis in (ax.xaxis, ax.yaxis):
         ticks(axis)
     sampled = [] if sim is None else setting({}, replicas=values.sizes["replica"])
-    title(ax, [*setting(pred.attrs), *sampled, f"mode {mode}"])
+    title(ax, [*setting(pred.attrs), *sampled, f"along mode {mode}"])
     legend(ax)
     return artists
 
@@ -235,9 +240,7 @@ def spectrum(model: QuadraticModel, ax: Axes | None = None) -> list[Artist]:
     artists: list[Artist] = list(
         ax.plot(np.arange(1, positive.size + 1), positive, ".", color=SIMULATION)
     )
-    for axis in (ax.xaxis, ax.yaxis):
-        ticks(axis)
-    zero = eigenvalues.size - positive.size
-    text = "all are" if zero == 0 else f"{positive.size} of {eigenvalues.size} eigenvalues are"
-    title(ax, setting({"n_data": model.n_data}), f"{text} not zero")
+    ticks(ax.xaxis, whole=True)
+    ticks(ax.yaxis)
+    title(ax, [], f"{positive.size} of {eigenvalues.size} eigenvalues are not zero")
     return artists

@@ -42,11 +42,11 @@ def setting(attrs: Mapping[Hashable, Any], *, replicas: int | None = None) -> li
 
 def _source(attrs: Mapping[Hashable, Any]) -> list[str]:
     """Return numbers of data points and parameters, and the law of the NTK."""
-    parts = [f"{attrs['n_data']} data points"] if "n_data" in attrs else []
+    parts = [_count(attrs["n_data"], "data point")] if "n_data" in attrs else []
     if "limit" in attrs or attrs.get("kind") in ("large-P limit", "edge at large P"):
         parts.append(f"large-P limit (order {attrs['truncation_order']})")
     elif "n_params" in attrs:
-        parts.append(f"{attrs['n_params']} parameters")
+        parts.append(_count(attrs["n_params"], "parameter"))
     if "jacobian" in attrs:
         parts.append(law_in_words(str(attrs["jacobian"]), "NTK"))
     elif "model" in attrs:
@@ -90,14 +90,14 @@ def _run(attrs: Mapping[Hashable, Any], replicas: int | None) -> list[str]:
     """Return what was run: steps, replicas, sequences of batches."""
     replicas = attrs.get("replicas", replicas)
     counts = {"step": attrs.get("steps"), "replica": replicas}
-    parts = [
-        f"{count:,} {what}{'' if count == 1 else 's'}"
-        for what, count in counts.items()
-        if count is not None
-    ]
+    parts = [_count(count, what) for what, count in counts.items() if count is not None]
     if attrs.get("batch_sequences", 1) > 1:
         parts[-1] += rf" $\times$ {attrs['batch_sequences']} batch sequences"
     return parts
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def law_in_words(text: str, what: str) -> str:
