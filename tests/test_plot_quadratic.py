@@ -7,7 +7,7 @@ from matplotlib.collections import QuadMesh
 
 import quadmodel as qm
 from quadmodel._util.checks import InputError
-from tests.pictures import K_LINES, close_figures, draw, labelled, legend  # noqa: F401
+from tests.pictures import K_LINES, close_figures, draw, labelled, legend, title  # noqa: F401
 
 PARTS = ("progressive", "conservative", "diffusive")
 SUM, SIMULATED = "sum: closed form", "simulated (2 standard errors)"
@@ -49,8 +49,8 @@ def test_sharpening(growth, mode):
     pred, sim = growth
     artists, ax = draw(qm.plot.sharpening, pred, sim, mode=mode)
     assert ax.get_xlabel() == "SGD steps"
-    assert ax.get_ylabel() == "growth of the NTK along the mode (1 / learning rate)"
-    assert legend(ax) == [*PARTS, SUM, SIMULATED]
+    assert ax.get_ylabel() == "NTK growth (1 / learning rate)"
+    assert legend(ax) == [SUM, *PARTS, SIMULATED]
     for part in PARTS:
         line = labelled(artists, part)
         np.testing.assert_array_equal(line.get_xdata(), pred.step)
@@ -77,7 +77,7 @@ def test_simulated_growth_and_its_errors(growth):
 
 def test_sharpening_without_a_simulation(growth):
     artists, ax = draw(qm.plot.sharpening, growth[0])
-    assert legend(ax) == [*PARTS, SUM]
+    assert legend(ax) == [SUM, *PARTS]
     assert not ax.containers
     np.testing.assert_array_equal(
         labelled(artists, "progressive").get_ydata(), growth[0].progressive.isel(mode=0)
@@ -89,7 +89,7 @@ def test_sharpening_of_replicas_that_diverge(growth):
     sim = qm.sample_ntk(model, far, 10, replicas=2, record_every=5)
     assert np.isinf(sim.ntk_projection).any()
     _, ax = draw(qm.plot.sharpening, growth[0], sim)
-    assert legend(ax) == [*PARTS, SUM, SIMULATED]
+    assert legend(ax) == [SUM, *PARTS, SIMULATED]
 
 
 @pytest.mark.parametrize("mode", [-1, 6, 0.5])
@@ -119,7 +119,7 @@ def test_sharpening_diagram(grid, quantity):
         assert (edges[:-1] < centres).all()
         assert (centres < edges[1:]).all()
     what = "simulated" if quantity == "simulated_growth" else "predicted"
-    assert mesh.colorbar.ax.get_ylabel() == f"{what} growth of the largest NTK eigenvalue (share)"
+    assert mesh.colorbar.ax.get_ylabel() == f"{what} growth (share of the initial value)"
 
 
 def test_simulated_growth_is_the_default(grid):

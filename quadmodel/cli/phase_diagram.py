@@ -34,7 +34,7 @@ def phase_diagram_command(asked: Diagram, refine: int, precision: str) -> None:
 
     Simulates SGD on a grid, predicts the edges of stability, writes a picture and a NetCDF file,
     and prints, per batch size, the predicted and the simulated critical learning rate and the
-    simulated critical noise kernel norm K, of the initial NTK, to be set beside 1 for linear models.
+    simulated critical noise kernel norm K of the initial NTK, which is 1 for linear models.
     """
     from quadmodel.studies.phases import phase_diagram
 

@@ -51,9 +51,9 @@ def ink(ax: Axes) -> Any:
 
 def title(ax: Axes, parts: Sequence[str], heading: str | None = None) -> None:
     """Write the setting above the axes, parts joined by commas, in lines that fit its width."""
-    if ax.figure is None or not (parts or heading):
-        return
-    text = ax.set_title("", fontsize="small")
+    # Without a layout engine nothing makes room for long titles.
+    laid_out = ax.figure.canvas.figure.get_layout_engine() is not None
+    text = ax.set_title("", fontsize="small" if laid_out else "x-small")
     width = 0.95 * _room(ax)
     lines = [heading] if heading else []
     line = ""
@@ -98,7 +98,7 @@ def legend(ax: Axes, **options: Any) -> None:
 def _columns(ax: Axes, labels: Sequence[str]) -> int:
     """Return how many columns of a legend fit into the width of the axes."""
     text = ax.text(0, 0, "", fontsize="small")
-    handle = text.get_fontsize() * (_HANDLE + 2) * ax.figure.dpi / 72
+    handle = float(text.get_fontsize()) * (_HANDLE + 2) * ax.figure.dpi / 72
     widest = 0.0
     for label in labels:
         text.set_text(label)
@@ -113,7 +113,9 @@ def _room(ax: Axes) -> float:
     place = ax.get_subplotspec()
     if place is None:
         return float(ax.get_window_extent().width)
-    return float(place.get_position(ax.figure).width * ax.figure.bbox.width)
+    whole = place.get_topmost_subplotspec()
+    figure: Any = ax.figure
+    return float(whole.get_position(figure).width * figure.bbox.width)
 
 
 def _height_below(ax: Axes) -> float:
@@ -123,7 +125,7 @@ def _height_below(ax: Axes) -> float:
 
     labels = FontProperties(size=rcParams["xtick.labelsize"]).get_size_in_points()
     pads = rcParams["xtick.major.size"] + rcParams["xtick.major.pad"] + rcParams["axes.labelpad"]
-    return float(1.3 * (labels + ax.xaxis.label.get_fontsize()) + pads + 2) / 72
+    return float(1.3 * (labels + float(ax.xaxis.label.get_fontsize())) + pads + 2) / 72
 
 
 # ---- ticks

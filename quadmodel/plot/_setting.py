@@ -50,7 +50,7 @@ def _source(attrs: Mapping[Hashable, Any]) -> list[str]:
     if "jacobian" in attrs:
         parts.append(law_in_words(str(attrs["jacobian"]), "NTK"))
     elif "model" in attrs:
-        parts.append("given NTK" if is_linear(attrs) else "given quadratic model")
+        parts.append("given model" if "n_params" in attrs else "given NTK")
     return parts
 
 
