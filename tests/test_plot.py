@@ -52,8 +52,8 @@ def test_phase_diagram(grid):
         np.testing.assert_array_equal(line.get_xdata(), grid.batch_size)
         np.testing.assert_array_equal(line.get_ydata(), grid.critical_learning_rate.sel(norm=name))
     np.testing.assert_array_equal(labelled(artists, edge).get_ydata(), grid.edge_of_stability)
-    styles = {labelled(artists, label).get_linestyle() for label in [*K_LINES, edge]}
-    assert len(styles) == 4
+    colours = {labelled(artists, label).get_color() for label in [*K_LINES, edge]}
+    assert len(colours) == 4
 
 
 def test_coloured_grid(grid):
