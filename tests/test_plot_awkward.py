@@ -197,8 +197,7 @@ def test_marks_do_not_hide_each_other():
             "independent Gaussian NTK (P = 20)",
         ),
         (
-            "KroneckerCurvature(data_covariance=<10x10, sha256 a3c81aeea2e1>, "
-            "parameter_covariance=None, scale=0.3)",
+            "KroneckerCurvature(data_covariance=<10x10, sha256 a3c81aeea2e1>, scale=0.3)",
             "curvature",
             "Kronecker curvature (scale 0.3)",
         ),

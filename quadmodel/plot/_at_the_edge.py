@@ -52,7 +52,8 @@ def persistent_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
 
     Notes
     -----
-    Exact noise kernel norm, without unit, against SGD steps; 1 is the edge.
+    Exact noise kernel norm, without unit, against SGD steps; 1 is the edge. Crosses end runs that
+    diverged.
 
     References
     ----------
@@ -132,9 +133,10 @@ def large_p_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
 
     Notes
     -----
-    The paper's norm, without unit; 1 is the edge, and a linear model stays on the diagonal.
-    Replicas without a finite norm at the end, which have diverged or lie beyond the deterministic
-    edge, are shown at the top.
+    The paper's norm, without unit; 1 is the edge, and a linear model stays on the dotted line of
+    its start. Runs of one start stand side by side, by batch size and replica. Replicas without a
+    finite norm at the end, which have diverged or lie beyond the deterministic edge, are shown at
+    the top.
 
     References
     ----------

@@ -31,7 +31,7 @@ def phase_diagram(grid: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     Returns
     -------
     list of matplotlib.artist.Artist
-        The coloured grid, the predicted edges (the typical one, thin, where it is predicted), the
+        The coloured grid, the predicted edges inside it (those that coincide drawn once), the
         simulated boundary with its 95% interval, and the marks of intermittent grid points.
 
     Raises
@@ -44,6 +44,11 @@ def phase_diagram(grid: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     Colour: growth rate of the mean loss per step, on a scale that is linear around 0 and
     logarithmic beyond; blue is stable, red unstable. Batch size in data points, learning rate in
     units of 1 / NTK eigenvalue.
+
+    Lines K = 1 by three norms: of the whole second moment (exact), of its closure in modes (finite
+    D), in the paper's limit of high dimension; for quadratic models of the initial NTK. Boundaries
+    are hollow, and cells hatched, where the grid says that growth is not settled. The legend stands
+    below the axes if the figure has a layout engine, like ``layout="constrained"``.
 
     References
     ----------
@@ -150,7 +155,7 @@ def sharpening_diagram(
     Returns
     -------
     list of matplotlib.artist.Artist
-        The coloured grid and the predicted edges.
+        The coloured grid, cells that are grey or hatched, marks and the predicted edges.
 
     Raises
     ------
@@ -159,10 +164,13 @@ def sharpening_diagram(
 
     Notes
     -----
-    Red: the eigenvalue grows, as a share of its initial value; blue: it shrinks; grey: a replica
-    diverged, or second order in the curvature does not hold. Colours saturate at the largest growth
-    that is predicted without batch noise, at the largest batch size; where nothing is predicted
-    there, at the largest predicted growth, and without any prediction at the largest simulated one.
+    Red: the eigenvalue grows, as a share of its initial value; blue, or a dash: it shrinks; dot:
+    the measured growth is below two standard errors; grey: a replica diverged; hatched: second
+    order in the curvature does not hold, by the grid's `valid` or, without it, for lack of a
+    prediction. Lines K = 1 as in :func:`phase_diagram`, of the initial NTK. Colours saturate at the
+    largest growth that is predicted without batch noise, at the largest batch size; where nothing
+    is predicted there, at the largest predicted growth, and without any prediction at the largest
+    simulated one.
 
     References
     ----------

@@ -53,7 +53,7 @@ def test_end_to_end(tmp_path):
     assert done.stderr == ""  # no progress bar in a pipe, no warnings
     assert written() == OUTPUTS
     picture = mpl.image.imread("phase-diagram.png")
-    assert picture.shape[:2] == (900, 1200)
+    assert picture.shape[:2] == (900, 1050)
     assert picture.std() > 0
     with xr.open_dataset("phase-diagram.nc", engine="h5netcdf") as grid:
         assert dict(grid.mean_growth.sizes) == {"learning_rate": 6, "batch_size": 3}

@@ -43,7 +43,7 @@ def test_files(run):
     assert grid.norm.values.tolist() == wanted.norm.values.tolist()
     assert grid.attrs == wanted.attrs
     picture = matplotlib.image.imread(f"{COMMAND}.png")
-    assert picture.shape[:2] == (750, 1950)
+    assert picture.shape[:2] == (825, 1800)
     for panel in np.array_split(picture[..., :3], 2, axis=1):  # predicted beside simulated
         assert np.ptp(panel) > 0.5
         assert (np.ptp(panel, axis=-1) > 0.2).any()  # in colour
