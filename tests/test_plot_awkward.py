@@ -32,6 +32,7 @@ def picture_in(style, function, *args, **options):
         return draw(function, *args, ax=ax, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
 def test_grids(grid):
     artists, ax = draw(qm.plot.phase_diagram, phase_grid(*grid))
@@ -164,6 +165,7 @@ def test_growth_that_is_not_settled_is_hatched():
     assert "growth not settled" not in legend(ax)
 
 
+@pytest.mark.slow
 def test_marks_do_not_hide_each_other():
     grid = phase_grid(*GRIDS["60 x 40"])
     artists, ax = draw(qm.plot.phase_diagram, grid)
@@ -238,7 +240,15 @@ def test_setting_of_an_ntk():
     [
         ({"curvature": "None"}, True),
         ({"curvature": "IndependentCurvature(scale=0.01)"}, False),
-        ({"curvature": "None", "limit": "large-p"}, False),
+        (
+            {
+                "curvature": "None",
+                "limit": "large-p",
+                "truncation_order": 2,
+                "curvature_strength": 0.5,
+            },
+            False,
+        ),
         ({"model": "QuadraticModel(n_data=8, n_params=8, curvature: none, 1 MB)"}, True),
         ({"model": "QuadraticModel(n_data=8, n_params=8, curvature: dense, 1 MB)"}, False),
     ],

@@ -91,11 +91,11 @@ def hatch(ax: Axes, x: FloatArray, y: FloatArray, where: Mask, label: str) -> li
     return fill(ax, x, y, where, label, facecolor="none", edgecolor="0.35", hatch="/////")
 
 
-def cell_size(ax: Axes, grid: xr.Dataset) -> float:
-    """Return the smaller side of a cell in points, as far as it is known before the layout."""
+def cell_size(ax: Axes, x: FloatArray, y: FloatArray) -> float:
+    """Return the smallest side of a cell in points, as far as it is known before the layout."""
     box = ax.get_window_extent()
-    sides = box.width / grid.sizes["batch_size"], box.height / grid.sizes["learning_rate"]
-    return float(0.8 * min(sides) * 72 / ax.figure.dpi)
+    narrowest, lowest = (np.diff(np.log(ends)).min() / np.ptp(np.log(ends)) for ends in (x, y))
+    return float(0.8 * min(narrowest * box.width, lowest * box.height) * 72 / ax.figure.dpi)
 
 
 def mark(

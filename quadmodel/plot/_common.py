@@ -98,14 +98,13 @@ def legend(ax: Axes, **options: Any) -> None:
 def _columns(ax: Axes, labels: Sequence[str]) -> int:
     """Return how many columns of a legend fit into the width of the axes."""
     text = ax.text(0, 0, "", fontsize="small")
-    handle = float(text.get_fontsize()) * (_HANDLE + 2) * ax.figure.dpi / 72
+    handle = float(text.get_fontsize()) * (_HANDLE + 2.5) * ax.figure.dpi / 72
     widest = 0.0
     for label in labels:
         text.set_text(label)
         widest = max(widest, text.get_window_extent().width + handle)
     text.remove()
-    # There is room under tick labels, too.
-    return max(1, min(len(labels), int(1.15 * _room(ax) // widest)))
+    return max(1, min(len(labels), int(_room(ax) // widest)))
 
 
 def _room(ax: Axes) -> float:

@@ -64,9 +64,9 @@ def phase_diagram(grid: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     plain = not grid.attrs["momentum"] and not grid.attrs["weight_decay"]
     value = r", $\eta\lambda_{\max}$ = 2" if plain else ""
     artists += edges(grid, ax, f"deterministic edge{value}")
-    size = cell_size(ax, grid)
-    artists += _boundary(ax, grid, critical, markersize=float(np.clip(0.45 * size, 2.5, 5.5)))
-    crosses = {"marker": "x", "s": float(np.clip(0.25 * size, 1.5, 4.0)) ** 2, "linewidth": 0.9}
+    size = cell_size(ax, x, y)
+    artists += _boundary(ax, grid, critical, markersize=float(np.clip(0.45 * size, 1.5, 5.5)))
+    crosses = {"marker": "x", "s": float(np.clip(0.25 * size, 1.0, 4.0)) ** 2, "linewidth": 0.9}
     intermittent = on_plane(grid.phase) == "intermittent"
     artists += mark(ax, x, y, intermittent, "intermittent", share=0.16, color="black", **crosses)
     title(ax, setting(grid.attrs))
@@ -119,8 +119,8 @@ def _boundary(
         low, high = at.learning_rate_low, at.learning_rate_high
         bars = np.abs(np.stack([low, high]) - at.learning_rate.values)
         container = ax.errorbar(
-            at.batch_size,
-            at.learning_rate,
+            at.batch_size.values,
+            at.learning_rate.values,
             bars,
             fmt="o",
             color="black",
@@ -213,7 +213,7 @@ def _measured(
     ax: Axes, grid: xr.Dataset, x: FloatArray, y: FloatArray, values: FloatArray
 ) -> list[Artist]:
     """Grey out what diverged; mark what is not significant, and what shrinks, seen in grey too."""
-    size = cell_size(ax, grid)
+    size = cell_size(ax, x, y)
     artists = fill(ax, x, y, ~np.isfinite(values), "a replica diverged", facecolor="0.7")
     with np.errstate(invalid="ignore"):
         small = np.isfinite(values) & (np.abs(values) < 2 * on_plane(grid.standard_error))
