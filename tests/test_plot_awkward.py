@@ -87,6 +87,7 @@ def test_norms_that_coincide_are_drawn_once(apart, names):
     assert labelled(artists, names[0]).get_color() == "black"
 
 
+@pytest.mark.slow
 def test_norms_that_coincide_in_part():
     """Each has its line, and the upper ones leave gaps that show the lower ones."""
     grid = phase_grid(*USUAL, apart=1.0)
@@ -151,6 +152,7 @@ def test_unresolved_boundaries_are_hollow():
     assert mpl.colors.same_color(filled.get_markerfacecolor(), "black")
 
 
+@pytest.mark.slow
 def test_growth_that_is_not_settled_is_hatched():
     grid = phase_grid(*USUAL)
     settled = np.ones(grid.mean_growth.shape, bool)
