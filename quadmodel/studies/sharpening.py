@@ -132,9 +132,11 @@ def sharpening_diagram(
         # Of the curvature only the law is needed, not a draw.
         law_of_source = source.curvature
         model = replace(source, curvature=None).sample(seed)
+        # The law of the curvature may be another one, and is named beside these.
+        described = {name: text for name, text in source.spec().items() if name != "curvature"}
         curvature = law_of_source if curvature is None else curvature
     else:
-        model = source
+        model, described = source, {"model": repr(source)}
     law = law_of(model, curvature)
     statistics = curvature_statistics(model, law)
     sizes = as_batch_sizes(batch_sizes, model.n_data)
@@ -163,7 +165,7 @@ def sharpening_diagram(
     options = {name: value for name, value in template.spec().items() if name not in _PLANE}
     attrs = attributes(
         "sharpening diagram",
-        {"n_data": model.n_data, "n_params": model.n_params, **options},
+        described | {"n_data": model.n_data, "n_params": model.n_params, **options},
         steps=steps,
         replicas=replicas,
         batch_sequences=batch_sequences,

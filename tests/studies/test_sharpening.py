@@ -69,6 +69,7 @@ def test_layout(grid):
         "curvature": f"IndependentCurvature(scale={SCALE})", "valid_below": 0.1,
         "quadmodel_version": qm.__version__, "n_data": 8, "n_params": 40,
         "momentum": 0.0, "nesterov": 0, "weight_decay": 0.0, "sampling": "without_replacement",
+        **{name: ENSEMBLE.spec()[name] for name in ("jacobian", "eigenvectors", "residual")},
     }  # fmt: skip
 
 
@@ -160,15 +161,26 @@ def test_boundaries(template):
 
 
 def test_source_may_be_a_model_or_an_ensemble(grid):
+    described = ("model", "jacobian", "eigenvectors", "residual")
+
+    def measured(found):
+        kept = {name: value for name, value in found.attrs.items() if name not in described}
+        bare = found.copy()
+        bare.attrs = kept
+        return bare
+
+    def check(source, **options):
+        found = diagram(source, seed=2, **options)
+        assert found.attrs["model"] == repr(source)
+        assert_same_bits(measured(grid), measured(found))
+
     model = ENSEMBLE.sample(2)
-    assert_same_bits(grid, diagram(model, seed=2))
-    bare = qm.QuadraticModel(model.residual, model.jacobian)
-    assert_same_bits(grid, diagram(bare, seed=2, curvature=SCALE))
+    check(model)
+    check(qm.QuadraticModel(model.residual, model.jacobian), curvature=SCALE)
     # only the law of a model's curvature is used, not its draw
-    drawn = qm.QuadraticModel(
-        model.residual, model.jacobian, 5 * model.curvature, model.curvature_law
+    check(
+        qm.QuadraticModel(model.residual, model.jacobian, 5 * model.curvature, model.curvature_law)
     )
-    assert_same_bits(grid, diagram(drawn, seed=2))
 
 
 def test_given_curvature_overrides_that_of_the_source(grid):
