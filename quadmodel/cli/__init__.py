@@ -48,7 +48,7 @@ def main() -> None:
     except click.ClickException as error:
         _complain(error.format_message())
     except (InputError, MemoryError, OSError) as error:
-        _complain(str(error))
+        _complain(str(error) or type(error).__name__)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted; nothing was written", err=True)
         sys.exit(130)

@@ -8,7 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from quadmodel._util.checks import FloatArray, InputError, as_array, as_integer
+from quadmodel._util.checks import (
+    FloatArray,
+    InputError,
+    as_array,
+    as_integer,
+    n_axes,
+    shown,
+    tolerance_of,
+)
 from quadmodel.model import clean_eigenvalues, ntk_eigensystem
 from quadmodel.optimizer import SGD
 from quadmodel.spectra import SpectralLaw
@@ -57,7 +65,7 @@ def as_spectrum(ntk: Any, *, n_data: int | None = None) -> Spectrum | LimitSpect
         return LimitSpectrum(ntk, as_integer("n_data", n_data))
     spectrum = as_finite_spectrum(ntk)
     if n_data not in (None, spectrum.n_data):
-        raise InputError(f"n_data must be that of ntk, {spectrum.n_data}, got {n_data!r}")
+        raise InputError(f"n_data must be that of ntk, {spectrum.n_data}, got {shown(n_data)}")
     return spectrum
 
 
@@ -65,10 +73,10 @@ def as_finite_spectrum(ntk: ArrayLike | Spectrum) -> Spectrum:
     """Check an NTK matrix, which is diagonalised, or a list of its eigenvalues."""
     if isinstance(ntk, Spectrum):
         return ntk
-    if np.ndim(ntk) == 1:
+    if n_axes("ntk", ntk) == 1:
         values = as_array("ntk", ntk, (None,))
-        return Spectrum(clean_eigenvalues(np.sort(values)[::-1]))
-    return Spectrum(*ntk_eigensystem(as_array("ntk", ntk, (None, None))))
+        return Spectrum(clean_eigenvalues(np.sort(values)[::-1], tolerance_of(ntk)))
+    return Spectrum(*ntk_eigensystem(as_array("ntk", ntk, (None, None)), tolerance_of(ntk)))
 
 
 def need_vectors(spectrum: Spectrum | LimitSpectrum) -> tuple[FloatArray, FloatArray]:
