@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from quadmodel._util.checks import InputError
-from quadmodel.plot._common import new_axes
+from quadmodel._util.results import check_result
+from quadmodel.plot._common import check_axes, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -52,8 +52,10 @@ def persistent_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     ----------
     .. [1] Goes beyond arXiv:2404.19261; see :func:`quadmodel.persistent_edge`.
     """
-    if "scaled_largest_eigenvalue" not in found:
-        raise InputError("found must be of persistent_edge(), got another Dataset")
+    runs = ("curvature_strength", "replica", "step")
+    needed = {"scaled_largest_eigenvalue": runs, "noise_kernel_norm_exact": runs}
+    check_result("found", found, "persistent_edge()", needed | {runs[0]: runs[:1]})
+    check_axes(ax)
     ax = ax or new_axes()
     artists: list[Artist] = []
     for n, strength in enumerate(found.curvature_strength.values):
@@ -98,8 +100,10 @@ def large_p_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     ----------
     .. [1] derivations/08-large-p.md; goes beyond arXiv:2404.19261.
     """
-    if "initial_norm" not in found.dims or "outcome" not in found:
-        raise InputError("found must be of large_p_edge(), got another Dataset")
+    runs = ("batch_size", "initial_norm", "replica")
+    needed = {"batch_size": runs[:1], "initial_norm": runs[1:2]}
+    check_result("found", found, "large_p_edge()", needed | {"final_norm": runs, "outcome": runs})
+    check_axes(ax)
     ax = ax or new_axes()
     artists: list[Artist] = []
     seen: dict[str, None] = {}

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from quadmodel._util.checks import FloatArray, InputError, as_choice
-from quadmodel.comparison import critical_noise_kernel_norm
-from quadmodel.plot._common import new_axes
+from quadmodel._util.checks import FloatArray, as_choice
+from quadmodel._util.results import check_result
+from quadmodel.comparison import GRID_OF_GROWTH, critical_noise_kernel_norm
+from quadmodel.plot._common import check_axes, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -19,6 +20,14 @@ _EDGES: dict[str, tuple[str, dict[str, Any]]] = {
     "paper": ("K = 1, paper's limit", {"color": "black", "linestyle": ":"}),
     "finite": ("K = 1, finite size", {"color": "black", "linestyle": "--"}),
     "exact": ("K = 1, exact threshold", {"color": "black", "linestyle": "-"}),
+}
+
+# Predicted edges, as diagrams hold them beside their axes.
+_PREDICTED = {
+    "learning_rate": ("learning_rate",),
+    "batch_size": ("batch_size",),
+    "critical_learning_rate": ("norm", "batch_size"),
+    "edge_of_stability": ("batch_size",),
 }
 
 
@@ -55,6 +64,10 @@ def phase_diagram(grid: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     """
     from matplotlib.colors import SymLogNorm
 
+    needed = GRID_OF_GROWTH | _PREDICTED | {"phase": ("learning_rate", "batch_size")}
+    attributes = ("n_data", "momentum", "weight_decay")
+    check_result("grid", grid, "phase_diagram()", needed, attributes)
+    check_axes(ax)
     critical = critical_noise_kernel_norm(grid, norm=str(grid.norm.values[-1]))
     ax = ax or new_axes()
     sizes, rates = grid.batch_size.values, grid.learning_rate.values
@@ -103,19 +116,19 @@ def phase_diagram(grid: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
         ylabel="learning rate (1 / NTK eigenvalue)",
         xlim=_outlines(sizes)[[0, -1]],
         ylim=_outlines(rates)[[0, -1]],
-        title=f"{grid.attrs['n_data']} data points, {_parameters(grid.attrs)}",
+        title=", ".join([f"{grid.attrs['n_data']} data points", *_parameters(grid.attrs)]),
     )
     ax.xaxis.set_major_formatter("{x:g}")
     ax.legend(loc="lower right", fontsize="small")
     return artists
 
 
-def _parameters(attrs: dict[Any, Any]) -> str:
+def _parameters(attrs: dict[Any, Any]) -> list[str]:
+    """Return what is known of the parameters: nothing of those of an NTK."""
     if "limit" not in attrs:
-        return f"{attrs['n_params']} parameters"
-    return (
-        f"large-P limit (order {attrs['truncation_order']}), q = {attrs['curvature_strength']:.3g}"
-    )
+        return [f"{attrs['n_params']} parameters"] if "n_params" in attrs else []
+    limit = f"large-P limit (order {attrs['truncation_order']})"
+    return [limit, f"q = {attrs['curvature_strength']:.3g}"]
 
 
 def sharpening_diagram(
@@ -153,8 +166,10 @@ def sharpening_diagram(
     ----------
     .. [1] arXiv:2404.19261, section 4; derivations/06-expected-ntk.md.
     """
-    if "simulated_growth" not in grid:
-        raise InputError("grid must be of sharpening_diagram(), got another Dataset")
+    plane = ("learning_rate", "batch_size")
+    needed = {"simulated_growth": plane, "predicted_growth": plane} | _PREDICTED
+    check_result("grid", grid, "sharpening_diagram()", needed)
+    check_axes(ax)
     as_choice("quantity", quantity, ("simulated_growth", "predicted_growth"))
     ax = ax or new_axes()
     values = grid[quantity].transpose("learning_rate", "batch_size").values

@@ -8,13 +8,13 @@ import numpy as np
 import xarray as xr
 
 from quadmodel._util.checks import InputError, as_integer
-from quadmodel.plot._common import SIMULATION, THEORY, new_axes
+from quadmodel._util.results import check_result
+from quadmodel.model import QuadraticModel
+from quadmodel.plot._common import SIMULATION, THEORY, check_axes, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
-
-    from quadmodel.model import QuadraticModel
 
 
 def loss(sim: xr.Dataset, pred: xr.Dataset | None = None, ax: Axes | None = None) -> list[Artist]:
@@ -38,9 +38,13 @@ def loss(sim: xr.Dataset, pred: xr.Dataset | None = None, ax: Axes | None = None
 
     Raises
     ------
-    AttributeError
-        If a Dataset has no loss.
+    InputError
+        If a Dataset has no loss along steps, or the first one no replicas.
     """
+    check_result("sim", sim, "simulate()", {"loss": ("replica", "step"), "step": ("step",)})
+    if pred is not None:
+        check_result("pred", pred, "predict()", {"loss": ("step",), "step": ("step",)})
+    check_axes(ax)
     ax = ax or new_axes()
     low, middle, high = sim.loss.quantile([0.1, 0.5, 0.9], "replica").transpose("quantile", ...)
     artists: list[Artist] = [
@@ -95,8 +99,12 @@ def sharpening(
     ----------
     .. [1] arXiv:2404.19261, section 4; derivations/06-expected-ntk.md.
     """
-    if "conservative" not in pred or "mode" not in pred.dims:
-        raise InputError("pred must be of expected_ntk(), got another Dataset")
+    parts = ("progressive", "conservative", "diffusive", "ntk_projection")
+    check_result("pred", pred, "expected_ntk()", dict.fromkeys(parts, ("step", "mode")))
+    if sim is not None:
+        runs = ("replica", "step", "mode")
+        check_result("sim", sim, "sample_ntk()", {"ntk_projection": runs})
+    check_axes(ax)
     mode = as_integer("mode", mode, low=0, high=pred.sizes["mode"] - 1)
     ax = ax or new_axes()
     at = pred.isel(mode=mode)
@@ -146,9 +154,12 @@ def spectrum(model: QuadraticModel, ax: Axes | None = None) -> list[Artist]:
 
     Raises
     ------
-    AttributeError
-        If `model` has no eigensystem.
+    InputError
+        If `model` is no model.
     """
+    if not isinstance(model, QuadraticModel):
+        raise InputError(f"model must be a QuadraticModel, got a {type(model).__name__}")
+    check_axes(ax)
     ax = ax or new_axes()
     eigenvalues = model.eigensystem[0]
     positive = eigenvalues[eigenvalues > 0]

@@ -157,7 +157,7 @@ def lyapunov_exponent(
         },
         attrs=attributes(
             "simulation",
-            {"n_data": model.n_data, **sgd.spec()},
+            model.spec() | sgd.spec(),
             steps=steps,
             burn_in=burn_in,
             replicas=replicas,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from quadmodel._util.checks import (
     FloatArray,
     InputError,
+    as_batch_size,
     as_integer,
     as_number,
     as_sorted_list,
@@ -145,9 +146,7 @@ def large_p_edge(
         name, curvature_strengths, lambda v: as_number(name, v, least=0, most=1e100)
     )
     n_data = as_integer("n_data", n_data, low=2)
-    sizes = as_sorted_list(
-        "batch_sizes", batch_sizes, lambda v: as_integer("batch_sizes", v, high=n_data - 1)
-    )
+    sizes = as_sorted_list("batch_sizes", batch_sizes, lambda size: as_batch_size(size, n_data - 1))
     truncation_order = as_integer("truncation_order", truncation_order)
     runs = as_runs(replicas, steps, record_every, seed, threads)
     grid = list(product(strengths, sizes, norms))

@@ -163,7 +163,7 @@ def phase_diagram(
     )
     model = checked.sample(spec.seed) if isinstance(checked, Ensemble) else checked
     described = checked.spec() if isinstance(checked, Ensemble) else {"model": repr(checked)}
-    described |= {"n_data": model.n_data, "n_params": model.n_params}
+    described |= model.spec()
     return stability_diagram(model, partial(measure_growth, model), spec, described)
 
 

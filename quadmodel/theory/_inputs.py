@@ -17,6 +17,7 @@ from quadmodel._util.checks import (
     shown,
     tolerance_of,
 )
+from quadmodel._util.results import checksum
 from quadmodel.model import clean_eigenvalues, ntk_eigensystem
 from quadmodel.optimizer import SGD
 from quadmodel.spectra import SpectralLaw
@@ -30,6 +31,7 @@ class Spectrum:
 
     eigenvalues: FloatArray
     vectors: FloatArray | None = None
+    source_hash: str | None = None
 
     @property
     def n_data(self) -> int:
@@ -40,6 +42,11 @@ class Spectrum:
     def edge(self) -> float:
         """Largest eigenvalue."""
         return float(self.eigenvalues[0])
+
+    def spec(self) -> dict[str, Any]:
+        """Return what attributes of results say about the NTK."""
+        known = {} if self.source_hash is None else {"source_hash": self.source_hash}
+        return {"n_data": self.n_data, **known}
 
 
 @dataclass(frozen=True)
@@ -75,8 +82,10 @@ def as_finite_spectrum(ntk: ArrayLike | Spectrum) -> Spectrum:
         return ntk
     if n_axes("ntk", ntk) == 1:
         values = as_array("ntk", ntk, (None,))
-        return Spectrum(clean_eigenvalues(np.sort(values)[::-1], tolerance_of(ntk)))
-    return Spectrum(*ntk_eigensystem(as_array("ntk", ntk, (None, None)), tolerance_of(ntk)))
+        descending = clean_eigenvalues(np.sort(values)[::-1], tolerance_of(ntk))
+        return Spectrum(descending, source_hash=checksum(values))
+    matrix = as_array("ntk", ntk, (None, None))
+    return Spectrum(*ntk_eigensystem(matrix, tolerance_of(ntk)), checksum(matrix))
 
 
 def need_vectors(spectrum: Spectrum | LimitSpectrum) -> tuple[FloatArray, FloatArray]:

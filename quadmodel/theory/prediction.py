@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from itertools import compress
 
 import numpy as np
 import xarray as xr
@@ -15,7 +15,13 @@ from quadmodel._util.checks import (
     as_integer,
     check_memory,
 )
-from quadmodel._util.results import Variable, step_coordinate, variable
+from quadmodel._util.results import (
+    Variable,
+    attributes,
+    recorded_steps,
+    step_coordinate,
+    variable,
+)
 from quadmodel.curvature import CurvatureLaw
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
@@ -109,28 +115,25 @@ def predict(
     if record_every is None:
         record_every = 1 if statistics is None else max(1, steps // 50)
     record_every = as_integer("record_every", record_every)
-    n_records = steps // record_every + 1
-    need = n_records * model.n_data + 8 * model.n_data**2
+    recorded = recorded_steps(steps, record_every)
+    need = recorded.size * model.n_data + 8 * model.n_data**2
     if statistics is not None:
-        need += sharpening.numbers_needed(model.n_data, n_records)
+        need += sharpening.numbers_needed(model.n_data, recorded.size)
     check_memory("the prediction", 8.0 * need)
-    recorded = np.arange(0, steps + 1, record_every, dtype=np.int64)
     energies = _mode_energies(model, sgd, recorded, method)
     with np.errstate(over="ignore", invalid="ignore"):
         spectra, relative_change = _spectra(statistics, model, sgd, recorded)
     initial = Spectrum(*model.eigensystem)
     closure = "exact" if method == "exact" else "finite"
-    attrs = {
-        "kind": "prediction",
-        "method": method,
-        "curvature_order": 0 if statistics is None else 2,
-        "valid_below": sharpening.VALID_BELOW,
-        "late_time_rate": rate_on_spectrum(initial, sgd, closure),
-        "loss_floor": floor_on_spectrum(initial, model.residual, sgd, closure),
-        "n_data": model.n_data,
-        "n_params": model.n_params,
-        **sgd.spec(),
-    }
+    attrs = attributes(
+        "prediction",
+        model.spec() | sgd.spec(),
+        method=method,
+        curvature_order=0 if statistics is None else 2,
+        valid_below=sharpening.VALID_BELOW,
+        late_time_rate=rate_on_spectrum(initial, sgd, closure),
+        loss_floor=floor_on_spectrum(initial, model.residual, sgd, closure),
+    )
     variables = _of_residual(energies) | _of_spectra(spectra, sgd, recorded.size)
     if relative_change is not None:
         variables["relative_change"] = variable(
@@ -151,8 +154,8 @@ def _mode_energies(model: QuadraticModel, sgd: SGD, recorded: IntArray, method: 
         recursion = _recursion.closure_mode_energies
     with np.errstate(over="ignore", invalid="ignore"):
         every = recursion(*model.eigensystem, model.residual, sgd)
-        stride = int(recorded[1]) if recorded.size > 1 else None
-        energies = np.stack(list(islice(every, 0, int(recorded[-1]) + 1, stride)))
+        wanted = np.isin(np.arange(recorded[-1] + 1), recorded)
+        energies = np.stack(list(compress(every, wanted)))
     energies[~np.isfinite(energies).all(axis=1)] = np.inf  # NaN comes from inf - inf
     return energies
 

@@ -10,7 +10,13 @@ import numpy as np
 import xarray as xr
 
 from quadmodel._util.checks import FloatArray, InputError, IntArray, as_integer, check_memory
-from quadmodel._util.results import Variable, step_coordinate, variable
+from quadmodel._util.results import (
+    Variable,
+    attributes,
+    recorded_steps,
+    step_coordinate,
+    variable,
+)
 from quadmodel.curvature import CurvatureLaw, IndependentCurvature
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
@@ -109,21 +115,19 @@ def expected_ntk(
     record_every = as_integer("record_every", record_every)
     law = law_of(model, curvature)
     statistics = curvature_statistics(model, law)
-    n_data, n_records = model.n_data, steps // record_every + 1
+    recorded = recorded_steps(steps, record_every)
+    n_data, n_records = model.n_data, recorded.size
     need = numbers_needed(n_data, n_records) + n_records * n_data**2
     check_memory("the expected NTK", 8.0 * need)
-    recorded = np.arange(0, steps + 1, record_every, dtype=np.int64)
     with np.errstate(over="ignore", invalid="ignore"):
         changes = list(ntk_changes(statistics, model, sgd, recorded))
-    attrs = {
-        "kind": "prediction",
-        "curvature_order": 2,
-        "curvature": repr(law),
-        "valid_below": VALID_BELOW,
-        "n_data": n_data,
-        "n_params": model.n_params,
-        **sgd.spec(),
-    }
+    attrs = attributes(
+        "prediction",
+        model.spec() | sgd.spec(),
+        curvature_order=2,
+        curvature=repr(law),
+        valid_below=VALID_BELOW,
+    )
     return _dataset(model, changes, recorded, attrs)
 
 
