@@ -192,7 +192,7 @@ def _as_residual(value: Any) -> ResidualLaw:
         return value
     if not isinstance(value, numbers.Real):
         raise InputError(f"residual must be a number or a ResidualLaw, got {shown(value)}")
-    return GaussianResidual(value)  # type: ignore[arg-type]
+    return GaussianResidual(as_number("residual", value, least=0.0))
 
 
 def _cut(text: str, length: int = 60) -> str:

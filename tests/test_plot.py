@@ -205,7 +205,7 @@ def test_loss_without_a_prediction(runs):
 
 
 def test_loss_of_something_else(grid):
-    with pytest.raises(AttributeError):
+    with pytest.raises(InputError, match=r"^sim must be a Dataset from simulate\(\), got one with"):
         qm.plot.loss(grid)
 
 
@@ -220,7 +220,7 @@ def test_spectrum():
 
 
 def test_spectrum_of_something_else():
-    with pytest.raises(AttributeError):
+    with pytest.raises(InputError, match=r"^model must be a QuadraticModel, got a ndarray"):
         qm.plot.spectrum(np.eye(3))
 
 

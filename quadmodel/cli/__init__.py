@@ -55,5 +55,6 @@ def main() -> None:
 
 
 def _complain(message: str) -> None:
-    click.echo(f"quadmodel: error: {' '.join(message.split())}", err=True)
+    line = " ".join(message.split())
+    click.echo(f"quadmodel: error: {line if len(line) <= 500 else f'{line[:500]}...'}", err=True)
     sys.exit(2)

@@ -260,7 +260,7 @@ def test_table(edited):
 
 def test_table_of_another_dataset(found):
     for other in (found.isel(replica=0), found.drop_vars("outcome")):
-        with pytest.raises(InputError, match=r"^found must be of large_p_edge\(\)"):
+        with pytest.raises(InputError, match=r"^found must be a Dataset from large_p_edge\(\)"):
             module.outcome_table(other)
 
 
@@ -326,7 +326,7 @@ def test_picture_where_all_runs_diverge():
 
 def test_picture_of_another_dataset():
     other = qm.persistent_edge([0.5], replicas=1, n_data=6, n_params=10, steps=5)
-    with pytest.raises(InputError, match=r"^found must be of large_p_edge\(\)"):
+    with pytest.raises(InputError, match=r"^found must be a Dataset from large_p_edge\(\)"):
         qm.plot.large_p_edge(other)
 
 
