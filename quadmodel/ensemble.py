@@ -90,6 +90,7 @@ class Ensemble:
         put(self, "jacobian", jacobian)
         put(self, "curvature", curvature)
         put(self, "residual", _as_residual(self.residual))
+        check_memory(f"a spectrum of n_data={self.n_data}", 24.0 * self.n_data)
         jacobian.check_fits(self.n_data, self.n_params)
         if curvature is not None:
             curvature.nbytes(self.n_data, self.n_params)

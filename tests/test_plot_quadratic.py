@@ -259,9 +259,21 @@ def test_new_figure_each_time(growth, grid, found):
 
 def test_another_dataset(growth, grid, found):
     for function, name, others in [
-        (qm.plot.sharpening, "pred must be a Dataset from expected_ntk()", (growth[1], grid, found)),
-        (qm.plot.sharpening_diagram, "grid must be a Dataset from sharpening_diagram()", (*growth, found)),
-        (qm.plot.persistent_edge, "found must be a Dataset from persistent_edge()", (*growth, grid)),
+        (
+            qm.plot.sharpening,
+            "pred must be a Dataset from expected_ntk()",
+            (growth[1], grid, found),
+        ),
+        (
+            qm.plot.sharpening_diagram,
+            "grid must be a Dataset from sharpening_diagram()",
+            (*growth, found),
+        ),
+        (
+            qm.plot.persistent_edge,
+            "found must be a Dataset from persistent_edge()",
+            (*growth, grid),
+        ),
     ]:
         for other in others:
             with pytest.raises(InputError) as refused:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from quadmodel._util.checks import FloatArray, InputError, IntArray
+from quadmodel._util.checks import FloatArray, InputError, IntArray, check_memory
 from quadmodel._util.version import __version__
 
 # What xarray takes for a variable: dimensions, values, attributes.
@@ -28,8 +28,16 @@ def step_coordinate(recorded: Any) -> Variable:
     return variable("step", recorded, units="SGD steps")
 
 
+def count_records(steps: int, record_every: int) -> int:
+    """Return how many steps are recorded; see `recorded_steps`."""
+    return -(-steps // record_every) + 1
+
+
 def recorded_steps(steps: int, record_every: int) -> IntArray:
     """Return the steps that are recorded: every so many from 0 on, and always the last one."""
+    check_memory("the recorded steps", 16.0 * count_records(steps, record_every))
+    if record_every >= steps:
+        return np.array([0, steps], dtype=np.int64)
     every = np.arange(0, steps + 1, record_every, dtype=np.int64)
     return every if every[-1] == steps else np.append(every, steps)
 

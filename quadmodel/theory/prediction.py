@@ -18,6 +18,7 @@ from quadmodel._util.checks import (
 from quadmodel._util.results import (
     Variable,
     attributes,
+    count_records,
     recorded_steps,
     step_coordinate,
     variable,
@@ -115,11 +116,12 @@ def predict(
     if record_every is None:
         record_every = 1 if statistics is None else max(1, steps // 50)
     record_every = as_integer("record_every", record_every)
-    recorded = recorded_steps(steps, record_every)
-    need = recorded.size * model.n_data + 8 * model.n_data**2
+    n_records = count_records(steps, record_every)
+    need = n_records * model.n_data + 8 * model.n_data**2
     if statistics is not None:
-        need += sharpening.numbers_needed(model.n_data, recorded.size)
+        need += sharpening.numbers_needed(model.n_data, n_records)
     check_memory("the prediction", 8.0 * need)
+    recorded = recorded_steps(steps, record_every)
     energies = _mode_energies(model, sgd, recorded, method)
     with np.errstate(over="ignore", invalid="ignore"):
         spectra, relative_change = _spectra(statistics, model, sgd, recorded)

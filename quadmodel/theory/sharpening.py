@@ -13,6 +13,7 @@ from quadmodel._util.checks import FloatArray, InputError, IntArray, as_integer,
 from quadmodel._util.results import (
     Variable,
     attributes,
+    count_records,
     recorded_steps,
     step_coordinate,
     variable,
@@ -115,10 +116,10 @@ def expected_ntk(
     record_every = as_integer("record_every", record_every)
     law = law_of(model, curvature)
     statistics = curvature_statistics(model, law)
-    recorded = recorded_steps(steps, record_every)
-    n_data, n_records = model.n_data, recorded.size
+    n_data, n_records = model.n_data, count_records(steps, record_every)
     need = numbers_needed(n_data, n_records) + n_records * n_data**2
     check_memory("the expected NTK", 8.0 * need)
+    recorded = recorded_steps(steps, record_every)
     with np.errstate(over="ignore", invalid="ignore"):
         changes = list(ntk_changes(statistics, model, sgd, recorded))
     attrs = attributes(

@@ -12,8 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quadmodel.studies import large_p_outcomes, large_p_phases, persistence, phases, sharpening
-from quadmodel.studies import validation
+from quadmodel.studies import (
+    large_p_outcomes,
+    large_p_phases,
+    persistence,
+    phases,
+    sharpening,
+    validation,
+)
 from tests.cli.command import COMMAND, ENVIRONMENT, contents
 
 HUGE = "9" * 5000

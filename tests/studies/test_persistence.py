@@ -63,7 +63,7 @@ def test_layout(found):
     [
         ({"steps": 250}, range(0, 251, 2)),
         ({"steps": 7}, range(8)),
-        ({"steps": 10, "record_every": 4}, [0, 4, 8]),
+        ({"steps": 10, "record_every": 4}, [0, 4, 8, 10]),
     ],
     ids=str,
 )
