@@ -225,24 +225,32 @@ class QuadraticModel:
 
     @cached_property
     def source_hash(self) -> str:
-        """Twelve digits of the SHA-256 of residual, Jacobian and curvature; or of an NTK."""
-        if self._ntk_hash is not None:
-            return self._ntk_hash
-        q = self.curvature
-        parts = (q.coefficients, q.vectors) if isinstance(q, LowRankCurvature) else (q,)
-        return checksum(self.residual, self.jacobian, *parts)
+        """Twelve digits of the SHA-256 of residual and Jacobian; or of the NTK that came."""
+        return self._ntk_hash or checksum(self.residual, self.jacobian)
 
-    def spec(self) -> dict[str, Any]:
+    def spec(self, *, with_curvature: bool = False) -> dict[str, Any]:
         """Return what attributes of results say about the model.
+
+        Parameters
+        ----------
+        with_curvature : bool, optional
+            Say which draw of the curvature it is: for results that depend on it.
 
         Returns
         -------
         dict
-            `n_data`; `n_params`, unless the model stands for an NTK, which does not tell; and
-            `source_hash`.
+            `n_data`; `n_params`, unless the model stands for an NTK, which does not tell;
+            `source_hash`; and `curvature_hash`, in the same form, if there is a curvature.
         """
-        known = {"n_params": self.n_params} if self._ntk_hash is None else {}
-        return {"n_data": self.n_data, **known, "source_hash": self.source_hash}
+        known: dict[str, Any] = {"n_data": self.n_data}
+        if self._ntk_hash is None:
+            known["n_params"] = self.n_params
+        known["source_hash"] = self.source_hash
+        q = self.curvature
+        if with_curvature and q is not None:
+            parts = (q.coefficients, q.vectors) if isinstance(q, LowRankCurvature) else (q,)
+            known["curvature_hash"] = checksum(*parts)
+        return known
 
     @property
     def n_data(self) -> int:

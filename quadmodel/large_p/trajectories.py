@@ -183,7 +183,7 @@ def large_p_limit(
     ):
         for k, step, n_steps in stretches(recorded):
             run.record(k, step, state, recorder, pool)
-            if n_steps:  # the last stretch decides about divergence
+            if n_steps:
                 run.advance(step, n_steps, state, pool)
             bar.update(n_steps)
     source = start.spec() | sgd.spec()

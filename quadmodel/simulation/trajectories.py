@@ -179,10 +179,10 @@ def simulate(
         snapshots = Snapshots(MeasurementContext(model, sgd, seed, model_index, pool))
         for k, step, n_steps in stretches(recorded):
             _take(recorder, k, step, states, snapshots)
-            if n_steps and states.alive.any():  # the last stretch decides about divergence
+            if n_steps and states.alive.any():
                 stepper.advance(states, step, n_steps, pool)
             bar.update(n_steps)
-    source = model.spec() | sgd.spec()
+    source = model.spec(with_curvature=True) | sgd.spec()
     attrs = attributes(
         "simulation", source, steps=steps, seed=seed, model_index=model_index, precision=precision
     )

@@ -163,7 +163,7 @@ def phase_diagram(
     )
     model = checked.sample(spec.seed) if isinstance(checked, Ensemble) else checked
     described = checked.spec() if isinstance(checked, Ensemble) else {"model": repr(checked)}
-    described |= model.spec()
+    described |= model.spec(with_curvature=True)
     return stability_diagram(model, partial(measure_growth, model), spec, described)
 
 

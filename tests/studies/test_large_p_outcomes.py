@@ -340,7 +340,10 @@ def test_picture_of_another_dataset():
         ({"initial_norms": [0.3, 0.0]}, "^initial_norms must be a finite number > 0, got 0.0$"),
         ({"initial_norms": [math.nan]}, "^initial_norms must be"),
         ({"initial_norms": [math.inf]}, "^initial_norms must be"),
-        ({"initial_norms": [[0.3], [0.3, 0.9]]}, "^initial_norms must be a list of numbers"),
+        (
+            {"initial_norms": [[0.3], [0.3, 0.9]]},
+            r"^initial_norms must be a finite number > 0, got \[0\.3\]",
+        ),
         ({"initial_norms": [0.3, 0.3]}, r"^initial_norms must be different ones, got \[0.3, 0.3\]"),
         ({"initial_norms": "low"}, "^initial_norms must be"),
         ({"batch_sizes": []}, "^batch_sizes must hold"),
