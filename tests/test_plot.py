@@ -53,6 +53,11 @@ def test_phase_diagram(grid):
     assert len(styles) == 4
 
 
+def test_title_of_an_ntk_names_no_parameters():
+    grid = qm.phase_diagram(np.diag([2.0, 1.0]), 2, 2, steps=32, replicas=2, refine=0)
+    assert draw(qm.plot.phase_diagram, grid)[1].get_title() == "2 data points"
+
+
 def test_coloured_grid(grid):
     artists, ax = draw(qm.plot.phase_diagram, grid)
     (mesh,) = [a for a in artists if isinstance(a, QuadMesh)]

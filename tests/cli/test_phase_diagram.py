@@ -77,8 +77,8 @@ def umask():
 def test_end_to_end_again_with_another_thread_count(run):
     run("phase-diagram", *SMALL, "--threads", "1", "--data", "here.nc")
     subprocess.run(
-        [*COMMAND, *SMALL, "--threads", "2", "--data", "there.nc"], env=ENVIRONMENT, check=True,
-        stdout=subprocess.DEVNULL,
+        [*COMMAND, *SMALL, "--threads", "2", "--data", "there.nc", "--overwrite"],
+        env=ENVIRONMENT, check=True, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     with xr.open_dataset("here.nc") as here, xr.open_dataset("there.nc") as there:
         xr.testing.assert_identical(here, there)

@@ -317,7 +317,17 @@ def test_control_c():
     precious = Path("phase-diagram.nc")
     precious.write_text("precious")
     process = subprocess.Popen(
-        [sys.executable, "-c", code, "phase-diagram", *SIZE, *GRID, "--steps", "200000"],
+        [
+            sys.executable,
+            "-c",
+            code,
+            "phase-diagram",
+            *SIZE,
+            *GRID,
+            "--steps",
+            "200000",
+            "--overwrite",
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
