@@ -9,7 +9,8 @@ import xarray as xr
 from scipy.optimize import isotonic_regression
 from scipy.special import ndtri
 
-from quadmodel._util.checks import FloatArray, InputError, as_choice, as_number
+from quadmodel._util.checks import FloatArray, InputError, as_choice, as_number, shown
+from quadmodel._util.results import check_result
 
 # Relative difference of two values that is taken for rounding.
 _ROUNDING = 1e-9
@@ -17,6 +18,23 @@ _ROUNDING = 1e-9
 _REDRAWS = 400
 # Attributes that determine, with the number of a replica and a step, the batch of that step.
 _BATCHES = ("seed", "model_index", "batch_size", "sampling")
+
+_PLANE, _LINE = ("learning_rate", "batch_size"), ("batch_size",)
+# What results of phase_diagram() hold that are asked for their critical points.
+GRID_OF_GROWTH = {
+    "learning_rate": ("learning_rate",),
+    "batch_size": ("batch_size",),
+    "norm": ("norm",),
+    "noise_kernel_norm": ("norm", *_PLANE),
+    "scan_noise_kernel_norm": ("norm", *_LINE),
+    "scan_learning_rate": _LINE,
+    **{
+        f"{part}{growth}_growth{end}": _LINE if part else _PLANE
+        for part in ("", "scan_")
+        for growth in ("mean", "typical")
+        for end in ("", "_standard_error")
+    },
+}
 
 
 def compare(sim: xr.Dataset, pred: xr.Dataset, *, family_wise_error: float = 1e-6) -> xr.Dataset:
@@ -75,6 +93,8 @@ def compare(sim: xr.Dataset, pred: xr.Dataset, *, family_wise_error: float = 1e-
     'agree'
     """
     family_wise_error = as_number("family_wise_error", family_wise_error, above=0.0, below=1.0)
+    check_result("sim", sim, "simulate()", {"step": ("step",)})
+    check_result("pred", pred, "predict()", {"step": ("step",)})
     names = [
         str(name)
         for name in sim.data_vars
@@ -85,7 +105,8 @@ def compare(sim: xr.Dataset, pred: xr.Dataset, *, family_wise_error: float = 1e-
     ]
     if not names:
         raise InputError(
-            f"sim and pred must share a variable along step, got {list(sim)} and {list(pred)}"
+            "sim and pred must share a variable along step, "
+            f"got {shown(list(sim), 200)} and {shown(list(pred), 200)}"
         )
     pred = pred[[n for n in pred.data_vars if str(n).removesuffix("_standard_error") in names]]
     sim, pred, paired = _aligned(sim, pred)
@@ -174,6 +195,11 @@ def _mean_and_error(name: str, runs: xr.Dataset) -> tuple[xr.DataArray, xr.DataA
     """Return the mean over replicas and its standard error; where they are given, as they are."""
     value = runs[name]
     if "replica" not in value.dims:
+        if f"{name}_standard_error" not in runs:
+            raise InputError(
+                f"{name} must have a dimension 'replica' or a {name}_standard_error beside it, "
+                "got neither"
+            )
         return value, runs[f"{name}_standard_error"]
     return value.mean("replica", skipna=False), _standard_error(value)
 
@@ -241,9 +267,7 @@ def critical_noise_kernel_norm(
     """
     as_choice("growth", growth, ("mean", "typical"))
     confidence = as_number("confidence", confidence, above=0.0, below=1.0)
-    for name in ("mean_growth", "noise_kernel_norm", "scan_learning_rate"):
-        if name not in grid:
-            raise InputError(f"grid must come from phase_diagram(), got no variable {name!r}")
+    check_result("grid", grid, "phase_diagram()", GRID_OF_GROWTH)
     as_choice("norm", norm, tuple(str(m) for m in grid.norm.values))
     width = float(ndtri(0.5 + confidence / 2))
     columns = []

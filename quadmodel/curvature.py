@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,7 +16,9 @@ from quadmodel._util.checks import (
     as_integer,
     as_number,
     check_symmetric,
+    tolerance_of,
 )
+from quadmodel._util.results import checksum
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +47,18 @@ class LowRankCurvature:
         vectors = as_array("vectors", self.vectors, (*coefficients.shape, None))
         object.__setattr__(self, "coefficients", coefficients)
         object.__setattr__(self, "vectors", vectors)
+
+    def __eq__(self, other: object) -> bool:
+        """Compare coefficients and vectors, number by number."""
+        if not isinstance(other, LowRankCurvature):
+            return NotImplemented
+        return np.array_equal(self.coefficients, other.coefficients) and np.array_equal(
+            self.vectors, other.vectors
+        )
+
+    def __hash__(self) -> int:
+        """Return a hash that equal ones share."""
+        return hash((self.shape, *self.coefficients.ravel().tolist()))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -247,10 +261,30 @@ class KroneckerCurvature(CurvatureLaw):
         """Check every field once."""
         object.__setattr__(self, "scale", as_number("scale", self.scale, least=0.0))
         for name in ("data_covariance", "parameter_covariance"):
-            if getattr(self, name) is not None:
-                matrix = as_array(name, getattr(self, name), (None, None))
-                _square_root(name, matrix)
-                object.__setattr__(self, name, matrix)
+            given = getattr(self, name)
+            if given is not None:
+                matrix = as_array(name, given, (None, None))
+                tolerance = tolerance_of(given)
+                root = _square_root(name, matrix, tolerance)
+                # Of less than double precision: the nearest covariance is kept.
+                rounded = tolerance > tolerance_of(matrix)
+                object.__setattr__(self, name, root @ root if rounded else matrix)
+
+    def __eq__(self, other: object) -> bool:
+        """Compare matrices and scale, number by number."""
+        if not isinstance(other, KroneckerCurvature):
+            return NotImplemented
+        return self._content() == other._content()
+
+    def __hash__(self) -> int:
+        """Return a hash that equal laws share."""
+        return hash(self._content())
+
+    def _content(self) -> tuple[Any, ...]:
+        matrices = (self.data_covariance, self.parameter_covariance)
+        # Adding 0 turns -0, which equals it but differs in its bits, into 0.
+        held = (None if m is None else np.asarray(m) + 0.0 for m in matrices)
+        return (self.scale, *(None if m is None else (m.shape, m.tobytes()) for m in held))
 
     def __repr__(self) -> str:
         """Show each matrix by shape and checksum."""
@@ -342,18 +376,26 @@ class RandomLowRankCurvature(CurvatureLaw):
         return 8 * n_data * self.rank * (1 + n_params)
 
 
+# What a file may name; laws of other packages are code, which no file holds.
+LAWS: tuple[type[CurvatureLaw], ...] = (
+    IndependentCurvature,
+    KroneckerCurvature,
+    RandomLowRankCurvature,
+)
+
+
 def _symmetrise(matrix: FloatArray, scale: float) -> None:
     """Symmetrise independent entries: variance scale^2 off the diagonal, 2 scale^2 on it."""
     matrix += matrix.T
     matrix *= scale / np.sqrt(2.0)
 
 
-def _square_root(name: str, matrix: FloatArray) -> FloatArray:
+def _square_root(name: str, matrix: FloatArray, tolerance: float = 1e-8) -> FloatArray:
     if matrix.shape[0] != matrix.shape[1]:
         raise InputError(f"{name} must be a square matrix, got shape {matrix.shape}")
-    check_symmetric(name, matrix)
+    check_symmetric(name, matrix, tolerance)
     eigenvalues, vectors = np.linalg.eigh(matrix)
-    if eigenvalues[0] < -1e-8 * abs(eigenvalues[-1]):
+    if eigenvalues[0] < -tolerance * abs(eigenvalues[-1]):
         raise InputError(
             f"{name} must be positive semidefinite, got the eigenvalue {eigenvalues[0]:.4g}"
         )
@@ -365,5 +407,4 @@ def _label(matrix: ArrayLike | None) -> str:
     if matrix is None:
         return "None"
     array = np.asarray(matrix)
-    checksum = hashlib.sha256(array.tobytes()).hexdigest()[:12]
-    return f"<{'x'.join(map(str, array.shape))}, sha256 {checksum}>"
+    return f"<{'x'.join(map(str, array.shape))}, sha256 {checksum(array)}>"

@@ -9,7 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from quadmodel._util.checks import FloatArray, InputError, as_integer, as_number, check_memory
+from quadmodel._util.checks import (
+    FloatArray,
+    InputError,
+    as_integer,
+    as_number,
+    check_memory,
+    shown,
+)
 from quadmodel.curvature import CurvatureLaw, IndependentCurvature
 from quadmodel.eigenvectors import EigenvectorLaw, Haar, haar_frame
 from quadmodel.model import QuadraticModel, ntk_eigensystem
@@ -76,11 +83,14 @@ class Ensemble:
         put(self, "n_data", as_integer("n_data", self.n_data))
         put(self, "n_params", as_integer("n_params", self.n_params))
         if not (self.eigenvectors is None or isinstance(self.eigenvectors, EigenvectorLaw)):
-            raise InputError(f"eigenvectors must be an EigenvectorLaw, got {self.eigenvectors!r}")
+            raise InputError(
+                f"eigenvectors must be an EigenvectorLaw, got {shown(self.eigenvectors)}"
+            )
         jacobian, curvature = _as_spectrum(self.jacobian), _as_curvature(self.curvature)
         put(self, "jacobian", jacobian)
         put(self, "curvature", curvature)
         put(self, "residual", _as_residual(self.residual))
+        check_memory(f"a spectrum of n_data={self.n_data}", 24.0 * self.n_data)
         jacobian.check_fits(self.n_data, self.n_params)
         if curvature is not None:
             curvature.nbytes(self.n_data, self.n_params)
@@ -173,7 +183,7 @@ def _as_curvature(value: Any) -> CurvatureLaw | None:
     if value is None or isinstance(value, CurvatureLaw):
         return value
     if not isinstance(value, numbers.Real):
-        raise InputError(f"curvature must be None, a number or a CurvatureLaw, got {value!r}")
+        raise InputError(f"curvature must be None, a number or a CurvatureLaw, got {shown(value)}")
     scale = as_number("curvature", value, least=0.0)
     return IndependentCurvature(scale) if scale > 0.0 else None
 
@@ -182,8 +192,8 @@ def _as_residual(value: Any) -> ResidualLaw:
     if isinstance(value, ResidualLaw):
         return value
     if not isinstance(value, numbers.Real):
-        raise InputError(f"residual must be a number or a ResidualLaw, got {value!r}")
-    return GaussianResidual(value)  # type: ignore[arg-type]
+        raise InputError(f"residual must be a number or a ResidualLaw, got {shown(value)}")
+    return GaussianResidual(as_number("residual", value, least=0.0))
 
 
 def _cut(text: str, length: int = 60) -> str:

@@ -5,14 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from quadmodel._util.checks import FloatArray, InputError, as_array, check_memory, check_symmetric
-from quadmodel._util.files import open_npz, write_atomically
-from quadmodel.curvature import Curvature, CurvatureLaw, LowRankCurvature
+from quadmodel._util.checks import (
+    FloatArray,
+    InputError,
+    as_array,
+    as_symmetric,
+    check_memory,
+    check_symmetric,
+    shown,
+    tolerance_of,
+)
+from quadmodel._util.files import (
+    open_npz,
+    settings_from_arrays,
+    settings_to_arrays,
+    write_atomically,
+)
+from quadmodel._util.results import checksum
+from quadmodel.curvature import LAWS, Curvature, CurvatureLaw, LowRankCurvature
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -39,6 +54,10 @@ class QuadraticModel:
 
     Notes
     -----
+    Models are equal if their arrays and curvature laws are. Arrays of less than double precision
+    may be symmetric up to their rounding (2e-4 of the largest entry in single precision, else
+    1e-8).
+
     .. math:: z(\theta) = z_0 + J_0\theta + \tfrac12 Q(\theta,\theta),\quad
               J(\theta) = J_0 + Q(\theta,\cdot),\quad
               L = |z|^2/(2D),\quad \Theta = JJ^\top/D
@@ -63,8 +82,15 @@ class QuadraticModel:
     curvature: Curvature = None
     curvature_law: CurvatureLaw | None = None
 
+    # Checksum of what came where that was an NTK: then the parameters are made up.
+    _ntk_hash: ClassVar[str | None] = None
+
     def __post_init__(self) -> None:
         """Check shapes, finiteness and symmetry once."""
+        if not (self.curvature_law is None or isinstance(self.curvature_law, CurvatureLaw)):
+            raise InputError(
+                f"curvature_law must be None or a CurvatureLaw, got {shown(self.curvature_law)}"
+            )
         jacobian = as_array("jacobian", self.jacobian, (None, None))
         n_data, n_params = jacobian.shape
         object.__setattr__(self, "jacobian", jacobian)
@@ -74,8 +100,7 @@ class QuadraticModel:
             if self.curvature.shape != wanted:
                 raise InputError(f"curvature must have shape {wanted}, got {self.curvature.shape}")
         elif self.curvature is not None:
-            curvature = as_array("curvature", self.curvature, wanted)
-            check_symmetric("curvature", curvature)
+            curvature = as_symmetric("curvature", self.curvature, wanted)
             object.__setattr__(self, "curvature", curvature)
 
     @classmethod
@@ -85,24 +110,30 @@ class QuadraticModel:
         Parameters
         ----------
         ntk : array_like, shape (n_data, n_data)
-            :math:`\Theta = JJ^\top/D`, symmetric positive semidefinite.
+            :math:`\Theta = JJ^\top/D`, symmetric positive semidefinite up to rounding: relative to
+            its largest entry and eigenvalue 1e-8 in double precision, 2e-4 in single precision.
         residual : array_like, shape (n_data,), optional
             Initial residual; ones if left out.
 
         Returns
         -------
         QuadraticModel
-            Its Jacobian is the symmetric square root of :math:`D\,\Theta`.
+            Its Jacobian is the symmetric square root of :math:`D\,\Theta`. What is said of it in
+            results is the checksum of the NTK and no number of parameters.
 
         Raises
         ------
         InputError
             If `ntk` is not symmetric positive semidefinite.
         """
-        eigenvalues, vectors = ntk_eigensystem(as_array("ntk", ntk, (None, None)))
+        matrix = as_array("ntk", ntk, (None, None))
+        eigenvalues, vectors = ntk_eigensystem(matrix, tolerance_of(ntk))
         n_data = len(eigenvalues)
         jacobian = (vectors * np.sqrt(n_data * eigenvalues)) @ vectors.T
-        return cls(np.ones(n_data) if residual is None else residual, jacobian)  # type: ignore[arg-type]
+        model = cls(np.ones(n_data) if residual is None else residual, jacobian)  # type: ignore[arg-type]
+        given = (matrix,) if residual is None else (matrix, model.residual)
+        object.__setattr__(model, "_ntk_hash", checksum(*given))
+        return model
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> QuadraticModel:
@@ -112,25 +143,32 @@ class QuadraticModel:
         ----------
         path : path-like
             An .npz file with arrays `residual`, `jacobian` and, optionally, `curvature` or
-            `curvature_coefficients` and `curvature_vectors`.
+            `curvature_coefficients` and `curvature_vectors`; what `save` adds about the curvature's
+            law and an NTK.
 
         Returns
         -------
         QuadraticModel
-            The model.
+            The model, equal to the one that was saved.
 
         Raises
         ------
         InputError
-            If the file is missing, damaged, pickled, or lacks an array.
+            If the file is missing, damaged, pickled, lacks an array, or holds what makes no model.
         """
         arrays = open_npz(path, required=("residual", "jacobian"))
-        curvature: Any = arrays.get("curvature")
-        if "curvature_coefficients" in arrays and "curvature_vectors" in arrays:
-            curvature = LowRankCurvature(
-                arrays["curvature_coefficients"], arrays["curvature_vectors"]
+        try:
+            model = cls(
+                arrays["residual"],
+                arrays["jacobian"],
+                _curvature_from(arrays),
+                settings_from_arrays("curvature_law", arrays, LAWS),
             )
-        return cls(arrays["residual"], arrays["jacobian"], curvature)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+        if "ntk_hash" in arrays:
+            object.__setattr__(model, "_ntk_hash", str(arrays["ntk_hash"]))
+        return model
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the model as .npz; an interrupted write leaves no file.
@@ -143,16 +181,76 @@ class QuadraticModel:
         Raises
         ------
         InputError
-            If the place can't be written.
+            If the place can't be written, or the curvature has a law that is not the package's:
+            files hold no code.
         """
-        arrays = {"residual": self.residual, "jacobian": self.jacobian}
+        arrays: dict[str, Any] = {"residual": self.residual, "jacobian": self.jacobian}
         if isinstance(self.curvature, LowRankCurvature):
             arrays["curvature_coefficients"] = self.curvature.coefficients
             arrays["curvature_vectors"] = self.curvature.vectors
         elif self.curvature is not None:
             arrays["curvature"] = self.curvature
+        law = self.curvature_law
+        if law is not None and type(law) not in LAWS:
+            raise InputError(
+                f"curvature_law must be one of {', '.join(kind.__name__ for kind in LAWS)} to be "
+                f"saved, got {shown(law)}: save dataclasses.replace(model, curvature_law=None)"
+            )
+        if law is not None:
+            arrays |= settings_to_arrays("curvature_law", law)
+        if self._ntk_hash is not None:
+            arrays["ntk_hash"] = np.array(self._ntk_hash)
         with write_atomically(path) as partial, open(partial, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
+            np.savez(file, **arrays)
+
+    def __eq__(self, other: object) -> bool:
+        """Compare residual, Jacobian, curvature and its law, number by number."""
+        if not isinstance(other, QuadraticModel):
+            return NotImplemented
+        curvature, others = self.curvature, other.curvature
+        if isinstance(curvature, np.ndarray) and isinstance(others, np.ndarray):
+            same = np.array_equal(curvature, others)
+        else:
+            same = type(curvature) is type(others) and curvature == others
+        return (
+            same
+            and np.array_equal(self.residual, other.residual)
+            and np.array_equal(self.jacobian, other.jacobian)
+            and self.curvature_law == other.curvature_law
+        )
+
+    def __hash__(self) -> int:
+        """Return a hash that equal models share."""
+        return hash((self.jacobian.shape, *self.residual.tolist()))
+
+    @cached_property
+    def source_hash(self) -> str:
+        """Twelve digits of the SHA-256 of residual and Jacobian; or of the NTK that came."""
+        return self._ntk_hash or checksum(self.residual, self.jacobian)
+
+    def spec(self, *, with_curvature: bool = False) -> dict[str, Any]:
+        """Return what attributes of results say about the model.
+
+        Parameters
+        ----------
+        with_curvature : bool, optional
+            Say which draw of the curvature it is: for results that depend on it.
+
+        Returns
+        -------
+        dict
+            `n_data`; `n_params`, unless the model stands for an NTK, which does not tell;
+            `source_hash`; and `curvature_hash`, in the same form, if there is a curvature.
+        """
+        known: dict[str, Any] = {"n_data": self.n_data}
+        if self._ntk_hash is None:
+            known["n_params"] = self.n_params
+        known["source_hash"] = self.source_hash
+        q = self.curvature
+        if with_curvature and q is not None:
+            parts = (q.coefficients, q.vectors) if isinstance(q, LowRankCurvature) else (q,)
+            known["curvature_hash"] = checksum(*parts)
+        return known
 
     @property
     def n_data(self) -> int:
@@ -274,35 +372,48 @@ class QuadraticModel:
             kind = "dense"
         trace = float(np.sum(self.jacobian**2)) / self.n_data
         largest = "" if self.n_data > 2000 else f", largest eigenvalue {self.eigensystem[0][0]:.4g}"
+        known = "from an NTK" if self._ntk_hash else f"n_params={self.n_params}"
         return (
-            f"QuadraticModel(n_data={self.n_data}, n_params={self.n_params}, curvature: {kind}, "
+            f"QuadraticModel(n_data={self.n_data}, {known}, curvature: {kind}, "
             f"{self.nbytes / 1e6:.3g} MB, NTK: trace {trace:.4g}{largest}, "
             f"loss {self.loss():.4g})"
         )
 
 
-def ntk_eigensystem(ntk: FloatArray) -> tuple[FloatArray, FloatArray]:
+def _curvature_from(arrays: dict[str, Any]) -> Any:
+    """Return the curvature in a file, or raise InputError where there are two or a half."""
+    factors = [n for n in ("curvature_coefficients", "curvature_vectors") if n in arrays]
+    if len(factors) == 1 or (factors and "curvature" in arrays):
+        held = [*factors, *(["curvature"] if "curvature" in arrays else [])]
+        raise InputError(
+            "curvature must be one array, or curvature_coefficients and curvature_vectors, "
+            f"got {' and '.join(held)}"
+        )
+    return LowRankCurvature(*(arrays[n] for n in factors)) if factors else arrays.get("curvature")
+
+
+def ntk_eigensystem(ntk: FloatArray, tolerance: float = 1e-8) -> tuple[FloatArray, FloatArray]:
     """Return eigenvalues (descending, rounding noise set to zero) and eigenvectors (columns).
 
-    Raises InputError if the matrix is not square, not symmetric, or has a clearly negative
-    eigenvalue.
+    Raises InputError if the matrix is not square, or further than `tolerance` from symmetric or
+    from positive semidefinite (:func:`quadmodel._util.checks.tolerance_of`).
     """
     if ntk.ndim != 2 or ntk.shape[0] != ntk.shape[1]:
         raise InputError(f"ntk must be a square matrix, got shape {ntk.shape}")
     check_memory("the eigendecomposition of the NTK", 4.0 * ntk.nbytes)
-    check_symmetric("ntk", ntk)
+    check_symmetric("ntk", ntk, tolerance)
     ascending, vectors = np.linalg.eigh(0.5 * (ntk + ntk.T))
-    return clean_eigenvalues(ascending[::-1]), np.ascontiguousarray(vectors[:, ::-1])
+    return clean_eigenvalues(ascending[::-1], tolerance), np.ascontiguousarray(vectors[:, ::-1])
 
 
-def clean_eigenvalues(descending: FloatArray) -> FloatArray:
+def clean_eigenvalues(descending: FloatArray, tolerance: float = 1e-8) -> FloatArray:
     """Set eigenvalues to zero that are zero up to rounding; raise InputError for negative ones."""
     largest = float(np.abs(descending).max())
     lowest = float(descending.min())
-    if lowest < -1e-8 * largest:
+    if lowest < -tolerance * largest:
         raise InputError(
-            f"ntk must be positive semidefinite, got the eigenvalue {lowest:.4g} "
-            f"(largest {largest:.4g})"
+            f"ntk must be positive semidefinite up to {tolerance:.1g} of its largest eigenvalue, "
+            f"got the eigenvalue {lowest:.4g} (largest {largest:.4g})"
         )
     rounding = 4 * len(descending) * np.finfo(np.float64).eps * largest
     return np.where(descending > rounding, descending, 0.0)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from quadmodel._util.checks import InputError, as_choice, as_integer, as_number
+from quadmodel._util.checks import InputError, as_choice, as_integer, as_number, shown
 
 SAMPLING_SCHEMES = ("without_replacement", "with_replacement", "bernoulli")
 
@@ -26,7 +26,8 @@ class SGD:
     momentum : float, optional
         Heavy-ball coefficient :math:`\mu`, inside (-1, 1).
     nesterov : bool, optional
-        Evaluate the gradient at the extrapolated point instead of at the current one.
+        Evaluate the gradient at the extrapolated point instead of at the current one. 0 and 1 will
+        do, as attributes of results hold it.
     weight_decay : float, optional
         Coefficient :math:`\rho \ge 0` of :math:`\rho|\theta|^2/2`, with :math:`\theta` the
         displacement from the initial parameters; in units of an NTK eigenvalue.
@@ -73,8 +74,11 @@ class SGD:
         put(self, "learning_rate", as_number("learning_rate", self.learning_rate, above=0.0))
         put(self, "batch_size", as_integer("batch_size", self.batch_size))
         put(self, "momentum", as_number("momentum", self.momentum, above=-1.0, below=1.0))
-        if not isinstance(self.nesterov, bool | np.bool_):
-            raise InputError(f"nesterov must be True or False, got {self.nesterov!r}")
+        if not (
+            isinstance(self.nesterov, bool | np.bool_ | int | np.integer)
+            and self.nesterov in (0, 1)
+        ):
+            raise InputError(f"nesterov must be True or False, got {shown(self.nesterov)}")
         put(self, "nesterov", bool(self.nesterov))
         put(self, "weight_decay", as_number("weight_decay", self.weight_decay, least=0.0))
         put(self, "sampling", as_choice("sampling", self.sampling, SAMPLING_SCHEMES))
@@ -116,6 +120,7 @@ class SGD:
         Returns
         -------
         dict
-            Field names and values; booleans as 0 or 1.
+            Field names and values, of which ``SGD(**spec)`` makes the same SGD again. `nesterov` is
+            0 or 1, since NetCDF has no attributes that are True or False.
         """
         return {name: int(v) if isinstance(v, bool) else v for name, v in asdict(self).items()}

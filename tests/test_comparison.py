@@ -357,5 +357,5 @@ def test_bad_options(options, message):
 
 
 def test_not_a_phase_diagram():
-    with pytest.raises(InputError, match=r"^grid must come from phase_diagram\(\)"):
+    with pytest.raises(InputError, match=r"^grid must be a Dataset from phase_diagram\(\)"):
         qm.critical_noise_kernel_norm(predicted([1.0]))

@@ -182,7 +182,7 @@ def test_memory_is_checked_before_anything_is_drawn(monkeypatch):
         (lambda: Ensemble(3, 4, curvature="big"), r"^curvature must be None, a number or a Curv"),
         (lambda: Ensemble(3, 4, curvature=KroneckerCurvature(np.eye(4))), r"^data_covariance must"),
         (lambda: Ensemble(3, 4, residual=None), r"^residual must be a number or a ResidualLaw"),
-        (lambda: Ensemble(3, 4, residual=math.inf), r"^scale must be a finite number >= 0"),
+        (lambda: Ensemble(3, 4, residual=math.inf), r"^residual must be a finite number >= 0"),
         (lambda: Ensemble(3, 4).sample(-1), r"^seed must be an integer >= 0, got -1"),
         (lambda: Ensemble(3, 4).sample(None), r"^seed must be an integer >= 0, got None"),
         (

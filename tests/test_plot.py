@@ -56,6 +56,11 @@ def test_phase_diagram(grid):
     assert len(colours) == 4
 
 
+def test_title_of_an_ntk_names_no_parameters():
+    grid = qm.phase_diagram(np.diag([2.0, 1.0]), 2, 2, steps=32, replicas=2, refine=0)
+    assert draw(qm.plot.phase_diagram, grid)[1].get_title() == "2 data points"
+
+
 def test_coloured_grid(grid):
     artists, ax = draw(qm.plot.phase_diagram, grid)
     (mesh,) = [a for a in artists if isinstance(a, QuadMesh)]
@@ -210,7 +215,7 @@ def test_loss_without_a_prediction(runs):
 
 
 def test_loss_of_something_else(grid):
-    with pytest.raises(AttributeError):
+    with pytest.raises(InputError, match=r"^sim must be a Dataset from simulate\(\), got one with"):
         qm.plot.loss(grid)
 
 
@@ -225,7 +230,7 @@ def test_spectrum():
 
 
 def test_spectrum_of_something_else():
-    with pytest.raises(AttributeError):
+    with pytest.raises(InputError, match=r"^model must be a QuadraticModel, got a ndarray"):
         qm.plot.spectrum(np.eye(3))
 
 

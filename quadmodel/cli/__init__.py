@@ -48,12 +48,13 @@ def main() -> None:
     except click.ClickException as error:
         _complain(error.format_message())
     except (InputError, MemoryError, OSError) as error:
-        _complain(str(error))
+        _complain(str(error) or type(error).__name__)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted; nothing was written", err=True)
         sys.exit(130)
 
 
 def _complain(message: str) -> None:
-    click.echo(f"quadmodel: error: {' '.join(message.split())}", err=True)
+    line = " ".join(message.split())
+    click.echo(f"quadmodel: error: {line if len(line) <= 500 else f'{line[:500]}...'}", err=True)
     sys.exit(2)

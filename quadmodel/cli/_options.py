@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -14,7 +15,7 @@ import numpy as np
 from click.core import ParameterSource
 
 from quadmodel import spectra
-from quadmodel._util.checks import InputError, as_array, as_integer, as_number
+from quadmodel._util.checks import InputError, as_array, as_integer, as_number, tolerance_of
 from quadmodel._util.files import array_path, check_writable, load_array, write_atomically
 from quadmodel.optimizer import SAMPLING_SCHEMES, SGD
 
@@ -148,6 +149,7 @@ def _diagram(
     sampling: str,
     picture: str,
     data: str,
+    overwrite: bool,
     **others: Any,
 ) -> Diagram:
     """Return what the options stand for; refuse those that the others make meaningless."""
@@ -161,7 +163,7 @@ def _diagram(
         _count_or_values("--batch-sizes", batch_sizes, int),
         # Learning rate and batch size are those of the grid.
         SGD(1.0, 1, momentum, nesterov, weight_decay, sampling),
-        outputs=_outputs(picture, data, source.file),
+        outputs=_outputs(picture, data, overwrite, source.file),
         **run,
     )
 
@@ -204,10 +206,15 @@ class Source:
     residual: float
 
     @property
+    def option(self) -> str | None:
+        """The option by which a file is given, if one is."""
+        options = ("jacobian", "ntk", "eigenvalues")
+        return next((name for name in options if getattr(self, name) is not None), None)
+
+    @property
     def file(self) -> str | None:
         """The file that is given, if one is."""
-        files = (self.jacobian, self.ntk, self.eigenvalues)
-        return next((file for file in files if file is not None), None)
+        return None if self.option is None else getattr(self, self.option)
 
     def build(self, seed: int, *, draw_curvature: bool = True) -> Ensemble | QuadraticModel:
         """Return the ensemble, or the model with a residual and a curvature drawn from `seed`.
@@ -215,29 +222,43 @@ class Source:
         Without `draw_curvature` a model holds the law of its curvature only.
         """
         from quadmodel.ensemble import Ensemble
-        from quadmodel.model import QuadraticModel
 
         scale = as_number("--residual", self.residual, least=0.0, most=1e100)
-        if self.file is None:
+        self._curvature(1)  # checks it
+        if self.option is None or self.file is None:
             n_data = as_integer("n_data", self.n_data)
             n_params = as_integer(
                 "n_params", 2 * n_data if self.n_params is None else self.n_params
             )
             law = _law(self.spectrum, n_data, n_params)
             return Ensemble(n_data, n_params, law, None, self._curvature(n_params), scale)
-        array = load_array(self.file)
+        array = load_array(self.file, f"--{self.option}")
+        seed = as_integer("seed", seed, low=0)
+        try:
+            return self._from_array(array, scale, seed, draw_curvature)
+        except InputError as error:
+            raise InputError(f"--{self.option} {self.file}: {error}") from None
+
+    def _from_array(
+        self, array: Any, scale: float, seed: int, draw_curvature: bool
+    ) -> Ensemble | QuadraticModel:
+        """Return what the array in the file stands for."""
+        from quadmodel.ensemble import Ensemble
+        from quadmodel.model import QuadraticModel, clean_eigenvalues
+
         if self.eigenvalues is not None:
-            values = as_array("--eigenvalues", array, (None,))
-            n_data = len(values)
+            values = np.sort(as_array("eigenvalues", array, (None,)))[::-1]
+            values, n_data = clean_eigenvalues(values, tolerance_of(array)), len(values)
             return Ensemble(n_data, n_data, values, None, self._curvature(n_data), scale)
-        if self.ntk is not None:
-            array = QuadraticModel.from_ntk(as_array("--ntk", array, (None, None))).jacobian
-        jacobian = as_array("--jacobian", array, (None, None))
+        of_ntk = None if self.ntk is None else QuadraticModel.from_ntk(array)
+        jacobian = as_array("jacobian", array, (None, None)) if of_ntk is None else of_ntk.jacobian
         # Residual and curvature as an ensemble of this shape draws them.
         n_data, n_params = jacobian.shape
         ensemble = Ensemble(n_data, n_params, curvature=self._curvature(n_params), residual=scale)
         drawn = (ensemble if draw_curvature else replace(ensemble, curvature=None)).sample(seed)
         law_of_curvature: Any = ensemble.curvature
+        if of_ntk is not None and law_of_curvature is None:
+            return QuadraticModel.from_ntk(array, drawn.residual)
         return QuadraticModel(drawn.residual, jacobian, drawn.curvature, law_of_curvature)
 
     def _curvature(self, n_params: int) -> float:
@@ -313,6 +334,12 @@ def _files(name: str) -> dict[str, Decorator]:
     return {
         "picture": option("--picture FILE", f"{name}.png", "Picture: .png, .pdf or .svg."),
         "data": option("--data FILE", f"{name}.nc", "NetCDF file of the result."),
+        "overwrite": option(
+            "--overwrite",
+            False,
+            "Replace files that exist; without it they are kept, and the command refuses to run.",
+            is_flag=True,
+        ),
     }
 
 
@@ -343,17 +370,26 @@ class Outputs:
         return f"wrote {self.picture} and {self.data}"
 
 
-def _outputs(picture: str, data: str, file: str | None = None) -> Outputs:
-    """Return the outputs if both can be written, and not over the file of the source."""
+def _outputs(picture: str, data: str, overwrite: bool, file: str | None = None) -> Outputs:
+    """Return the outputs if both can be written, and not over the source or what is kept."""
     outputs = Outputs(Path(picture), Path(data))
     if outputs.picture.suffix not in _FORMATS:
-        raise InputError(f"--picture must end in {', '.join(_FORMATS)}, got {picture}")
-    for path in (outputs.picture, outputs.data):
-        check_writable(path)
-        if file is not None and path.resolve() == array_path(file).resolve():
+        raise InputError(f"--picture must end in {', '.join(_FORMATS)}, got {picture or repr('')}")
+    if not data:
+        raise InputError("--data must name a file, got ''")
+    named = {"--picture": outputs.picture, "--data": outputs.data}
+    for name, path in named.items():
+        check_writable(path, name)
+        if file and path.resolve() == array_path(file).resolve():
             raise InputError(f"outputs must not replace an input, got {path} for both")
     if outputs.picture.resolve() == outputs.data.resolve():
         raise InputError(f"--picture and --data must be different files, got {picture} twice")
+    kept = [f"{name} {path}" for name, path in named.items() if os.path.lexists(path)]
+    if kept and not overwrite:
+        raise InputError(
+            f"{' and '.join(kept)} must not exist yet: choose another name, or give --overwrite "
+            "to replace what is there"
+        )
     return outputs
 
 

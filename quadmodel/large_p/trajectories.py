@@ -10,7 +10,7 @@ import xarray as xr
 
 from quadmodel._util.checks import FloatArray, InputError, as_integer, check_memory
 from quadmodel._util.progress import progress_bar
-from quadmodel._util.results import attributes
+from quadmodel._util.results import attributes, recorded_steps
 from quadmodel._util.threads import Workers, as_threads, workers
 from quadmodel.ensemble import Ensemble
 from quadmodel.large_p._snapshot import Snapshot
@@ -170,7 +170,7 @@ def large_p_limit(
     if record_every is None:
         record_every = max(1, steps // 50) if system.curvature_strength else 1
     record_every = as_integer("record_every", record_every)
-    recorded = np.arange(0, steps + 1, record_every)
+    recorded = recorded_steps(steps, record_every)
     held = numbers_recorded(names, replicas, recorded.size, start.n_data)
     need = bytes_needed(system, sgd, replicas, min(count, replicas), draws)
     check_memory("the large-P limit", need + 8.0 * held)
@@ -181,12 +181,12 @@ def large_p_limit(
         workers(count) as pool,
         progress_bar(steps, what="large-P limit", show=progress) as bar,
     ):
-        for k, step, n_steps in stretches(steps, record_every):
+        for k, step, n_steps in stretches(recorded):
             run.record(k, step, state, recorder, pool)
-            if n_steps:  # the last stretch decides about divergence
+            if n_steps:
                 run.advance(step, n_steps, state, pool)
             bar.update(n_steps)
-    source = {"n_data": start.n_data, "n_params": start.n_params, **sgd.spec()}
+    source = start.spec() | sgd.spec()
     attrs = attributes(
         "large-P limit",
         source,

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from quadmodel._util.checks import FloatArray, InputError
-from quadmodel.plot._common import CYCLE, ink, legend, new_axes, ticks, title
+from quadmodel._util.checks import FloatArray
+from quadmodel._util.results import check_result
+from quadmodel.plot._common import CYCLE, check_axes, ink, legend, new_axes, ticks, title
 from quadmodel.plot._setting import setting
 
 if TYPE_CHECKING:
@@ -59,8 +60,10 @@ def persistent_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     ----------
     .. [1] Goes beyond arXiv:2404.19261; see :func:`quadmodel.persistent_edge`.
     """
-    if "scaled_largest_eigenvalue" not in found:
-        raise InputError("found must be of persistent_edge(), got another Dataset")
+    runs = ("curvature_strength", "replica", "step")
+    needed = {"scaled_largest_eigenvalue": runs, "noise_kernel_norm_exact": runs}
+    check_result("found", found, "persistent_edge()", needed | {runs[0]: runs[:1]})
+    check_axes(ax)
     ax = ax or new_axes()
     artists: list[Artist] = []
     strengths = found.curvature_strength.values
@@ -142,8 +145,10 @@ def large_p_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     ----------
     .. [1] derivations/08-large-p.md; goes beyond arXiv:2404.19261.
     """
-    if "initial_norm" not in found.dims or "outcome" not in found:
-        raise InputError("found must be of large_p_edge(), got another Dataset")
+    dims = ("batch_size", "initial_norm", "replica")
+    needed = {"batch_size": dims[:1], "initial_norm": dims[1:2]}
+    check_result("found", found, "large_p_edge()", needed | {"final_norm": dims, "outcome": dims})
+    check_axes(ax)
     ax = ax or new_axes()
     artists: list[Artist] = []
     sizes = found.batch_size.values

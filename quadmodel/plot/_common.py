@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
+from quadmodel._util.checks import InputError, shown
+
 # Colours of all pictures, distinguishable to colour-blind readers (palette of Okabe and Ito).
 SIMULATION, THEORY = "#0072B2", "#D55E00"
 GREEN, PURPLE, ORANGE, SKY = "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
@@ -25,6 +27,14 @@ _HANDLE = 2.8
 
 # Lines closer than this everywhere, as a share of the height of the axes, are drawn once.
 _COINCIDE = 0.004
+
+
+def check_axes(ax: Any) -> None:
+    """Raise InputError unless `ax` is None or Axes to draw in."""
+    from matplotlib.axes import Axes
+
+    if not (ax is None or isinstance(ax, Axes)):
+        raise InputError(f"ax must be None or matplotlib Axes, got {shown(ax)}")
 
 
 def new_axes() -> Any:

@@ -7,15 +7,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from quadmodel._util.checks import FloatArray, InputError, as_choice
-from quadmodel.comparison import critical_noise_kernel_norm
+from quadmodel._util.checks import FloatArray, as_choice
+from quadmodel._util.results import check_result
+from quadmodel.comparison import GRID_OF_GROWTH, critical_noise_kernel_norm
 from quadmodel.plot._cells import cell_size, edges, fill, hatch, mark, on_plane, prepare
-from quadmodel.plot._common import legend, new_axes, number, title
+from quadmodel.plot._common import check_axes, legend, new_axes, number, title
 from quadmodel.plot._setting import setting
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+
+# Predicted edges, as diagrams hold them beside their axes.
+_PREDICTED = {
+    "learning_rate": ("learning_rate",),
+    "batch_size": ("batch_size",),
+    "critical_learning_rate": ("norm", "batch_size"),
+    "edge_of_stability": ("batch_size",),
+}
 
 
 def phase_diagram(grid: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
@@ -54,6 +63,10 @@ def phase_diagram(grid: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     ----------
     .. [1] A. Agarwala, J. Pennington, arXiv:2404.19261, section 3, for the edges.
     """
+    needed = GRID_OF_GROWTH | _PREDICTED | {"phase": ("learning_rate", "batch_size")}
+    attributes = ("n_data", "momentum", "weight_decay")
+    check_result("grid", grid, "phase_diagram()", needed, attributes)
+    check_axes(ax)
     critical = critical_noise_kernel_norm(grid, norm=str(grid.norm.values[-1]))
     ax = ax or new_axes()
     x, y = prepare(ax, grid)
@@ -176,8 +189,10 @@ def sharpening_diagram(
     ----------
     .. [1] arXiv:2404.19261, section 4; derivations/06-expected-ntk.md.
     """
-    if "simulated_growth" not in grid:
-        raise InputError("grid must be of sharpening_diagram(), got another Dataset")
+    plane = ("learning_rate", "batch_size")
+    needed = {"simulated_growth": plane, "predicted_growth": plane} | _PREDICTED
+    check_result("grid", grid, "sharpening_diagram()", needed)
+    check_axes(ax)
     as_choice("quantity", quantity, ("simulated_growth", "predicted_growth"))
     from matplotlib.ticker import PercentFormatter
 

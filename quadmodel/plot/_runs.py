@@ -9,6 +9,8 @@ import numpy as np
 import xarray as xr
 
 from quadmodel._util.checks import FloatArray, InputError, as_integer
+from quadmodel._util.results import check_result
+from quadmodel.model import QuadraticModel
 from quadmodel.plot._common import (
     GREEN,
     ORANGE,
@@ -16,6 +18,7 @@ from quadmodel.plot._common import (
     SIMULATION,
     THEORY,
     Line,
+    check_axes,
     draw_lines,
     legend,
     new_axes,
@@ -27,8 +30,6 @@ from quadmodel.plot._setting import setting
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
-
-    from quadmodel.model import QuadraticModel
 
 
 # Decades beyond which logarithmic axes end: locators of ticks overflow near the largest numbers.
@@ -61,9 +62,13 @@ def loss(sim: xr.Dataset, pred: xr.Dataset | None = None, ax: Axes | None = None
 
     Raises
     ------
-    AttributeError
-        If a Dataset has no loss.
+    InputError
+        If a Dataset has no loss along steps, or the first one no replicas.
     """
+    check_result("sim", sim, "simulate()", {"loss": ("replica", "step"), "step": ("step",)})
+    if pred is not None:
+        check_result("pred", pred, "predict()", {"loss": ("step",), "step": ("step",)})
+    check_axes(ax)
     ax = ax or new_axes()
     step, losses = sim.step.values, sim.loss.transpose("step", "replica").values
     many = losses.shape[1] > 1
@@ -162,8 +167,12 @@ def sharpening(
     ----------
     .. [1] arXiv:2404.19261, section 4; derivations/06-expected-ntk.md.
     """
-    if "conservative" not in pred or "mode" not in pred.dims:
-        raise InputError("pred must be of expected_ntk(), got another Dataset")
+    parts = ("progressive", "conservative", "diffusive", "ntk_projection")
+    check_result("pred", pred, "expected_ntk()", dict.fromkeys(parts, ("step", "mode")))
+    if sim is not None:
+        runs = ("replica", "step", "mode")
+        check_result("sim", sim, "sample_ntk()", {"ntk_projection": runs})
+    check_axes(ax)
     mode = as_integer("mode", mode, low=0, high=pred.sizes["mode"] - 1)
     ax = ax or new_axes()
     at = pred.isel(mode=mode)
@@ -223,9 +232,12 @@ def spectrum(model: QuadraticModel, ax: Axes | None = None) -> list[Artist]:
 
     Raises
     ------
-    AttributeError
-        If `model` has no eigensystem.
+    InputError
+        If `model` is no model.
     """
+    if not isinstance(model, QuadraticModel):
+        raise InputError(f"model must be a QuadraticModel, got a {type(model).__name__}")
+    check_axes(ax)
     ax = ax or new_axes()
     eigenvalues = model.eigensystem[0]
     positive = eigenvalues[eigenvalues > 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,10 @@ from quadmodel.simulation._measurement import SAMPLED_BATCHES
 from quadmodel.simulation.observables import OBSERVABLES
 
 
-def stretches(steps: int, record_every: int) -> Iterator[tuple[int, int, int]]:
-    """Yield number and step of every record, and the steps from it to the next or to the end."""
-    for k, step in enumerate(range(0, steps + 1, record_every)):
-        yield k, step, min(record_every, steps - step)
+def stretches(recorded: IntArray) -> Iterator[tuple[int, int, int]]:
+    """Yield number and step of every record, and the steps from it to the next, 0 at the end."""
+    for k, (step, following) in enumerate(pairwise([*recorded.tolist(), recorded[-1]])):
+        yield k, step, int(following) - step
 
 
 def numbers_recorded(names: tuple[str, ...], replicas: int, n_records: int, n_data: int) -> float:

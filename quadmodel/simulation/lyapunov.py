@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from quadmodel._util.checks import FloatArray, InputError, as_integer, check_memory
+from quadmodel._util.checks import FloatArray, InputError, as_integer, check_memory, n_axes
 from quadmodel._util.progress import progress_bar
 from quadmodel._util.results import attributes, variable
 from quadmodel._util.threads import workers
@@ -92,10 +92,11 @@ def lyapunov_exponent(
     True
     """
     if not isinstance(model, QuadraticModel):
-        if np.ndim(model) != 2:
+        axes = n_axes("model", model)
+        if axes != 2:
             raise InputError(
                 "model must be a QuadraticModel or an NTK of shape (n_data, n_data), "
-                f"got {type(model).__name__} with {np.ndim(model)} dimensions"
+                f"got {type(model).__name__} with {axes} dimensions"
             )
         model = QuadraticModel.from_ntk(model)
     if not isinstance(sgd, SGD):
@@ -156,7 +157,7 @@ def lyapunov_exponent(
         },
         attrs=attributes(
             "simulation",
-            {"n_data": model.n_data, **sgd.spec()},
+            model.spec() | sgd.spec(),
             steps=steps,
             burn_in=burn_in,
             replicas=replicas,

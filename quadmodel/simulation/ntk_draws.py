@@ -11,7 +11,14 @@ import xarray as xr
 
 from quadmodel._util.checks import FloatArray, InputError, IntArray, as_integer, check_memory
 from quadmodel._util.progress import progress_bar
-from quadmodel._util.results import Variable, attributes, step_coordinate, variable
+from quadmodel._util.results import (
+    Variable,
+    attributes,
+    count_records,
+    recorded_steps,
+    step_coordinate,
+    variable,
+)
 from quadmodel._util.threads import CALLER_ONLY, as_threads, workers
 from quadmodel.curvature import CurvatureLaw, IndependentCurvature
 from quadmodel.model import QuadraticModel
@@ -112,13 +119,13 @@ def sample_ntk(
         raise InputError("curvature must be given for a model that has no law, got None")
     law = law if isinstance(law, CurvatureLaw) else IndependentCurvature(law)
     count = as_threads(threads)
-    n_records = steps // record_every + 1
+    n_records = count_records(steps, record_every)
     one = law.nbytes(model.n_data, model.n_params) * 2 + 8 * batch_sequences * model.n_data * (
         2 * model.n_params + model.n_data
     )
     kept = 8.0 * replicas * n_records * (2 * model.n_data + 1)
     check_memory("the draws of the curvature", min(count, replicas) * float(one) + kept)
-    recorded = np.arange(0, steps + 1, record_every)
+    recorded = recorded_steps(steps, record_every)
     vectors = model.eigensystem[1]
     follow = partial(
         _follow_pair, model, vectors, law, sgd, recorded.tolist(), batch_sequences, seed
@@ -128,7 +135,7 @@ def sample_ntk(
         progress_bar(replicas, what="sample_ntk", show=progress) as bar,
     ):
         results = pool.map(follow, range(replicas), done=bar.update)
-    source = {"n_data": model.n_data, "n_params": model.n_params, **sgd.spec()}
+    source = model.spec() | sgd.spec()
     return xr.Dataset(
         _labelled(np.stack([r[0] for r in results]), np.stack([r[1] for r in results])),
         coords={

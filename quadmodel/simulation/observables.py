@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quadmodel._util.checks import FloatArray, InputError
+from quadmodel._util.checks import FloatArray, InputError, shown
 from quadmodel._util.lanczos import largest_eigenpair
 from quadmodel.optimizer import SGD
 
@@ -72,10 +72,12 @@ def as_observables(
     listed = ", ".join(known)
     names: Any = value  # whatever came
     if isinstance(value, str) or not isinstance(value, Sequence):
-        raise InputError(f'observables must be "all" or a sequence among {listed}; got {value!r}')
+        raise InputError(
+            f'observables must be "all" or a sequence among {listed}; got {shown(value)}'
+        )
     for name in names:
         if not isinstance(name, str) or name not in known:
-            raise InputError(f"observables must be among {listed}; got {name!r}")
+            raise InputError(f"observables must be among {listed}; got {shown(name)}")
     return tuple(name for name in known if name in names)
 
 

@@ -9,7 +9,7 @@ import xarray as xr
 
 from quadmodel._util.checks import InputError, as_choice, as_integer, check_memory
 from quadmodel._util.progress import progress_bar
-from quadmodel._util.results import attributes
+from quadmodel._util.results import attributes, recorded_steps
 from quadmodel._util.threads import workers
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
@@ -163,7 +163,7 @@ def simulate(
     if record_every is None:
         record_every = 1 if model.curvature is None else max(1, steps // 50)
     record_every = as_integer("record_every", record_every)
-    recorded = np.arange(0, steps + 1, record_every)
+    recorded = recorded_steps(steps, record_every)
     needed = _bytes_needed(model, replicas, recorded.size, names) + stored_bytes(model, precision)
     check_memory("the simulation", needed)
 
@@ -177,12 +177,12 @@ def simulate(
     recorder = Recorder(names, replicas, recorded, model.n_data)
     with workers(threads) as pool, progress_bar(steps, what="simulate", show=progress) as bar:
         snapshots = Snapshots(MeasurementContext(model, sgd, seed, model_index, pool))
-        for k, step, n_steps in stretches(steps, record_every):
+        for k, step, n_steps in stretches(recorded):
             _take(recorder, k, step, states, snapshots)
-            if n_steps and states.alive.any():  # the last stretch decides about divergence
+            if n_steps and states.alive.any():
                 stepper.advance(states, step, n_steps, pool)
             bar.update(n_steps)
-    source = {"n_data": model.n_data, "n_params": model.n_params, **sgd.spec()}
+    source = model.spec(with_curvature=True) | sgd.spec()
     attrs = attributes(
         "simulation", source, steps=steps, seed=seed, model_index=model_index, precision=precision
     )

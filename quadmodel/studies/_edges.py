@@ -10,7 +10,7 @@ import xarray as xr
 
 from quadmodel._util.checks import as_integer
 from quadmodel._util.progress import progress_bar
-from quadmodel._util.results import Variable, variable
+from quadmodel._util.results import Variable, count_records, variable
 from quadmodel._util.threads import as_threads, workers
 from quadmodel.ensemble import Ensemble
 from quadmodel.model import QuadraticModel
@@ -28,7 +28,7 @@ class Runs(NamedTuple):
     @property
     def n_records(self) -> int:
         """Number of records of a run."""
-        return self.steps // self.record_every + 1
+        return count_records(self.steps, self.record_every)
 
 
 def as_runs(replicas: Any, steps: Any, record_every: Any, seed: Any, threads: Any) -> Runs:

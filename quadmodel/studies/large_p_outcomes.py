@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from quadmodel._util.checks import (
     FloatArray,
-    InputError,
+    as_batch_size,
     as_integer,
     as_number,
     as_sorted_list,
     check_memory,
 )
-from quadmodel._util.results import Variable, attributes, step_coordinate, variable
+from quadmodel._util.results import Variable, attributes, check_result, step_coordinate, variable
 from quadmodel.curvature import IndependentCurvature
 from quadmodel.large_p.trajectories import large_p_limit
 from quadmodel.optimizer import SGD
@@ -145,9 +145,7 @@ def large_p_edge(
         name, curvature_strengths, lambda v: as_number(name, v, least=0, most=1e100)
     )
     n_data = as_integer("n_data", n_data, low=2)
-    sizes = as_sorted_list(
-        "batch_sizes", batch_sizes, lambda v: as_integer("batch_sizes", v, high=n_data - 1)
-    )
+    sizes = as_sorted_list("batch_sizes", batch_sizes, lambda size: as_batch_size(size, n_data - 1))
     truncation_order = as_integer("truncation_order", truncation_order)
     runs = as_runs(replicas, steps, record_every, seed, threads)
     grid = list(product(strengths, sizes, norms))
@@ -281,8 +279,8 @@ def outcome_table(found: xr.Dataset) -> xr.Dataset:
     ----------
     .. [1] derivations/08-large-p.md.
     """
-    if "outcome" not in found or "replica" not in found.dims:
-        raise InputError("found must be of large_p_edge(), got another Dataset")
+    needed = dict.fromkeys(("outcome", "divergence_step", *_FINAL), (*_GRID, "replica"))
+    check_result("found", found, "large_p_edge()", needed)
     runs = found.transpose(*_GRID, "replica", ...)
     survived = (runs.divergence_step < 0).values
     shape = survived.shape[:-1]

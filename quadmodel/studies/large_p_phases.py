@@ -121,6 +121,7 @@ def large_p_phase_diagram(
     check_runs(system, spec.sgd, spec.n_measured, spec.threads)
     described = _described(checked) | {
         "n_data": model.n_data,
+        "source_hash": model.source_hash,
         "limit": "large-p",
         "truncation_order": truncation_order,
         "curvature_strength": system.curvature_strength,

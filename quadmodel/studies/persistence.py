@@ -9,8 +9,8 @@ from itertools import product
 import numpy as np
 import xarray as xr
 
-from quadmodel._util.checks import InputError, as_integer, as_list, as_number, check_memory
-from quadmodel._util.results import attributes, step_coordinate, variable
+from quadmodel._util.checks import as_integer, as_list, as_number, check_memory
+from quadmodel._util.results import attributes, check_result, step_coordinate, variable
 from quadmodel.curvature import KroneckerCurvature
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
@@ -201,8 +201,8 @@ def late_time_quartiles(found: xr.Dataset) -> xr.Dataset:
     ----------
     .. [1] Goes beyond arXiv:2404.19261; see :func:`persistent_edge`.
     """
-    if "scaled_largest_eigenvalue" not in found or "step" not in found.dims:
-        raise InputError("found must be of persistent_edge(), got another Dataset")
+    needed = dict.fromkeys(("scaled_largest_eigenvalue", "loss"), ("step",))
+    check_result("found", found, "persistent_edge()", {**needed, "divergence_step": ()})
     late = found.isel(step=slice(-max(1, found.sizes["step"] // 3), None))
     survived = found.divergence_step < 0
     names = [name for name in found if "step" in found[name].dims]

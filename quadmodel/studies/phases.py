@@ -20,6 +20,7 @@ from quadmodel._util.checks import (
     as_integer,
     as_learning_rates,
     is_count,
+    n_axes,
 )
 from quadmodel._util.results import attributes, variable
 from quadmodel._util.threads import Workers, workers
@@ -162,7 +163,7 @@ def phase_diagram(
     )
     model = checked.sample(spec.seed) if isinstance(checked, Ensemble) else checked
     described = checked.spec() if isinstance(checked, Ensemble) else {"model": repr(checked)}
-    described |= {"n_data": model.n_data, "n_params": model.n_params}
+    described |= model.spec(with_curvature=True)
     return stability_diagram(model, partial(measure_growth, model), spec, described)
 
 
@@ -219,10 +220,11 @@ def as_source(source: Any) -> Ensemble | QuadraticModel:
     """Return an ensemble or a model, which an NTK is turned into."""
     if isinstance(source, Ensemble | QuadraticModel):
         return source
-    if np.ndim(source) != 2:
+    axes = n_axes("source", source)
+    if axes != 2:
         raise InputError(
             "source must be an Ensemble, a QuadraticModel or an NTK of shape (n_data, n_data), "
-            f"got {type(source).__name__} with {np.ndim(source)} dimensions"
+            f"got {type(source).__name__} with {axes} dimensions"
         )
     return QuadraticModel.from_ntk(source)
 

@@ -165,7 +165,7 @@ def sharpening_diagram(
     options = {name: value for name, value in template.spec().items() if name not in _PLANE}
     attrs = attributes(
         "sharpening diagram",
-        described | {"n_data": model.n_data, "n_params": model.n_params, **options},
+        described | model.spec() | options,
         steps=steps,
         replicas=replicas,
         batch_sequences=batch_sequences,

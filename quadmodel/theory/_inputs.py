@@ -11,7 +11,17 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from quadmodel._util.blas import one_blas_thread
-from quadmodel._util.checks import FloatArray, InputError, as_array, as_choice, as_integer
+from quadmodel._util.checks import (
+    FloatArray,
+    InputError,
+    as_array,
+    as_choice,
+    as_integer,
+    n_axes,
+    shown,
+    tolerance_of,
+)
+from quadmodel._util.results import checksum
 from quadmodel.model import clean_eigenvalues, ntk_eigensystem
 from quadmodel.optimizer import SGD
 from quadmodel.spectra import SpectralLaw
@@ -30,6 +40,7 @@ class Spectrum:
 
     eigenvalues: FloatArray
     vectors: FloatArray | None = None
+    source_hash: str | None = None
 
     @property
     def n_data(self) -> int:
@@ -40,6 +51,11 @@ class Spectrum:
     def edge(self) -> float:
         """Largest eigenvalue."""
         return float(self.eigenvalues[0])
+
+    def spec(self) -> dict[str, Any]:
+        """Return what attributes of results say about the NTK."""
+        known = {} if self.source_hash is None else {"source_hash": self.source_hash}
+        return {"n_data": self.n_data, **known}
 
 
 @dataclass(frozen=True)
@@ -80,7 +96,7 @@ def as_spectrum(ntk: Any, *, n_data: int | None = None) -> Spectrum | LimitSpect
         return LimitSpectrum(ntk, as_integer("n_data", n_data))
     spectrum = as_finite_spectrum(ntk)
     if n_data not in (None, spectrum.n_data):
-        raise InputError(f"n_data must be that of ntk, {spectrum.n_data}, got {n_data!r}")
+        raise InputError(f"n_data must be that of ntk, {spectrum.n_data}, got {shown(n_data)}")
     return spectrum
 
 
@@ -88,10 +104,12 @@ def as_finite_spectrum(ntk: ArrayLike | Spectrum) -> Spectrum:
     """Check an NTK matrix, which is diagonalised, or a list of its eigenvalues."""
     if isinstance(ntk, Spectrum):
         return ntk
-    if np.ndim(ntk) == 1:
+    if n_axes("ntk", ntk) == 1:
         values = as_array("ntk", ntk, (None,))
-        return Spectrum(clean_eigenvalues(np.sort(values)[::-1]))
-    return Spectrum(*ntk_eigensystem(as_array("ntk", ntk, (None, None))))
+        descending = clean_eigenvalues(np.sort(values)[::-1], tolerance_of(ntk))
+        return Spectrum(descending, source_hash=checksum(values))
+    matrix = as_array("ntk", ntk, (None, None))
+    return Spectrum(*ntk_eigensystem(matrix, tolerance_of(ntk)), checksum(matrix))
 
 
 def as_norm(

@@ -9,8 +9,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from quadmodel._util.checks import InputError, as_integer, as_list, as_number
-from quadmodel._util.results import variable
+from quadmodel._util.checks import InputError, as_batch_size, as_list, as_number
+from quadmodel._util.results import attributes, variable
 from quadmodel.optimizer import SGD
 from quadmodel.spectra import SpectralLaw
 from quadmodel.theory import _formulas as formulas
@@ -257,9 +257,7 @@ def phase_boundaries(
     """
     spectrum = as_finite_spectrum(ntk)
     template = SGD(learning_rate=1.0, batch_size=1) if sgd is None else sgd
-    sizes = as_list(
-        "batch_sizes", batch_sizes, lambda b: as_integer("batch_sizes", b, high=spectrum.n_data)
-    )
+    sizes = as_list("batch_sizes", batch_sizes, lambda size: as_batch_size(size, spectrum.n_data))
     if not isinstance(template, SGD):
         raise InputError(f"sgd must be an SGD, got {type(template).__name__}")
     norms = NORMS if spectrum.vectors is not None else NORMS[:2]
@@ -297,5 +295,5 @@ def phase_boundaries(
             ),
             "batch_size": variable("batch_size", sizes, units="data points"),
         },
-        attrs={"n_data": spectrum.n_data, **template.spec()},
+        attrs=attributes("phase boundaries", spectrum.spec() | template.spec()),
     )

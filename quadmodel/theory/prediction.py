@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from itertools import compress
 
 import numpy as np
 import xarray as xr
@@ -15,7 +15,14 @@ from quadmodel._util.checks import (
     as_integer,
     check_memory,
 )
-from quadmodel._util.results import Variable, step_coordinate, variable
+from quadmodel._util.results import (
+    Variable,
+    attributes,
+    count_records,
+    recorded_steps,
+    step_coordinate,
+    variable,
+)
 from quadmodel.curvature import CurvatureLaw
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
@@ -116,12 +123,12 @@ def predict(
     if record_every is None:
         record_every = 1 if statistics is None else max(1, steps // 50)
     record_every = as_integer("record_every", record_every)
-    n_records = steps // record_every + 1
+    n_records = count_records(steps, record_every)
     need = 3 * n_records * model.n_data + 8 * model.n_data**2
     if statistics is not None:
         need += sharpening.numbers_needed(model.n_data, n_records)
     check_memory("the prediction", 8.0 * need)
-    recorded = np.arange(0, steps + 1, record_every, dtype=np.int64)
+    recorded = recorded_steps(steps, record_every)
     # In units of a power of two, so that the squares of residuals are of order one at the start.
     unit = int(np.frexp(np.abs(model.residual).max())[1])
     residual = np.ldexp(model.residual, -unit)
@@ -129,17 +136,15 @@ def predict(
     initial = Spectrum(*model.eigensystem)
     found = None if statistics is None else sharpening.forecasts(statistics, sgd, recorded)
     closure = "exact" if method == "exact" else "finite"
-    attrs = {
-        "kind": "prediction",
-        "method": method,
-        "curvature_order": 0 if statistics is None else 2,
-        "valid_below": sharpening.VALID_BELOW,
-        "late_time_rate": rate_on_spectrum(initial, sgd, closure),
-        "loss_floor": float(np.ldexp(floor_on_spectrum(initial, residual, sgd, closure), 2 * unit)),
-        "n_data": model.n_data,
-        "n_params": model.n_params,
-        **sgd.spec(),
-    }
+    attrs = attributes(
+        "prediction",
+        model.spec() | sgd.spec(),
+        method=method,
+        curvature_order=0 if statistics is None else 2,
+        valid_below=sharpening.VALID_BELOW,
+        late_time_rate=rate_on_spectrum(initial, sgd, closure),
+        loss_floor=float(np.ldexp(floor_on_spectrum(initial, residual, sgd, closure), 2 * unit)),
+    )
     spectra = [initial] if found is None else [_spectrum(initial, f) for f in found]
     with np.errstate(over="ignore", under="ignore"):
         energies = np.ldexp(energies, 2 * unit)
@@ -168,8 +173,8 @@ def _mode_energies(
         recursion = _recursion.closure_mode_energies
     with np.errstate(over="ignore", invalid="ignore"):
         every = recursion(*model.eigensystem, residual, sgd)
-        stride = int(recorded[1]) if recorded.size > 1 else None
-        energies = np.stack(list(islice(every, 0, int(recorded[-1]) + 1, stride)))
+        wanted = np.isin(np.arange(recorded[-1] + 1), recorded)
+        energies = np.stack(list(compress(every, wanted)))
     energies[~np.isfinite(energies).all(axis=1)] = np.inf  # NaN comes from inf - inf
     return energies
 

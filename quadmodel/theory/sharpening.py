@@ -10,7 +10,14 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from quadmodel._util.checks import FloatArray, InputError, IntArray, as_integer, check_memory
-from quadmodel._util.results import Variable, step_coordinate, variable
+from quadmodel._util.results import (
+    Variable,
+    attributes,
+    count_records,
+    recorded_steps,
+    step_coordinate,
+    variable,
+)
 from quadmodel.curvature import CurvatureLaw
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
@@ -168,20 +175,18 @@ def expected_ntk(
     record_every = as_integer("record_every", record_every)
     law = law_of(model, curvature)
     known = curvature_statistics(model, law)
-    n_data, n_records = model.n_data, steps // record_every + 1
+    n_data, n_records = model.n_data, count_records(steps, record_every)
     need = numbers_needed(n_data, n_records) + n_records * n_data**2
     check_memory("the expected NTK", 8.0 * need)
-    recorded = np.arange(0, steps + 1, record_every, dtype=np.int64)
+    recorded = recorded_steps(steps, record_every)
     found = forecasts(known, sgd, recorded)
-    attrs = {
-        "kind": "prediction",
-        "curvature_order": 2,
-        "curvature": repr(law),
-        "valid_below": VALID_BELOW,
-        "n_data": n_data,
-        "n_params": model.n_params,
-        **sgd.spec(),
-    }
+    attrs = attributes(
+        "prediction",
+        model.spec() | sgd.spec(),
+        curvature_order=2,
+        curvature=repr(law),
+        valid_below=VALID_BELOW,
+    )
     return _dataset(model, found, recorded, attrs)
 
 

@@ -10,7 +10,7 @@ import xarray as xr
 from numpy.typing import ArrayLike
 
 from quadmodel._util.checks import FloatArray, InputError, check_memory
-from quadmodel._util.results import variable
+from quadmodel._util.results import attributes, variable
 from quadmodel._util.roots import newton_in_bracket
 from quadmodel.optimizer import SGD
 from quadmodel.theory import _formulas as formulas
@@ -155,7 +155,7 @@ def typical_growth(ntk: ArrayLike, sgd: SGD) -> xr.Dataset:
     }
     return xr.Dataset(
         {name: variable((), *labelled) for name, labelled in values.items()},
-        attrs={"kind": "prediction", "n_data": spectrum.n_data, **sgd.spec()},
+        attrs=attributes("prediction", spectrum.spec() | sgd.spec()),
     )
 
 

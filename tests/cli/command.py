@@ -17,7 +17,9 @@ OUTPUTS = {"phase-diagram.png", "phase-diagram.nc"}
 
 
 def contents():
-    return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in Path().rglob("*")}
+    return {
+        str(path): (path.lstat().st_mtime_ns, path.lstat().st_size) for path in Path().rglob("*")
+    }
 
 
 def written():

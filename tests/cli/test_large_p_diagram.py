@@ -99,7 +99,7 @@ def test_strength_is_short_for_a_scale(command, run):
     ]
     grids = []
     for option in (["--curvature-strength", "0.4"], ["--curvature", "0.1"]):
-        assert run(command, *grid, *option)[0] == 0
+        assert run(command, *grid, *option, "--overwrite")[0] == 0
         grids.append(saved())
     assert_equal(*grids)
     assert "scale=0.1" in grids[0].attrs["curvature"]

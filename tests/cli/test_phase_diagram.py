@@ -79,8 +79,8 @@ def umask():
 def test_end_to_end_again_with_another_thread_count(run):
     run("phase-diagram", *SMALL, "--threads", "1", "--data", "here.nc")
     subprocess.run(
-        [*COMMAND, *SMALL, "--threads", "2", "--data", "there.nc"], env=ENVIRONMENT, check=True,
-        stdout=subprocess.DEVNULL,
+        [*COMMAND, *SMALL, "--threads", "2", "--data", "there.nc", "--overwrite"],
+        env=ENVIRONMENT, check=True, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     with xr.open_dataset("here.nc") as here, xr.open_dataset("there.nc") as there:
         xr.testing.assert_identical(here, there)
@@ -122,15 +122,15 @@ def test_report_of_a_run_in_this_process(succeed):
         ("--jacobian", "single.npz", 30),
         ("--jacobian", "single.npz:only", 30),
         ("--jacobian", "several.npz:jacobian", 30),
-        ("--ntk", "ntk.npy", 12),
-        ("--ntk", "several.npz:ntk", 12),
+        ("--ntk", "ntk.npy", None),
+        ("--ntk", "several.npz:ntk", None),
         ("--eigenvalues", "eigenvalues.npy", 12),
         ("--eigenvalues", "several.npz:eigenvalues", 12),
     ],
 )
 def test_arrays_from_files(succeed, arrays, option, file, n_params):
     grid = succeed(option, file, base=TINY[4:])
-    assert (grid.attrs["n_data"], grid.attrs["n_params"]) == (12, n_params)
+    assert (grid.attrs["n_data"], grid.attrs.get("n_params")) == (12, n_params)
     assert grid.batch_size.values.tolist() == [1, 12]
     largest = 3.0
     if option != "--eigenvalues":
@@ -205,10 +205,19 @@ def test_other_pictures(run, suffix, start):
     assert written() == {f"p.{suffix}", "d.nc"}
 
 
-def test_existing_outputs_are_replaced(run):
+def test_existing_outputs_are_kept(refuse):
     for name in OUTPUTS:
         Path(name).write_text("old")
-    assert run("phase-diagram", *TINY)[0] == 0
+    refuse(names=["--picture phase-diagram.png and --data phase-diagram.nc", "--overwrite"])
+    refuse("--data", "new.nc", names=["--picture phase-diagram.png must not exist yet"])
+    refuse("--picture", "new.png", names=["--data phase-diagram.nc must not exist yet"])
+    assert {Path(name).read_text() for name in OUTPUTS} == {"old"}
+
+
+def test_existing_outputs_are_replaced_on_request(run):
+    for name in OUTPUTS:
+        Path(name).write_text("old")
+    assert run("phase-diagram", *TINY, "--overwrite")[0] == 0
     assert Path("phase-diagram.png").read_bytes().startswith(b"\x89PNG")
     with xr.open_dataset("phase-diagram.nc") as grid:
         assert grid.attrs["kind"] == "phase diagram"

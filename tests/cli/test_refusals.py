@@ -123,7 +123,7 @@ def test_more_outliers_than_eigenvalues(refuse):
         ("--jacobian", "cube.npy", ["jacobian", "shape", "(2, 2, 2)"]),
         ("--jacobian", "words.npy", ["jacobian", "real"]),
         ("--eigenvalues", "jacobian.npy", ["eigenvalues", "shape", "(12, 30)"]),
-        ("--eigenvalues", "negative.npy", ["negative, got -1"]),
+        ("--eigenvalues", "negative.npy", ["negative.npy", "eigenvalue -1"]),
         ("--jacobian", "missing.npy", ["missing.npy", "no such file"]),
         ("--jacobian", "missing.npz:name", ["missing.npz", "no such file"]),
         ("--jacobian", "folder", ["folder", "directory"]),
@@ -176,10 +176,10 @@ def test_options_that_others_make_meaningless(command, options, words, refuse, a
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--picture", "no/p.png"], ["output no", "existing folder"]),
-        (["--data", "no/d.nc"], ["output no", "existing folder"]),
+        (["--picture", "no/p.png"], ["no/", "existing folder"]),
+        (["--data", "no/d.nc"], ["no/", "existing folder"]),
         (["--data", "text.npy/d.nc"], ["text.npy", "existing folder"]),
-        (["--data", "folder"], ["output folder", "a folder"]),
+        (["--data", "folder"], ["--data folder", "a folder"]),
         (["--picture", "p.jpg"], ["--picture", ".png, .pdf, .svg", "p.jpg"]),
         (["--picture", "p"], ["--picture", ".png, .pdf, .svg"]),
         (["--picture", "same.png", "--data", "same.png"], ["--picture", "--data", "twice"]),
@@ -286,7 +286,7 @@ def test_existing_outputs_survive_a_failure(error, command, run, monkeypatch):
         Path(name).write_text("precious")
     module, work, options = WORK[command]
     monkeypatch.setattr(module, work, fail)
-    code, out, err = run(command, *options)
+    code, out, err = run(command, *options, "--overwrite")
     interrupted = isinstance(error, KeyboardInterrupt)
     assert (code, out.strip()) == (130 if interrupted else 2, "")
     assert err.strip().count("\n") == 0
@@ -317,7 +317,17 @@ def test_control_c():
     precious = Path("phase-diagram.nc")
     precious.write_text("precious")
     process = subprocess.Popen(
-        [sys.executable, "-c", code, "phase-diagram", *SIZE, *GRID, "--steps", "200000"],
+        [
+            sys.executable,
+            "-c",
+            code,
+            "phase-diagram",
+            *SIZE,
+            *GRID,
+            "--steps",
+            "200000",
+            "--overwrite",
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -141,8 +141,8 @@ def test_a_pair_depends_on_its_number_only():
     few = qm.sample_ntk(model, sgd, 12, replicas=2, record_every=1, **options)
     assert_same_bits(many.isel(replica=[0, 1]), few, attrs=False)
     seldom = qm.sample_ntk(model, sgd, 12, replicas=5, record_every=5, **options)
-    assert seldom.step.values.tolist() == [0, 5, 10]
-    assert_same_bits(many.sel(step=[0, 5, 10]), seldom)
+    assert seldom.step.values.tolist() == [0, 5, 10, 12]
+    assert_same_bits(many.sel(step=[0, 5, 10, 12]), seldom)
 
 
 def test_layout():
@@ -161,7 +161,8 @@ def test_layout():
     assert found.attrs == {
         "kind": "simulation", "steps": 120, "replicas": 2, "batch_sequences": 3, "seed": str(2**63),
         "curvature": "IndependentCurvature(scale=0.1)", "quadmodel_version": qm.__version__,
-        "n_data": N_DATA, "n_params": N_PARAMS, "learning_rate": 0.1, "batch_size": 2,
+        "n_data": N_DATA, "n_params": N_PARAMS, "source_hash": model.source_hash,
+        "learning_rate": 0.1, "batch_size": 2,
         "momentum": 0.5, "nesterov": 1, "weight_decay": 0.0, "sampling": "bernoulli",
     }  # fmt: skip
     lam = model.eigensystem[0]

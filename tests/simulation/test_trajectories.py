@@ -42,7 +42,7 @@ def test_layout(kind):
         "mode_energy_standard_error": ("step", "mode"),
         "divergence_step": ("replica",),
     }
-    assert sim.step.values.tolist() == [0, 4, 8]
+    assert sim.step.values.tolist() == [0, 4, 8, 10]
     assert sim.replica.values.tolist() == [0, 1, 2]
     assert sim.mode.values.tolist() == list(range(6))
     assert (sim.divergence_step == -1).all()
@@ -50,7 +50,8 @@ def test_layout(kind):
     assert sim.attrs == {
         "kind": "simulation", "steps": 10, "seed": str(2**63), "model_index": 5,
         "precision": "float64",
-        "quadmodel_version": qm.__version__, "n_data": 6, "n_params": 8, "learning_rate": 0.1,
+        "quadmodel_version": qm.__version__, "n_data": 6, "n_params": 8,
+        **model.spec(with_curvature=True), "learning_rate": 0.1,
         "batch_size": 2, "momentum": 0.5, "nesterov": 0, "weight_decay": 0.0,
         "sampling": "bernoulli",
     }  # fmt: skip
@@ -62,9 +63,9 @@ def test_layout(kind):
         ("linear", 7, None, range(8)),
         ("dense", 7, None, range(8)),
         ("dense", 120, None, range(0, 121, 2)),
-        ("linear", 7, 3, [0, 3, 6]),
+        ("linear", 7, 3, [0, 3, 6, 7]),
         ("linear", 7, 7, [0, 7]),
-        ("linear", 7, 8, [0]),
+        ("linear", 7, 8, [0, 7]),
     ],
 )
 def test_recorded_steps(kind, steps, record_every, recorded):
@@ -154,14 +155,15 @@ def test_divergence_leaves_the_others_alone():
         np.testing.assert_allclose(sim.loss[replica], [model.loss(t) for t in thetas], rtol=1e-8)
 
 
-def test_divergence_after_the_last_record_is_noticed():
+def test_divergence_between_two_records_is_noticed():
     far = qm.SGD(500.0, 3)
     sim = qm.simulate(make_model("linear"), far, steps=300, replicas=2, record_every=299)
     early = qm.simulate(make_model("linear"), far, steps=300, replicas=2, record_every=400)
-    assert early.step.values.tolist() == [0]
+    assert early.step.values.tolist() == [0, 300]
     np.testing.assert_array_equal(early.divergence_step, sim.divergence_step)
     assert (early.divergence_step > 0).all()
-    assert np.isfinite(early.loss).all()
+    assert np.isfinite(early.loss[:, 0]).all()
+    assert np.isposinf(early.loss[:, 1]).all()
 
 
 def naive_thetas(model, sgd, steps, replica, seed=0):

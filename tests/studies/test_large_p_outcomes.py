@@ -262,7 +262,7 @@ def test_table(edited):
 
 def test_table_of_another_dataset(found):
     for other in (found.isel(replica=0), found.drop_vars("outcome")):
-        with pytest.raises(InputError, match=r"^found must be of large_p_edge\(\)"):
+        with pytest.raises(InputError, match=r"^found must be a Dataset from large_p_edge\(\)"):
             module.outcome_table(other)
 
 
@@ -331,7 +331,7 @@ def test_picture_where_all_runs_diverge():
 
 def test_picture_of_another_dataset():
     other = qm.persistent_edge([0.5], replicas=1, n_data=6, n_params=10, steps=5)
-    with pytest.raises(InputError, match=r"^found must be of large_p_edge\(\)"):
+    with pytest.raises(InputError, match=r"^found must be a Dataset from large_p_edge\(\)"):
         qm.plot.large_p_edge(other)
 
 
@@ -345,7 +345,10 @@ def test_picture_of_another_dataset():
         ({"initial_norms": [0.3, 0.0]}, "^initial_norms must be a finite number > 0, got 0.0$"),
         ({"initial_norms": [math.nan]}, "^initial_norms must be"),
         ({"initial_norms": [math.inf]}, "^initial_norms must be"),
-        ({"initial_norms": [[0.3], [0.3, 0.9]]}, "^initial_norms must be a list of numbers"),
+        (
+            {"initial_norms": [[0.3], [0.3, 0.9]]},
+            r"^initial_norms must be a finite number > 0, got \[0\.3\]",
+        ),
         ({"initial_norms": [0.3, 0.3]}, r"^initial_norms must be different ones, got \[0.3, 0.3\]"),
         ({"initial_norms": "low"}, "^initial_norms must be"),
         ({"batch_sizes": []}, "^batch_sizes must hold"),

@@ -63,7 +63,7 @@ def test_layout(found):
     [
         ({"steps": 250}, range(0, 251, 2)),
         ({"steps": 7}, range(8)),
-        ({"steps": 10, "record_every": 4}, [0, 4, 8]),
+        ({"steps": 10, "record_every": 4}, [0, 4, 8, 10]),
     ],
     ids=str,
 )
@@ -349,7 +349,7 @@ def test_late_time_quartiles_of_few_records(steps):
 
 def test_late_time_quartiles_of_another_dataset(found):
     for other in (found.isel(step=0), found.drop_vars("scaled_largest_eigenvalue")):
-        with pytest.raises(InputError, match=r"^found must be of persistent_edge\(\)"):
+        with pytest.raises(InputError, match=r"^found must be a Dataset from persistent_edge\(\)"):
             module.late_time_quartiles(other)
 
 

@@ -270,7 +270,11 @@ def test_sources():
             rtol=1e-9,
         )
     assert by_ensemble.attrs["n_params"] == 24
-    assert by_ntk.attrs["n_params"] == 12
+    # An NTK does not tell how many parameters there are.
+    assert "n_params" not in by_ntk.attrs
+    assert "n_params" not in by_ntk.attrs["model"]
+    assert by_ensemble.attrs["source_hash"] == by_model.attrs["source_hash"] == model.source_hash
+    assert by_ntk.attrs["source_hash"] == qm.QuadraticModel.from_ntk(model.ntk()).source_hash
 
 
 @pytest.mark.parametrize(
@@ -321,7 +325,7 @@ def test_quadratic_source():
         ({"rates": [[0.1], [0.1, 0.2]]}, "^learning_rates must be"),
         ({"sizes": [[1], [1, 2]]}, "^batch_sizes must be"),
         ({"sizes": 0}, "^batch_sizes must be"),
-        ({"sizes": []}, "^batch_sizes must be"),
+        ({"sizes": []}, "^batch_sizes must hold at least one"),
         ({"sizes": [0]}, "^batch_sizes must be"),
         ({"sizes": [13]}, "^batch_sizes must be"),
         ({"sizes": [2.5]}, "^batch_sizes must be"),

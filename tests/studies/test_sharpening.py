@@ -68,6 +68,7 @@ def test_layout(grid):
         "kind": "sharpening diagram", "steps": 6, "replicas": 4, "batch_sequences": 2, "seed": "2",
         "curvature": f"IndependentCurvature(scale={SCALE})", "valid_below": 0.1,
         "quadmodel_version": qm.__version__, "n_data": 8, "n_params": 40,
+        "source_hash": ENSEMBLE.sample(2).source_hash,
         "momentum": 0.0, "nesterov": 0, "weight_decay": 0.0, "sampling": "without_replacement",
         **{name: ENSEMBLE.spec()[name] for name in ("jacobian", "eigenvectors", "residual")},
     }  # fmt: skip
@@ -364,7 +365,7 @@ Kronecker, LowRank = qm.curvature.KroneckerCurvature, qm.curvature.RandomLowRank
         ({"rates": [[0.1, 0.2]]}, "^learning_rates must have shape"),
         ({"rates": "0.1"}, "^learning_rates must be"),
         ({"sizes": 0}, "^batch_sizes must be"),
-        ({"sizes": []}, "^batch_sizes must be"),
+        ({"sizes": []}, "^batch_sizes must hold at least one"),
         ({"sizes": [8, 1, 8]}, "^batch_sizes must be different ones"),
         ({"sizes": [0, 1]}, "^batch_sizes must be"),
         ({"sizes": [1, 9]}, "^batch_sizes must be an integer between 1 and 8, got 9$"),

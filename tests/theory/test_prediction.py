@@ -222,9 +222,9 @@ def test_dataset(method, n_params):
     for name, value in sgd.spec().items():
         assert curve.attrs[name] == value
     sparse = qm.predict(model, sgd, steps=20, method=method, record_every=7)
-    assert sparse.step.values.tolist() == [0, 7, 14]
-    np.testing.assert_array_equal(sparse.loss, curve.loss[::7])
-    np.testing.assert_array_equal(sparse.mode_energy, curve.mode_energy[::7])
+    assert sparse.step.values.tolist() == [0, 7, 14, 20]
+    np.testing.assert_array_equal(sparse.loss, curve.loss[[0, 7, 14, 20]])
+    np.testing.assert_array_equal(sparse.mode_energy, curve.mode_energy[[0, 7, 14, 20]])
 
 
 @pytest.mark.parametrize("method", ["exact", "modes"])

@@ -20,11 +20,11 @@ def npz(tmp_path):
 def test_arrays_come_back(npz, tmp_path):
     arrays = open_npz(npz, required=("one", "two"))
     np.testing.assert_array_equal(arrays["one"], np.arange(300.0))
-    np.testing.assert_array_equal(load_array(f"{npz}:two"), np.ones((2, 2)))
+    np.testing.assert_array_equal(load_array(f"{npz}:two", "--ntk"), np.ones((2, 2)))
     np.save(tmp_path / "plain.npy", np.arange(3))
-    np.testing.assert_array_equal(load_array(str(tmp_path / "plain.npy")), [0, 1, 2])
+    np.testing.assert_array_equal(load_array(str(tmp_path / "plain.npy"), "--ntk"), [0, 1, 2])
     np.savez(tmp_path / "single.npz", only=np.arange(4))
-    np.testing.assert_array_equal(load_array(str(tmp_path / "single.npz")), [0, 1, 2, 3])
+    np.testing.assert_array_equal(load_array(str(tmp_path / "single.npz"), "--ntk"), [0, 1, 2, 3])
 
 
 def test_missing_file(tmp_path):
@@ -47,9 +47,9 @@ def test_wrong_or_ambiguous_name(npz):
     with pytest.raises(InputError, match=r"must hold an array 'three', got \['one', 'two'\]$"):
         open_npz(npz, required=("one", "three"))
     with pytest.raises(InputError, match=r"must hold an array 'three', got \['one', 'two'\]$"):
-        load_array(f"{npz}:three")
+        load_array(f"{npz}:three", "--ntk")
     with pytest.raises(InputError, match=r"must hold one array, or a name as in FILE.npz:name"):
-        load_array(str(npz))
+        load_array(str(npz), "--ntk")
 
 
 @pytest.mark.parametrize("length", [0, 1, 10, 100, 1000, 2500])
@@ -85,7 +85,7 @@ def test_pickled_objects_are_refused_and_not_run(tmp_path):
         open_npz(tmp_path / "objects.npz")
     (tmp_path / "bomb.npy").write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(InputError, match=r"got another format, a pickle or a damaged file$"):
-        load_array(str(tmp_path / "bomb.npy"))
+        load_array(str(tmp_path / "bomb.npy"), "--ntk")
     assert not (tmp_path / "boom").exists()
 
 
