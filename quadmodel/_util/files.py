@@ -81,6 +81,10 @@ def check_writable(path: str | PathLike[str]) -> None:
         raise InputError(f"output {target} must be writable, got {error.strerror}") from None
 
 
+# Outputs that this process has written, in order.
+WRITTEN: list[Path] = []
+
+
 @contextmanager
 def write_atomically(path: str | PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; move it there on success, remove it otherwise."""
@@ -97,5 +101,6 @@ def write_atomically(path: str | PathLike[str]) -> Iterator[Path]:
         os.umask(umask)
         partial.chmod(0o666 & ~umask)  # mkstemp makes private files
         os.replace(partial, target)
+        WRITTEN.append(target)
     finally:
         partial.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ order are updated lazily: what momentum and weight decay do to a row while it is
 linear recursion, applied when the row is needed; `current` holds the step that each has reached.
 """
 
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, call-arg"
 
 from __future__ import annotations
 

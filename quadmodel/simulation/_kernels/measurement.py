@@ -6,7 +6,7 @@ step of a replica, the key under which its batches for measurement are drawn: th
 function of (seed, model, replica, step) as well, and share no counter with any run of that seed.
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+# mypy: ignore-errors
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ holds data point i w_i times, a step is
 in units of a parameter, with eta g / B and eta rho phi in these units.
 """
 
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, call-arg"
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def dense_rows(model, buffers, part, parts):
     """
     curvature, jacobian, residual = model
     pointer, entries, point = buffers.pointer, buffers.entries, buffers.point
-    gradient, n_params = buffers.gradients[part], point.shape[1]
+    gradient, n_params = buffers.gradients[part * len(buffers.gradients) // parts], point.shape[1]
     # In the precision of the curvature; everything else is in double precision.
     gathered = np.empty((_GATHERED, n_params), curvature.dtype)
     product = np.empty_like(gathered)
@@ -148,7 +148,11 @@ def low_rank_rows(model, buffers, part, parts):
     """
     vectors, coefficients, jacobian, residual = model
     pointer, entries, point = buffers.pointer, buffers.entries, buffers.point
-    gradient, n_params, rank = buffers.gradients[part], point.shape[1], coefficients.shape[1]
+    gradient, n_params, rank = (
+        buffers.gradients[part * len(buffers.gradients) // parts],
+        point.shape[1],
+        coefficients.shape[1],
+    )
     weight = np.empty(rank)
     first_row, last_row = rows_of_part(pointer, part, parts)
     for i in range(first_row, last_row):

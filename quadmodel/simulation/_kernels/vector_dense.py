@@ -120,7 +120,10 @@ def dense_rows(model, buffers, part, parts):
     order, width = point.shape[1], BYTES // packed.itemsize
     rows_of_q, rows_of_j = packed.reshape(-1), jacobian.reshape(-1)
     at_point, at_gradient = aligned(order * width, packed), aligned(order * width, packed)
-    points, gradients = point.reshape(-1), buffers.gradients[part].reshape(-1)
+    points, gradients = (
+        point.reshape(-1),
+        buffers.gradients[part * len(buffers.gradients) // parts].reshape(-1),
+    )
     filler, places, z = len(point) - 1, np.empty(width, np.int64), np.empty(width)
     curved = np.empty(width, packed.dtype)
     first_row, last_row = rows_of_part(pointer, part, parts)

@@ -68,7 +68,10 @@ def low_rank_rows(model, buffers, part, parts):
     """
     rows, coefficients, residual = model
     pointer, entries = buffers.pointer, buffers.entries
-    points, gradients = buffers.point.reshape(-1), buffers.gradients[part].reshape(-1)
+    points, gradients = (
+        buffers.point.reshape(-1),
+        buffers.gradients[part * len(buffers.gradients) // parts].reshape(-1),
+    )
     order, flat, width = buffers.point.shape[1], rows.reshape(-1), BYTES // rows.itemsize
     n_rows, stretch = rows.shape[1], _STRETCH // rows.itemsize
     places, weight = np.empty(_REPLICAS, np.int64), np.empty(n_rows * _REPLICAS, rows.dtype)
