@@ -6,7 +6,7 @@ step of a replica, the key under which its batches for measurement are drawn: th
 function of (seed, model, replica, step) as well, and share no counter with any run of that seed.
 """
 
-# mypy: ignore-errors
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated"
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from numba import uint32, uint64
 
 from quadmodel._util.compiled import compiled
 from quadmodel.batches import draw_batch, philox
-from quadmodel.simulation._kernels.sums import no_sums, total
-from quadmodel.simulation._kernels.vectors import BYTES, fma, load, spread, store
+from quadmodel.simulation._kernels.sums import four_products, fused
 
 
 @compiled
@@ -45,44 +44,30 @@ def draw_weights(seed, model, replica, step, scheme, batch_size, weights):
 def symmetric_products(matrices, x, out):
     """Write the products of symmetric matrices with one vector into the rows of `out`.
 
-    The time goes into reading the matrices: only their lower triangles are, four rows at a time.
+    The time goes into reading the matrices: only their lower triangles are, eight rows at a time,
+    which stay in cache for their use as columns.
     """
-    n, width = len(x), BYTES // x.itemsize
-    flat, products = matrices.reshape(-1), out.reshape(-1)
-    even = n - n % width
+    n = len(x)
+    even = n - n % 8
     for a in range(len(matrices)):
-        q, y, base = matrices[a], out[a], a * n
+        q, y = matrices[a], out[a]
         y.fill(0.0)
-        for block in range(0, even, width):
-            for i in range(block, block + width, 4):
-                _four_rows(flat, base * n + i * n, n, x, i, block, products, base)
-            for row in range(block, block + width):
-                for k in range(block, block + width):
+        for i in range(0, even, 8):
+            q0, q1, q2, q3 = q[i], q[i + 1], q[i + 2], q[i + 3]
+            q4, q5, q6, q7 = q[i + 4], q[i + 5], q[i + 6], q[i + 7]
+            x0, x1, x2, x3 = x[i : i + 4]
+            x4, x5, x6, x7 = x[i + 4 : i + 8]
+            four_products(q, i, i, x, y)
+            four_products(q, i + 4, i, x, y)
+            for k in range(i):
+                low = fused(x0, q0[k], fused(x1, q1[k], fused(x2, q2[k], x3 * q3[k])))
+                high = fused(x4, q4[k], fused(x5, q5[k], fused(x6, q6[k], x7 * q7[k])))
+                y[k] += low + high
+            for row in range(i, i + 8):
+                for k in range(i, i + 8):
                     y[row] += q[row, k] * x[k]
         for i in range(even, n):
             for k in range(i):
                 y[k] += x[i] * q[i, k]
                 y[i] += q[i, k] * x[k]
             y[i] += q[i, i] * x[i]
-
-
-@compiled
-def _four_rows(flat, at, stride, x, i, n_columns, y, base):
-    """Use four rows of a matrix, from `at` on, for the products of rows and of columns.
-
-    A number of columns that is one of whole vectors.
-    """
-    width = BYTES // x.itemsize
-    x0, x1, x2, x3 = spread(x[i]), spread(x[i + 1]), spread(x[i + 2]), spread(x[i + 3])
-    y0 = y1 = y2 = y3 = no_sums(x)
-    for k in range(0, n_columns, width):
-        q0, q1 = load(flat, at + k), load(flat, at + stride + k)
-        q2, q3 = load(flat, at + 2 * stride + k), load(flat, at + 3 * stride + k)
-        own, column = load(x, k), load(y, base + k)
-        y0, y1, y2, y3 = fma(q0, own, y0), fma(q1, own, y1), fma(q2, own, y2), fma(q3, own, y3)
-        column = fma(q1, x1, fma(q0, x0, column))
-        store(y, base + k, fma(q3, x3, fma(q2, x2, column)))
-    y[base + i] += total(y0)
-    y[base + i + 1] += total(y1)
-    y[base + i + 2] += total(y2)
-    y[base + i + 3] += total(y3)

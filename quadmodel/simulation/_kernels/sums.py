@@ -80,6 +80,26 @@ def dot(x, y):
 
 
 @compiled
+def four_products(matrix, row, n, x, out):
+    """Add the products of four rows, from `row` on, with x to their elements of `out`.
+
+    Of the first n elements, a number of whole vectors.
+    """
+    q, stride, width = matrix.reshape(-1), matrix.shape[1], BYTES // x.itemsize
+    at = row * stride
+    a = b = c = d = no_sums(x)
+    for k in range(0, n, width):
+        own = load(x, k)
+        a, b = fma(load(q, at + k), own, a), fma(load(q, at + stride + k), own, b)
+        c = fma(load(q, at + 2 * stride + k), own, c)
+        d = fma(load(q, at + 3 * stride + k), own, d)
+    out[row] += total(a)
+    out[row + 1] += total(b)
+    out[row + 2] += total(c)
+    out[row + 3] += total(d)
+
+
+@compiled
 def squared_norm(z):
     """Return the sum of the squares of a contiguous array."""
     return dot(z, z)
@@ -95,3 +115,7 @@ if config.DISABLE_JIT:
         for k in range(len(x)):
             result += x[k] * y[k]
         return result
+
+    def four_products(matrix, row, n, x, out):
+        for k in range(row, row + 4):
+            out[k] += dot(matrix[k, :n], x[:n])
