@@ -97,12 +97,18 @@ SMALL += ["--batch-sizes", "2", "--replicas", "2", "--refine", "0", "--steps", "
 
 
 @pytest.mark.parametrize(
-    ("signals", "code"),
-    [((signal.SIGINT,), 130), ((signal.SIGINT, signal.SIGINT), 130), ((signal.SIGTERM,), 143)],
+    ("signals", "codes"),
+    [
+        ((signal.SIGINT,), (130,)),
+        # The second may meet Python when it has nothing more to do than to end.
+        ((signal.SIGINT, signal.SIGINT), (130, -signal.SIGINT)),
+        ((signal.SIGTERM,), (143,)),
+    ],
 )
-def test_nothing_is_half_written(signals, code, tmp_path):
+def test_nothing_is_half_written(signals, codes, tmp_path):
     seconds, found, err = ended([*SMALL, "--slow-picture"], tmp_path, *signals)
-    assert (found, err) == (code, "interrupted; nothing was written")
+    assert found in codes
+    assert err == "interrupted; nothing was written"
     assert seconds < BOUND
     assert [path.name for path in tmp_path.iterdir()] == ["begun"]
 
