@@ -120,6 +120,7 @@ class Workers:
     def __init__(self, pool: ThreadPoolExecutor | None, threads: int) -> None:
         """Wrap a pool of one thread less than are to work, since the caller works too."""
         self._pool, self.threads = pool, threads
+        self.given_up = False  # whether a thread still works on what nobody waits for
 
     def map(
         self,
@@ -167,7 +168,8 @@ class Workers:
             for _ in left:
                 pass
             of_a_piece = isinstance(failure, Exception | Stopped)
-            wait(_begun(submitted), None if of_a_piece else _PATIENCE)
+            begun, self.given_up = _begun(submitted), not of_a_piece
+            self.given_up = bool(wait(begun, None if of_a_piece else _PATIENCE).not_done)
             if not isinstance(failure, Stopped) or (above is not None and above.asked()):
                 raise
         errors = [error for other in _begun(submitted) if (error := other.exception()) is not None]
@@ -190,13 +192,13 @@ def workers(threads: int | None) -> Iterator[Workers]:
     """Let `threads` work (all available cores if None), with BLAS kept to one thread each."""
     count = threads or available_cores()
     pool = ThreadPoolExecutor(max(count - 1, 1), thread_name_prefix=_NAME)
+    some = Workers(pool, count)
     try:
         # Rounding of a product may depend on BLAS's number of threads.
         with threadpool_limits(limits=1, user_api="blas"):
-            yield Workers(pool, count)
+            yield some
     finally:
-        # `map` has waited. What still works after that is compiling, or nobody's any more.
-        pool.shutdown(wait=False)
+        pool.shutdown(wait=not some.given_up)
 
 
 def working() -> bool:
