@@ -11,6 +11,7 @@ from numba import njit, uint32, uint64
 from numpy.typing import NDArray
 
 from quadmodel._util.checks import as_choice, as_integer
+from quadmodel._util.compiled import compiled
 from quadmodel.optimizer import SAMPLING_SCHEMES
 
 # Constants of Philox4x32: J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC11).
@@ -40,7 +41,7 @@ def philox(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
     return c0, c1, c2, c3
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def draw_batch(seed, model, replica, step, scheme, n_data, batch_size, order, swaps, batch):  # type: ignore[no-untyped-def]
     """Write one batch into `batch` and return its length.
 
@@ -76,7 +77,7 @@ def draw_batch(seed, model, replica, step, scheme, n_data, batch_size, order, sw
     return batch_size
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _write_random_words(seed, model, replica, step, count, out):  # type: ignore[no-untyped-def]
     """Write the first random words of a (seed, model, replica, step); several blocks at once."""
     k0, k1 = uint32(seed), uint32(seed >> _HALF)

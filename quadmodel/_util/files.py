@@ -132,6 +132,10 @@ def _hidden(target: Path) -> str:
     return f".{target.stem}-"
 
 
+# Outputs that this process has written, in order.
+WRITTEN: list[Path] = []
+
+
 @contextmanager
 def write_atomically(path: str | PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; move it there on success, remove it otherwise."""
@@ -146,5 +150,6 @@ def write_atomically(path: str | PathLike[str]) -> Iterator[Path]:
         os.umask(umask)
         partial.chmod(0o666 & ~umask)  # mkstemp makes private files
         os.replace(partial, target)
+        WRITTEN.append(target)
     finally:
         partial.unlink(missing_ok=True)

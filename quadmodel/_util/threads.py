@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Lock
+from threading import Lock, local
+from threading import enumerate as enumerate_threads
 from typing import Any
 
 import scipy.linalg.cython_blas  # noqa: F401  Numba's np.dot uses it; it must be there to be limited
@@ -20,6 +21,12 @@ from quadmodel._util.checks import as_integer
 _CGROUP = Path("/sys/fs/cgroup")
 _QUOTA_V2 = _CGROUP / "cpu.max"
 _QUOTA_V1 = (_CGROUP / "cpu/cpu.cfs_quota_us", _CGROUP / "cpu/cpu.cfs_period_us")
+
+# Multiplications that a compiled loop takes before it can be stopped: a fraction of a second.
+_SHORT = 2.0**26
+# Seconds that an interrupted caller waits for other threads to give up their pieces.
+_PATIENCE = 1.0
+_NAME = "quadmodel"
 
 
 def available_cores() -> int:
@@ -58,12 +65,62 @@ def _cores_of_quota(otherwise: int) -> int:
     return -(-quota // period) if quota > 0 and period > 0 else otherwise
 
 
+class Stopped(BaseException):
+    """Ends a piece of work whose caller was interrupted, or another piece of which has failed."""
+
+
+class _Flag:
+    """Whether the pieces of one `map` are to end; those of maps within pieces ask it too."""
+
+    def __init__(self, above: _Flag | None) -> None:
+        self.raised, self._above = False, above
+
+    def asked(self) -> bool:
+        return self.raised or (self._above is not None and self._above.asked())
+
+
+_here = local()  # `flag`: that of the piece which this thread works on
+
+
+def stop_if_asked() -> None:
+    """Raise Stopped in a piece of work that nobody waits for any more.
+
+    Called between compiled loops of well below a second each: these can't be interrupted.
+    """
+    flag = getattr(_here, "flag", None)
+    if flag is not None and flag.asked():
+        raise Stopped
+
+
+def stretches(first: int, count: int, cost: float) -> Iterator[tuple[int, int]]:
+    """Cut `count` steps from `first` on, of `cost` multiplications each, into short stretches.
+
+    Yields first step and number of steps; between two of them a piece of work may be stopped. How
+    steps are cut must not change results.
+    """
+    at_once = steps_at_once(cost)
+    for step in range(first, first + count, at_once):
+        stop_if_asked()
+        yield step, min(at_once, first + count - step)
+
+
+def steps_at_once(cost: float) -> int:
+    """Return how many steps of `cost` multiplications take well below a second."""
+    return max(1, int(_SHORT / max(cost, 1.0)))
+
+
+def short_pieces(cost: float) -> int:
+    """Return how many pieces work of `cost` multiplications is to be cut into."""
+    return max(1, -int(-cost // _SHORT))
+
+
 class Workers:
     """Threads of a pool and the calling one; compiled kernels and BLAS release the interpreter."""
 
     def __init__(self, pool: ThreadPoolExecutor | None, threads: int) -> None:
         """Wrap a pool of one thread less than are to work, since the caller works too."""
         self._pool, self.threads = pool, threads
+        self.given_up = False  # whether a thread still works on what nobody waits for
 
     def map(
         self,
@@ -76,33 +133,54 @@ class Workers:
 
         Each thread takes the next piece when it is done with one: waking a thread takes longer than
         many a piece, and the caller need not wait for it. `done(1)` is called after every piece, by
-        one thread at a time.
+        one thread at a time. After a failure or an interrupt nobody begins another piece, and those
+        that have begun end at their next `stop_if_asked`.
         """
         results: list[Any] = [None] * len(pieces)
         left, lock = iter(range(len(pieces))), Lock()  # taking the next one is atomic
+        above = getattr(_here, "flag", None)
+        flag = _Flag(above)
 
         def work_on() -> None:
+            before, _here.flag = getattr(_here, "flag", None), flag
             try:
                 for k in left:
                     results[k] = work(pieces[k])
                     with lock:
                         done(1)
+            except BaseException:
+                flag.raised = True
+                raise
             finally:
-                # After a failure nobody begins another piece.
+                _here.flag = before
                 for _ in left:
                     pass
 
-        pool, others = self._pool, min(self.threads, len(pieces)) - 1
-        submitted = [pool.submit(work_on) for _ in range(others)] if pool is not None else []
+        submitted: list[Future[None]] = []
         try:
+            if self._pool is not None:
+                for _ in range(min(self.threads, len(pieces)) - 1):
+                    submitted.append(self._pool.submit(work_on))
             work_on()
-        finally:
-            # Those that haven't woken up have nothing left to do.
-            begun = [other for other in submitted if not other.cancel()]
-            wait(begun)
-        for other in begun:
-            other.result()
+            wait(_begun(submitted))
+        except BaseException as failure:
+            flag.raised = True
+            for _ in left:
+                pass
+            of_a_piece = isinstance(failure, Exception | Stopped)
+            begun, self.given_up = _begun(submitted), not of_a_piece
+            self.given_up = bool(wait(begun, None if of_a_piece else _PATIENCE).not_done)
+            if not isinstance(failure, Stopped) or (above is not None and above.asked()):
+                raise
+        errors = [error for other in _begun(submitted) if (error := other.exception()) is not None]
+        for error in sorted(errors, key=lambda error: isinstance(error, Stopped)):
+            raise error
         return results
+
+
+def _begun(submitted: list[Future[None]]) -> list[Future[None]]:
+    """Return those that have begun; others, that haven't woken up, have nothing left to do."""
+    return [other for other in submitted if not other.cancel()]
 
 
 # For work that is one piece of a pool's already.
@@ -113,9 +191,16 @@ CALLER_ONLY = Workers(None, 1)
 def workers(threads: int | None) -> Iterator[Workers]:
     """Let `threads` work (all available cores if None), with BLAS kept to one thread each."""
     count = threads or available_cores()
-    with (
+    pool = ThreadPoolExecutor(max(count - 1, 1), thread_name_prefix=_NAME)
+    some = Workers(pool, count)
+    try:
         # Rounding of a product may depend on BLAS's number of threads.
-        threadpool_limits(limits=1, user_api="blas"),
-        ThreadPoolExecutor(max(count - 1, 1)) as pool,
-    ):
-        yield Workers(pool, count)
+        with threadpool_limits(limits=1, user_api="blas"):
+            yield some
+    finally:
+        pool.shutdown(wait=not some.given_up)
+
+
+def working() -> bool:
+    """Return whether a thread still works on what was given up."""
+    return any(thread.name.startswith(_NAME) for thread in enumerate_threads())

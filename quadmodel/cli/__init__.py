@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from typing import Any
 
 import click
 
 from quadmodel._util.checks import InputError
+from quadmodel._util.files import WRITTEN
+from quadmodel._util.threads import working
 from quadmodel._util.version import __version__
 from quadmodel.cli.derive import derive_command
 from quadmodel.cli.large_p_diagram import large_p_diagram_command
@@ -42,7 +47,14 @@ for command in (
 
 
 def main() -> None:
-    """Run the command line; bad input ends in one line and exit code 2."""
+    """Run the command line; bad input ends in one line and exit code 2, an interrupt in 130."""
+    stopped = [130]
+
+    def terminate(*_: Any) -> None:
+        stopped[0] = 143
+        raise KeyboardInterrupt  # the same way out: partial files are removed
+
+    before, kept = signal.signal(signal.SIGTERM, terminate), len(WRITTEN)
     try:
         sys.exit(cli(prog_name="quadmodel", standalone_mode=False))
     except click.ClickException as error:
@@ -50,8 +62,21 @@ def main() -> None:
     except (InputError, MemoryError, OSError) as error:
         _complain(str(error) or type(error).__name__)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; nothing was written", err=True)
-        sys.exit(130)
+        _end(stopped[0], [str(path) for path in WRITTEN[kept:]])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end(code: int, written: list[str]) -> None:
+    """Say what an interrupt has left, and leave."""
+    click.echo(
+        f"interrupted; {'kept ' + ', '.join(written) if written else 'nothing was written'}",
+        err=True,
+    )
+    if working():  # what can't be stopped, like compiling: Python would wait for it
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _complain(message: str) -> None:

@@ -20,7 +20,7 @@ order are updated lazily: what momentum and weight decay do to a row while it is
 linear recursion, applied when the row is needed; `current` holds the step that each has reached.
 """
 
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, call-arg"
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
+from quadmodel._util.compiled import compiled
 from quadmodel.batches import draw_batch
+from quadmodel.simulation._kernels.sums import dot, fused, squared_norm
 
-# Under these flags np.isfinite, a test of x - x, is always true; comparisons are kept.
-_FAST = {"contract", "reassoc", "nsz", "arcp"}
 # Phases of a step are inlined: calls would cost as much as a step of few data points.
-_phase = njit(cache=True, nogil=True, fastmath=_FAST, inline="always")
+_phase = njit(inline="always")
 
 
 class Limit(NamedTuple):
@@ -76,7 +76,7 @@ class Coefficients(NamedTuple):
     diverged_at: Any
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@compiled
 def advance(limit, update, coefficients, first_step, n_steps):
     """Advance replicas in place by `n_steps`; those that diverge are left where they are."""
     state, older, diverged_at = coefficients.state, coefficients.previous, coefficients.diverged_at
@@ -133,7 +133,7 @@ def advance(limit, update, coefficients, first_step, n_steps):
                 diverged_at[replica] = t + 1
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@compiled
 def _layout(truncation_order, rank, n_indices):
     """Return where every order starts, and its size."""
     size = np.empty(truncation_order + 1, np.int64)
@@ -198,7 +198,7 @@ def _contract(update, strength, start, size, x, previous, current, point, t, act
         below = point[start[order - 1] : start[order]]
         total = _overlap(row, row_previous, below, update.extrapolation)
         for n in range(order - 1):
-            total += _dot(_row(point, start, size, n + 1, k), point[start[n] : start[n + 1]])
+            total += dot(_row(point, start, size, n + 1, k), point[start[n] : start[n + 1]])
         overlap[j] = strength * total
 
 
@@ -209,11 +209,11 @@ def _weigh(
     """Set zeta_a = w_a z_a / B, by position in `points`, and the multiplicities w to zero."""
     for p in range(len(points)):
         a = points[p]
-        z = residual[a] + _dot(jacobian[a], point[: jacobian.shape[1]])
+        z = residual[a] + dot(jacobian[a], point[: jacobian.shape[1]])
         if independent:
             z += overlap[p]
         else:
-            z += _dot(mixing[a], overlap)
+            z += dot(mixing[a], overlap)
         zeta[p] = multiplicity[a] * z / batch_size
         multiplicity[a] = 0.0
 
@@ -258,7 +258,7 @@ def _step_rows(update, strength, start, size, x, previous, point, active, rho, g
     return squared
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@compiled
 def catch_up(row, previous, elapsed, keep, keep_previous):
     """Take `elapsed` steps without gradient: x' = keep x + keep_previous x_previous."""
     if len(previous) == 0:
@@ -278,80 +278,61 @@ def catch_up(row, previous, elapsed, keep, keep_previous):
         previous[i] = c * now + d * before
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@compiled
 def _row(x, start, size, n, k):
     """Return the row with first data index k of order n."""
     first = start[n] + k * size[n - 1]
     return x[first : first + size[n - 1]]
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
-def _dot(x, y):
-    total = 0.0
-    for i in range(len(x)):
-        total += x[i] * y[i]
-    return total
-
-
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@compiled
 def _overlap(row, previous, below, extrapolation):
     """Return the inner product of an extrapolated row with the order below."""
-    total = 0.0
-    if extrapolation == 0.0:
-        for i in range(len(row)):
-            total += row[i] * below[i]
-    else:
-        for i in range(len(row)):
-            total += (row[i] + extrapolation * (row[i] - previous[i])) * below[i]
+    total = dot(row, below)
+    if extrapolation != 0.0:
+        total += extrapolation * (total - dot(previous, below))
     return total
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@compiled
 def _add(total, c, x):
     for i in range(len(x)):
-        total[i] += c * x[i]
+        total[i] = fused(c, x[i], total[i])
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@compiled
 def _step_row(row, previous, below, gradient, c, learning_rate, extrapolation, keep, keep_previous):
     """Step a row of the highest order, add its part to the gradient below; return |row|^2."""
-    squared, source = 0.0, learning_rate * c
+    source = -learning_rate * c
     if len(previous) == 0:
         for i in range(len(row)):
             now = row[i]
-            gradient[i] += c * now
-            now = keep * now - source * below[i]
-            row[i] = now
-            squared += now * now
+            gradient[i] = fused(c, now, gradient[i])
+            row[i] = fused(source, below[i], keep * now)
     else:
         for i in range(len(row)):
             now, before = row[i], previous[i]
-            gradient[i] += c * (now + extrapolation * (now - before))
+            gradient[i] = fused(c, fused(extrapolation, now - before, now), gradient[i])
             previous[i] = now
-            now = keep * now + keep_previous * before - source * below[i]
-            row[i] = now
-            squared += now * now
-    return squared
+            row[i] = fused(source, below[i], fused(keep, now, keep_previous * before))
+    return squared_norm(row)
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@compiled
 def _step_lower_orders(x, previous, gradient, learning_rate, keep, keep_previous):
     """Step what lies below the highest order and return its squared norm."""
-    squared = 0.0
     if len(previous) == 0:
         for i in range(len(x)):
-            x[i] = keep * x[i] - learning_rate * gradient[i]
-            squared += x[i] * x[i]
+            x[i] = fused(-learning_rate, gradient[i], keep * x[i])
     else:
         for i in range(len(x)):
             now = x[i]
-            x[i] = keep * now + keep_previous * previous[i] - learning_rate * gradient[i]
+            x[i] = fused(-learning_rate, gradient[i], fused(keep, now, keep_previous * previous[i]))
             previous[i] = now
-            squared += x[i] * x[i]
-    return squared
+    return squared_norm(x)
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@compiled
 def bring_up_to_date(highest, previous, current, step, update):
     """Apply to every row of the highest order what it has missed before `step`."""
     size = len(highest) // max(len(current), 1)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from quadmodel._util.checks import FloatArray, IntArray
+from quadmodel._util.threads import steps_at_once, stretches
 from quadmodel.large_p import _kernel
 from quadmodel.large_p._system import System
 from quadmodel.optimizer import SAMPLING_SCHEMES, SGD
@@ -80,7 +81,16 @@ def advance(
     system: System, update: _kernel.Update, state: Replicas, rows: slice, step: int, n_steps: int
 ) -> None:
     """Take steps from `step` on with some replicas, in place."""
-    _kernel.advance(system.arrays, update, state.arrays(rows), step, n_steps)
+    first, last, _ = rows.indices(len(state.diverged_at))
+    *lower, highest = system.sizes
+    active = update.batch_size / system.n_indices if system.independent else 1.0
+    cost = 1000.0 + 4.0 * (highest * active + len(lower) * sum(lower))
+    # Replica by replica where one step with all of them would take long.
+    together = last - first if steps_at_once(cost * (last - first)) > 1 else 1
+    for replica in range(first, last, max(together, 1)):
+        some = state.arrays(slice(replica, min(replica + together, last)))
+        for start, count in stretches(step, n_steps, cost * together):
+            _kernel.advance(system.arrays, update, some, start, count)
 
 
 def components(

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from quadmodel._util.checks import FloatArray
-from quadmodel._util.threads import Workers
+from quadmodel._util.threads import Workers, short_pieces, stop_if_asked, stretches
 from quadmodel.curvature import LowRankCurvature
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SAMPLING_SCHEMES, SGD
@@ -37,6 +37,8 @@ _SHARED_FROM = 3e6
 # Parts that the data points are then split into, each with a gradient of its own per replica, and
 # replicas per group.
 _PARTS, _SHARED_GROUP = 4, 2304
+# Multiplications that drawing a batch and other work on a replica count for, per step.
+_AROUND = 1000.0
 # Precision of the stored NTK, or Jacobian and curvature, and of products with them.
 STORED: dict[str, np.dtype[np.floating]] = {
     "float64": np.dtype(np.float64),
@@ -122,7 +124,10 @@ class Stepper:
         order = np.argsort(-replicas.batch_size, kind="stable")
 
         def step(rows: slice) -> None:
-            advance_linear(model, replicas, order[rows], self._options, self._limit, first, n_steps)
+            which = order[rows]
+            cost = which.size * _AROUND + self._n_data * float(replicas.batch_size[which].sum())
+            for start, count in stretches(first, n_steps, cost):
+                advance_linear(model, replicas, which, self._options, self._limit, start, count)
 
         workers.map(step, groups(replicas.size, _LINEAR_GROUP))
 
@@ -133,9 +138,10 @@ class Stepper:
 
         def step(rows: slice) -> None:
             some, buffers = replicas.chosen(rows), self._buffers(rows.stop - rows.start, 1)
-            self._advance(
-                self._curved, some, self._options, self._limit, buffers, first_step, n_steps
-            )
+            cost = some.size * (_AROUND + 10 * self._padded)
+            cost += float(some.batch_size.sum()) * self._per_point
+            for start, count in stretches(first_step, n_steps, cost):
+                self._advance(self._curved, some, self._options, self._limit, buffers, start, count)
 
         workers.map(step, groups(replicas.size))
 
@@ -146,6 +152,7 @@ class Stepper:
             for rows in groups(replicas.size, _SHARED_GROUP, at_least=_SHARED_GROUP)
         ]
         parts = [(group, part) for group in range(len(every)) for part in range(_PARTS)]
+        costs = [float(some.batch_size.sum()) * self._per_point for some, _ in every]
 
         def begin(group: int, step: int) -> None:
             some, buffers = every[group]
@@ -156,7 +163,10 @@ class Stepper:
 
         def add(task: tuple[int, int]) -> None:
             group, part = task
-            self._rows(self._curved, every[group][1], part, _PARTS)
+            pieces = short_pieces(costs[group] / _PARTS)
+            for piece in range(part * pieces, (part + 1) * pieces):
+                stop_if_asked()
+                self._rows(self._curved, every[group][1], piece, _PARTS * pieces)
 
         for step in range(first_step, first_step + n_steps + 1):
             workers.map(partial(begin, step=step), range(len(every)))

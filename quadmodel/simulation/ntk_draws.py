@@ -19,7 +19,7 @@ from quadmodel._util.results import (
     step_coordinate,
     variable,
 )
-from quadmodel._util.threads import CALLER_ONLY, as_threads, workers
+from quadmodel._util.threads import CALLER_ONLY, as_threads, stop_if_asked, workers
 from quadmodel.curvature import CurvatureLaw, IndependentCurvature
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
@@ -193,11 +193,20 @@ def _follow_pair(
     ntks = np.array(values)  # sign, record, sequence, row, column
     projected = np.einsum("ia,srnij,ja->ra", vectors, ntks, vectors, optimize=True)
     bad = ~np.isfinite(ntks).all(axis=(0, 2, 3, 4))
-    spectra = np.linalg.eigvalsh(np.where(bad[:, None, None, None], 0.0, ntks))
+    spectra = _eigenvalues(np.where(bad[:, None, None, None], 0.0, ntks))
     spectra = spectra[..., ::-1].mean(axis=(0, 2))
     projected = projected / (2 * batch_sequences)
     spectra[bad], projected[bad] = np.inf, np.inf
     return projected, spectra
+
+
+def _eigenvalues(matrices: FloatArray) -> FloatArray:
+    """Return eigenvalues in ascending order, matrix by matrix so that it can be stopped."""
+    values = np.empty(matrices.shape[:-1])
+    for k in np.ndindex(matrices.shape[:-2]):
+        stop_if_asked()
+        values[k] = np.linalg.eigvalsh(matrices[k])
+    return values
 
 
 def _signed(curvature: Any, sign: float) -> Any:
@@ -219,6 +228,7 @@ def _ntks(
         before = step
         ntks = np.full((replicas.size, model.n_data, model.n_data), np.nan)
         for a in np.flatnonzero(replicas.alive):
+            stop_if_asked()
             ntks[a] = model.ntk(replicas.state[a])
         # On the way to divergence: too large for an eigensolver.
         ntks[np.abs(ntks).max(axis=(1, 2)) > _LARGEST] = np.nan
@@ -267,7 +277,7 @@ def growth_over_grid(
             )
             (ntks,) = _ntks(curved, sgd, [steps], runs, seed, pair)
             gone = np.logical_not(np.isfinite(ntks).all(axis=(1, 2)))
-            top = np.linalg.eigvalsh(np.where(gone[:, None, None], 0.0, ntks))[:, -1]
+            top = _eigenvalues(np.where(gone[:, None, None], 0.0, ntks))[:, -1]
             top[gone] = np.inf
             grown += 0.5 * (top.reshape(points, batch_sequences).mean(axis=1) - start)
         return grown

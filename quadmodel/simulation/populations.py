@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from quadmodel._util.checks import FloatArray, IntArray, check_memory
-from quadmodel._util.threads import Workers
+from quadmodel._util.threads import Workers, steps_at_once, stop_if_asked
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
 from quadmodel.simulation._kernels.populations import Populations, advance_populations
@@ -135,8 +135,10 @@ def follow(
     def work(some: slice, block: int) -> None:
         chunk = Populations(*(array[some] for array in populations))  # type: ignore[arg-type]
         first, last = int(edges[block]), int(edges[block + 1])
-        stretch = last - first if whole else _LEAK_STEPS
+        cost = members * float((1000.0 + n_data * chunk.batch_size).sum())
+        stretch = min(last - first if whole else _LEAK_STEPS, steps_at_once(cost))
         for step in range(first, last, max(stretch, 1)):
+            stop_if_asked()
             n_steps = min(stretch, last - step)
             advance_populations(arrays, chunk, options, select, step, n_steps, growth[block, some])
             if not whole:

@@ -5,12 +5,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from quadmodel._util.compiled import compiled
 from quadmodel.simulation._kernels.vectors import BYTES
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def aligned(count, like):
     """Return zeros that begin where a vector does; vectors that cross cache lines cost twice.
 

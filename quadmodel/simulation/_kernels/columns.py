@@ -14,16 +14,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from quadmodel._util.checks import FloatArray, IntArray
+from quadmodel._util.compiled import compiled
 from quadmodel.simulation._kernels import vectors as _vectors
 from quadmodel.simulation._kernels.aligned import aligned_zeros
+from quadmodel.simulation._kernels.sums import fused
 from quadmodel.simulation._kernels.vectors import BYTES, add_multiple, add_to, zeros_like
 
-# What the compiler may do with sums and products; it may not assume that numbers are finite, since
-# divergence is found by comparing with numbers that may be NaN.
-FAST = {"contract", "reassoc", "nsz", "arcp"}
 # Vectors per tile, and per tile of what is left.
 _LARGE, _SMALL = 8, 4
 _ONE, _LARGE_SUMS, _SMALL_SUMS = (0,), (0,) * _LARGE, (0,) * _SMALL
@@ -68,7 +66,7 @@ def tiled(ntk, in_tiles=_vectors.AVAILABLE):
     return columns, (order // 8 | 1) * 8
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def add_columns_in_tiles(columns, n_data, terms, z):
     """Add the columns of `terms` to the replicas, rows of `z`; `columns` are in tiles."""
     width = BYTES // columns.itemsize
@@ -80,7 +78,7 @@ def add_columns_in_tiles(columns, n_data, terms, z):
         _add_tile(_SMALL_SUMS, columns, n_data, first, terms, z)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _add_tile(like, columns, n_data, first, terms, z):
     """Add a tile of the columns: elements `first` on, as many vectors as the tuple `like` is long.
 
@@ -104,7 +102,7 @@ def _add_tile(like, columns, n_data, first, terms, z):
             add_to(flat, a * length + first, unit[a], sums)
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@compiled
 def add_whole_columns(columns, n_data, terms, z):
     """Add the columns of `terms` to the replicas; `columns` are an NTK, flat.
 
@@ -118,14 +116,14 @@ def add_whole_columns(columns, n_data, terms, z):
                 c0, c1, c2, c3 = coefficient[k : k + 4] * unit[a]
                 i0, i1, i2, i3 = picked[k : k + 4] * n_data
                 for j in range(n_data):
-                    own[j] += (c0 * columns[i0 + j] + c1 * columns[i1 + j]) + (
-                        c2 * columns[i2 + j] + c3 * columns[i3 + j]
-                    )
+                    left = fused(c0, columns[i0 + j], c1 * columns[i1 + j])
+                    right = fused(c2, columns[i2 + j], c3 * columns[i3 + j])
+                    own[j] += left + right
                 k += 4
             while k < last:
                 c0, i0 = coefficient[k] * unit[a], picked[k] * n_data
                 for j in range(n_data):
-                    own[j] += c0 * columns[i0 + j]
+                    own[j] = fused(c0, columns[i0 + j], own[j])
                 k += 1
 
 

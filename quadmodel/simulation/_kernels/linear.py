@@ -18,10 +18,12 @@ from numba import njit
 from numpy.typing import NDArray
 
 from quadmodel._util.checks import FloatArray, IntArray
+from quadmodel._util.compiled import compiled
 from quadmodel.batches import BERNOULLI, draw_batch
 from quadmodel.simulation._kernels.aligned import aligned
 from quadmodel.simulation._kernels.arguments import AnyFloats
-from quadmodel.simulation._kernels.columns import BLOCK, FAST, Terms, add_columns
+from quadmodel.simulation._kernels.columns import BLOCK, Terms, add_columns
+from quadmodel.simulation._kernels.sums import fused, squared_norm
 from quadmodel.simulation._kernels.vectors import lowest_bit
 
 # Share of the data in a batch from which on its columns are sorted into blocks of data points: a
@@ -71,14 +73,13 @@ class Workspace(NamedTuple):
     products: Products
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def advance_linear(model, replicas, which, options, limit, first_step, n_steps):
     r"""Step the residuals of some replicas, in place.
 
     `which` are the rows of `replicas` to step; they keep that order. `replicas.old` is not touched
     where neither momentum nor weight decay asks for it. A replica whose squared norm leaves
-    [0, limit) is frozen, and `diverged_at` says after which step; NaN fails that test too, so
-    fastmath must keep it: see `FAST`.
+    [0, limit) is frozen, and `diverged_at` says after which step; NaN fails that test too.
 
     Notes
     -----
@@ -100,7 +101,7 @@ def advance_linear(model, replicas, which, options, limit, first_step, n_steps):
         put_back(state.z_old, which, replicas.old)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _gathered(replicas, which, length, plain):
     """Return padded copies of some replicas' residuals, with what belongs to them."""
     count = len(which)
@@ -120,7 +121,7 @@ def _gathered(replicas, which, length, plain):
 # Loops, since assignments to slices take long to compile.
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def padded(rows, which, length):
     """Return a copy of some rows, filled up with zeros to `length`."""
     wide = aligned(len(which) * length, rows).reshape(len(which), length)
@@ -130,7 +131,7 @@ def padded(rows, which, length):
     return wide
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def put_back(wide, which, rows):
     """Write the copies back."""
     for a in range(len(which)):
@@ -138,7 +139,7 @@ def put_back(wide, which, rows):
             rows[which[a], j] = wide[a, j]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def workspace(count, ntk, batch_size, scheme):
     """Return the workspace of `count` replicas with these batch sizes."""
     n_data = len(ntk)
@@ -175,7 +176,7 @@ def workspace(count, ntk, batch_size, scheme):
     )
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@compiled
 def step(model, state, options, t, work):
     """Take one step with every active replica: see `advance_linear` for the formula.
 
@@ -279,7 +280,7 @@ def _collect_list(z, z_old, extrapolation, scale, batch, length, begin, picked, 
     begin[0, a + 1] = at + length
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _mark(batch, length, times, marks):
     """Count how often each data point is in a batch, and set a bit for each that is."""
     for k in range(length):
@@ -288,7 +289,7 @@ def _mark(batch, length, times, marks):
         marks[i >> 5] |= np.uint32(1 << (i & 31))
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@compiled
 def _add_products(products, count, ntk, unit, state):
     """Add Theta times each of the first `count` rows to its replica, and clear the rows."""
     replica, coefficients, product = products
@@ -296,14 +297,5 @@ def _add_products(products, count, ntk, unit, state):
     for a in range(count):
         z, by = state[replica[a]], unit[replica[a]]
         for j in range(len(ntk)):
-            z[j] += by * product[a, j]
+            z[j] = fused(by, product[a, j], z[j])
             coefficients[a, j] = 0.0
-
-
-@njit(cache=True, nogil=True, fastmath=FAST)
-def squared_norm(z):
-    """Return the sum of the squares."""
-    total = 0.0
-    for j in range(len(z)):
-        total += z[j] * z[j]
-    return total

@@ -6,18 +6,19 @@ step of a replica, the key under which its batches for measurement are drawn: th
 function of (seed, model, replica, step) as well, and share no counter with any run of that seed.
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated"
 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, uint32, uint64
+from numba import uint32, uint64
 
+from quadmodel._util.compiled import compiled
 from quadmodel.batches import draw_batch, philox
-from quadmodel.simulation._kernels.columns import FAST
+from quadmodel.simulation._kernels.sums import four_products, fused
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def draw_weights(seed, model, replica, step, scheme, batch_size, weights):
     """Fill `weights`, shape (batches, n_data), with the weights of one batch per row."""
     n_batches, n_data = weights.shape
@@ -39,11 +40,12 @@ def draw_weights(seed, model, replica, step, scheme, batch_size, weights):
             weights[k, batch[i]] += n_data / batch_size
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@compiled
 def symmetric_products(matrices, x, out):
     """Write the products of symmetric matrices with one vector into the rows of `out`.
 
-    The time goes into reading the matrices: only their lower triangles are, eight rows at a time.
+    The time goes into reading the matrices: only their lower triangles are, eight rows at a time,
+    which stay in cache for their use as columns.
     """
     n = len(x)
     even = n - n % 8
@@ -55,21 +57,12 @@ def symmetric_products(matrices, x, out):
             q4, q5, q6, q7 = q[i + 4], q[i + 5], q[i + 6], q[i + 7]
             x0, x1, x2, x3 = x[i : i + 4]
             x4, x5, x6, x7 = x[i + 4 : i + 8]
-            y0 = y1 = y2 = y3 = y4 = y5 = y6 = y7 = 0.0
+            four_products(q, i, i, x, y)
+            four_products(q, i + 4, i, x, y)
             for k in range(i):
-                left = (x0 * q0[k] + x1 * q1[k]) + (x2 * q2[k] + x3 * q3[k])
-                y[k] += left + ((x4 * q4[k] + x5 * q5[k]) + (x6 * q6[k] + x7 * q7[k]))
-                y0 += q0[k] * x[k]
-                y1 += q1[k] * x[k]
-                y2 += q2[k] * x[k]
-                y3 += q3[k] * x[k]
-                y4 += q4[k] * x[k]
-                y5 += q5[k] * x[k]
-                y6 += q6[k] * x[k]
-                y7 += q7[k] * x[k]
-            # Not as a slice, which takes seconds to compile.
-            y[i], y[i + 1], y[i + 2], y[i + 3] = y0, y1, y2, y3
-            y[i + 4], y[i + 5], y[i + 6], y[i + 7] = y4, y5, y6, y7
+                low = fused(x0, q0[k], fused(x1, q1[k], fused(x2, q2[k], x3 * q3[k])))
+                high = fused(x4, q4[k], fused(x5, q5[k], fused(x6, q6[k], x7 * q7[k])))
+                y[k] += low + high
             for row in range(i, i + 8):
                 for k in range(i, i + 8):
                     y[row] += q[row, k] * x[k]

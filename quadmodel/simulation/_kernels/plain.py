@@ -7,8 +7,7 @@ part is written here for any processor, and in `vector_dense` and `vector_low_ra
 wide vectors; threads may share it by data points.
 
 A replica has its own learning rate, batch size and number in the random stream. One whose squared
-norm leaves [0, limit) is frozen, and `diverged_at` says after which step; NaN fails that test too,
-so fastmath must keep it: see `FAST`.
+norm leaves [0, limit) is frozen, and `diverged_at` says after which step; NaN fails that test too.
 
 With phi = theta + nu (theta - theta_old), where nu is mu for Nesterov, else 0, and a batch that
 holds data point i w_i times, a step is
@@ -20,22 +19,21 @@ holds data point i w_i times, a step is
 in units of a parameter, with eta g / B and eta rho phi in these units.
 """
 
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, call-arg"
 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from quadmodel._util.compiled import compiled
 from quadmodel.batches import draw_batch
-from quadmodel.simulation._kernels.columns import FAST
-from quadmodel.simulation._kernels.linear import squared_norm
+from quadmodel.simulation._kernels.sums import dot, fused, squared_norm
 
 # Replicas that share one matrix product with a Q_i.
 _GATHERED = 64
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@compiled
 def draw_batches(replicas, options, step, buffers):
     """Draw a batch for every replica that still runs, and list the replicas of each data point.
 
@@ -62,7 +60,7 @@ def draw_batches(replicas, options, step, buffers):
     _sort_by_point(batches, length, pointer, entries)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _sort_by_point(batches, length, pointer, entries):
     """List, for each data point, the replicas whose batch holds it (counting sort)."""
     pointer[:] = 0
@@ -79,7 +77,7 @@ def _sort_by_point(batches, length, pointer, entries):
             filled[i] += 1
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@compiled
 def apply_gradients(replicas, options, limit, step, gradients):
     """Step every replica by the sum over the parts of `gradients`, and clear them."""
     momentum, nesterov, weight_decay, _, _, _ = options
@@ -93,18 +91,18 @@ def apply_gradients(replicas, options, limit, step, gradients):
             for k in range(len(gradient)):
                 gradient[k] += gradients[part, a, k]
                 gradients[part, a, k] = 0.0
-        eta, b = learning_rate[a], batch_size[a]
+        eta, per_point = learning_rate[a], 1.0 / batch_size[a]
         for k in range(len(theta)):
             moved = theta[k] - theta_old[k]
             theta_old[k] = theta[k]
-            slope = gradient[k] / b + weight_decay * (theta[k] + extrapolation * moved)
+            slope = gradient[k] * per_point + weight_decay * (theta[k] + extrapolation * moved)
             theta[k] += momentum * moved - eta * slope
             gradient[k] = 0.0
         if not squared_norm(theta) < limit:
             diverged_at[a] = step + 1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def rows_of_part(pointer, part, parts):
     """Return the range of a part's data points: as many replicas for each part, roughly."""
     n_data = len(pointer) - 1
@@ -113,7 +111,7 @@ def rows_of_part(pointer, part, parts):
     return first, n_data if part + 1 == parts else last
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@compiled
 def dense_rows(model, buffers, part, parts):
     """Add the gradients of a part of the data points to the replicas that drew them.
 
@@ -122,7 +120,7 @@ def dense_rows(model, buffers, part, parts):
     """
     curvature, jacobian, residual = model
     pointer, entries, point = buffers.pointer, buffers.entries, buffers.point
-    gradient, n_params = buffers.gradients[part], point.shape[1]
+    gradient, n_params = buffers.gradients[part * len(buffers.gradients) // parts], point.shape[1]
     # In the precision of the curvature; everything else is in double precision.
     gathered = np.empty((_GATHERED, n_params), curvature.dtype)
     product = np.empty_like(gathered)
@@ -135,15 +133,14 @@ def dense_rows(model, buffers, part, parts):
                 gathered[a] = point[entries[first + a]]
             np.dot(gathered[:count], curvature[i], product[:count])
             for a in range(count):
-                z, replica = residual[i], entries[first + a]
-                for k in range(n_params):
-                    z += point[replica, k] * (row[k] + 0.5 * product[a, k])
+                replica = entries[first + a]
+                z = residual[i] + dot(point[replica], row) + 0.5 * dot(gathered[a], product[a])
                 g = gradient[replica]
                 for k in range(n_params):
-                    g[k] += z * (row[k] + product[a, k])
+                    g[k] = fused(z, row[k] + product[a, k], g[k])
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@compiled
 def low_rank_rows(model, buffers, part, parts):
     """Add the gradients of a part of the data points to the replicas that drew them.
 
@@ -151,36 +148,35 @@ def low_rank_rows(model, buffers, part, parts):
     """
     vectors, coefficients, jacobian, residual = model
     pointer, entries, point = buffers.pointer, buffers.entries, buffers.point
-    gradient, n_params, rank = buffers.gradients[part], point.shape[1], coefficients.shape[1]
+    gradient, n_params, rank = (
+        buffers.gradients[part * len(buffers.gradients) // parts],
+        point.shape[1],
+        coefficients.shape[1],
+    )
     weight = np.empty(rank)
     first_row, last_row = rows_of_part(pointer, part, parts)
     for i in range(first_row, last_row):
         row = jacobian[i]
         for entry in range(pointer[i], pointer[i + 1]):
             theta, g = point[entries[entry]], gradient[entries[entry]]
-            z = residual[i]
-            for k in range(n_params):
-                z += row[k] * theta[k]
+            z = residual[i] + dot(row, theta)
             for r in range(rank):
-                u = vectors[i, r]
-                along = 0.0
-                for k in range(n_params):
-                    along += u[k] * theta[k]
+                along = dot(vectors[i, r], theta)
                 weight[r] = coefficients[i, r] * along
                 z += 0.5 * weight[r] * along
             for k in range(n_params):
-                g[k] += z * row[k]
+                g[k] = fused(z, row[k], g[k])
             for r in range(rank):
                 u, c = vectors[i, r], z * weight[r]
                 for k in range(n_params):
-                    g[k] += c * u[k]
+                    g[k] = fused(c, u[k], g[k])
 
 
 # Each kind of curvature has a loop over steps of its own: only functions with a name of their own
 # are kept compiled on disk, not those that are given another compiled function.
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def advance_dense(model, replicas, options, limit, buffers, first_step, n_steps):
     """Take many steps with some replicas; the gradients have one part."""
     for step in range(first_step, first_step + n_steps):
@@ -189,7 +185,7 @@ def advance_dense(model, replicas, options, limit, buffers, first_step, n_steps)
         apply_gradients(replicas, options, limit, step, buffers.gradients)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def advance_low_rank(model, replicas, options, limit, buffers, first_step, n_steps):
     """Take many steps with some replicas; the gradients have one part."""
     for step in range(first_step, first_step + n_steps):

@@ -7,18 +7,18 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from quadmodel._util.checks import FloatArray, IntArray
+from quadmodel._util.compiled import compiled
 from quadmodel.batches import philox
 from quadmodel.simulation._kernels.linear import (
     Residuals,
     padded,
     put_back,
-    squared_norm,
     step,
     workspace,
 )
+from quadmodel.simulation._kernels.sums import squared_norm
 
 # Sizes of a population are set back to 1 when they leave this range.
 _SMALLEST, _LARGEST = 1e-60, 1e60
@@ -34,7 +34,7 @@ class Populations(NamedTuple):
     number: IntArray  # of each member in the random stream
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def advance_populations(model, populations, options, select, first_step, n_steps, growth):
     """Step whole populations of residuals and log the growth of their squared norms.
 
@@ -84,7 +84,7 @@ def advance_populations(model, populations, options, select, first_step, n_steps
     put_back(state.z_old, every, populations.old.reshape(len(every), -1))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _started(model, populations, options):
     """Return the members of all populations as residuals to be stepped, and their workspace."""
     points, members, n_data = populations.state.shape
@@ -105,7 +105,7 @@ def _started(model, populations, options):
     return state, workspace(count, model.ntk, size, options.scheme)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _uniform(options, t, number):
     """Return the uniform number for redrawing after step `t`, from a block that no batch uses."""
     random_words = philox(
@@ -119,7 +119,7 @@ def _uniform(options, t, number):
     return random_words[0] / 2.0**32
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _log_ratio(after, before):
     """Return log(after / before); infinite where a size can't be set back to 1."""
     if not after < 1e290:
@@ -127,7 +127,7 @@ def _log_ratio(after, before):
     return np.log(after / before) if after > 1e-290 else -np.inf
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _rescale(z, z_old, squared):
     """Divide a state by the root of `squared`."""
     scale = 1.0 / np.sqrt(squared)
@@ -136,7 +136,7 @@ def _rescale(z, z_old, squared):
         z_old[j] *= scale
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _redraw(state, old, squared, uniform):
     """Redraw members in proportion to their squared norms, and set all of these to their mean.
 

@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 from quadmodel.simulation._kernels.vectors import (
     Vector,
     elements,
-    fused,
+    fused_multiply_add,
     indices,
     plus,
     pointer_to,
@@ -33,9 +33,9 @@ def both_ways(typing, sums, own, array, at, other, back):
         sums_, own_ = (cgutils.unpack_tuple(builder, values) for values in (sums_, own_))
         q = elements(context, builder, array, array_, at_, len(own_), other_.type)
         for k in range(len(own_)):
-            sums_[k] = fused(builder, q[k], other_, sums_[k])
+            sums_[k] = fused_multiply_add(builder, q[k], other_, sums_[k])
         for k in range(len(own_)):
-            back_ = fused(builder, q[k], own_[k], back_)
+            back_ = fused_multiply_add(builder, q[k], own_[k], back_)
         done = context.make_tuple(builder, sums, sums_)
         return context.make_tuple(builder, result, [done, back_])
 
@@ -50,7 +50,10 @@ def one_way(typing, sums, array, at, other):
         sums_, array_, at_, other_ = arguments
         sums_ = cgutils.unpack_tuple(builder, sums_)
         q = elements(context, builder, array, array_, at_, len(sums_), other_.type)
-        added = [fused(builder, *pair) for pair in zip(q, [other_] * len(q), sums_, strict=True)]
+        added = [
+            fused_multiply_add(builder, *pair)
+            for pair in zip(q, [other_] * len(q), sums_, strict=True)
+        ]
         return context.make_tuple(builder, sums, added)
 
     return sums(sums, array, types.intp, other), code
@@ -126,7 +129,9 @@ def scatter(typing, array, places, at, source, base, base_at, factor):
             place = builder.add(_at(context, builder, places, places_, k), at)
             pointer = pointer_to(context, builder, array, array_, place, wide)
             by = spread_out(builder, _at(context, builder, factor, factor_, k), wide)
-            sum_ = fused(builder, by, builder.fadd(shared, row), builder.load(pointer, align=8))
+            sum_ = fused_multiply_add(
+                builder, by, builder.fadd(shared, row), builder.load(pointer, align=8)
+            )
             builder.store(sum_, pointer, align=8)
         return context.get_dummy_value()
 

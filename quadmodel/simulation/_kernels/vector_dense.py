@@ -10,11 +10,11 @@ in double precision always. What a replica computes doesn't depend on its neighb
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from quadmodel._util.compiled import compiled
 from quadmodel.simulation._kernels.aligned import aligned, aligned_zeros
-from quadmodel.simulation._kernels.columns import FAST
 from quadmodel.simulation._kernels.plain import apply_gradients, draw_batches, rows_of_part
+from quadmodel.simulation._kernels.sums import dot
 from quadmodel.simulation._kernels.vector_blocks import both_ways, gather, one_way, scatter
 from quadmodel.simulation._kernels.vectors import (
     BYTES,
@@ -60,7 +60,7 @@ def _packed_size(order):
     return _BLOCK * _BLOCK * blocks * (blocks + 1) // 2
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def pack_symmetric(matrices, order, stored):
     """Write one triangle of each: panels of columns in blocks of eight rows, column by column."""
     n = matrices.shape[1]
@@ -75,7 +75,7 @@ def pack_symmetric(matrices, order, stored):
                         place += 1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def symmetric_product(packed, at, point, product, order, width):
     """Write Q point, for `width` vectors side by side, to `product`.
 
@@ -103,7 +103,7 @@ def symmetric_product(packed, at, point, product, order, width):
             stores(product, first * width, width, sums)
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@compiled
 def dense_rows(model, buffers, part, parts):
     """Add the gradients of a part of the data points to the replicas that drew them.
 
@@ -120,7 +120,10 @@ def dense_rows(model, buffers, part, parts):
     order, width = point.shape[1], BYTES // packed.itemsize
     rows_of_q, rows_of_j = packed.reshape(-1), jacobian.reshape(-1)
     at_point, at_gradient = aligned(order * width, packed), aligned(order * width, packed)
-    points, gradients = point.reshape(-1), buffers.gradients[part].reshape(-1)
+    points, gradients = (
+        point.reshape(-1),
+        buffers.gradients[part * len(buffers.gradients) // parts].reshape(-1),
+    )
     filler, places, z = len(point) - 1, np.empty(width, np.int64), np.empty(width)
     curved = np.empty(width, packed.dtype)
     first_row, last_row = rows_of_part(pointer, part, parts)
@@ -139,16 +142,14 @@ def dense_rows(model, buffers, part, parts):
                 odd = fma(load(at_point, k + width), load(at_gradient, k + width), odd)
             store(curved, 0, add(even, odd))
             for a in range(count):
-                straight, replica = 0.0, entries[first + a]
-                for k in range(order):
-                    straight += jacobian[i, k] * point[replica, k]
+                straight = dot(jacobian[i], point[entries[first + a]])
                 z[a] = residual[i] + straight + 0.5 * curved[a]
             z[count:] = 0.0
             for k in range(0, order, width):
                 scatter(gradients, places, k, at_gradient, rows_of_j, i * order, z)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def advance_dense(model, replicas, options, limit, buffers, first_step, n_steps):
     """Take many steps with some replicas; the gradients have one part."""
     for step in range(first_step, first_step + n_steps):

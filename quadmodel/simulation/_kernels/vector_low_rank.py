@@ -12,14 +12,16 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from quadmodel._util.compiled import compiled
 from quadmodel.simulation._kernels.aligned import aligned, aligned_zeros
-from quadmodel.simulation._kernels.columns import FAST
 from quadmodel.simulation._kernels.plain import apply_gradients, draw_batches, rows_of_part
+from quadmodel.simulation._kernels.sums import total as sum_of
 from quadmodel.simulation._kernels.vectors import (
     BYTES,
     add_pairs,
     add_rows,
     fetch,
+    load,
     loads_like,
     numbers_like,
     padded_params,
@@ -50,7 +52,7 @@ def stacked(vectors, jacobian, dtype):
     return rows
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def low_rank_rows(model, buffers, part, parts):
     """Add the gradients of a part of the data points to the replicas that drew them.
 
@@ -66,7 +68,10 @@ def low_rank_rows(model, buffers, part, parts):
     """
     rows, coefficients, residual = model
     pointer, entries = buffers.pointer, buffers.entries
-    points, gradients = buffers.point.reshape(-1), buffers.gradients[part].reshape(-1)
+    points, gradients = (
+        buffers.point.reshape(-1),
+        buffers.gradients[part * len(buffers.gradients) // parts].reshape(-1),
+    )
     order, flat, width = buffers.point.shape[1], rows.reshape(-1), BYTES // rows.itemsize
     n_rows, stretch = rows.shape[1], _STRETCH // rows.itemsize
     places, weight = np.empty(_REPLICAS, np.int64), np.empty(n_rows * _REPLICAS, rows.dtype)
@@ -114,7 +119,7 @@ def _place_of_sums(row, rows, replica):
     return row * _REPLICAS + replica * rows
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _all_rows(what, n_rows, count, piece, vectors, places, numbers, prefetch):
     """Multiply a stretch of all rows with that of all replicas, or add the rows to it.
 
@@ -134,7 +139,7 @@ def _all_rows(what, n_rows, count, piece, vectors, places, numbers, prefetch):
         row += rows
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _some_rows(like, what, row, count, piece, vectors, places, numbers, prefetch):
     """Do what `_all_rows` says for as many rows as the tuple `like` is long."""
     a = 0
@@ -189,7 +194,7 @@ def _add_gradients(like, replicas, row, a, piece, gradients, places, weight, pre
         add_rows(gradients, own, k, some, weights)
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@compiled
 def _write_weights(n_rows, count, sums, residual, coefficients, weight):
     """Write what J_i and each u_ir are multiplied by in the gradient of each replica.
 
@@ -217,15 +222,12 @@ def _add_up(n_rows, count, sums, total):
             for r in range(rows):
                 for a in range(replicas):
                     place = _place_of_sums(row, rows, first) + r * replicas + a
-                    added = 0.0
-                    for k in range(width):
-                        added += sums[place * width + k]
-                    total[(row + r) * _REPLICAS + first + a] = added
+                    total[(row + r) * _REPLICAS + first + a] = sum_of(load(sums, place * width))
             first += replicas
         row += rows
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def advance_low_rank(model, replicas, options, limit, buffers, first_step, n_steps):
     """Take many steps with some replicas; the gradients have one part."""
     for step in range(first_step, first_step + n_steps):

@@ -69,13 +69,17 @@ def indices(values):
     return ir.Constant(ir.VectorType(_I32, len(values)), values)
 
 
-def fused(builder, a, b, c):
-    vector = a.type
-    bits = 32 if isinstance(vector.element, ir.FloatType) else 64
+def fused_multiply_add(builder, a, b, c):
+    """Return a b + c, of vectors or numbers; rounded once where the processor can, else twice.
+
+    What the compiler makes of it depends on the processor alone, not on what is around it.
+    """
+    kind, element, count = a.type, a.type, ""
+    if isinstance(kind, ir.VectorType):
+        element, count = kind.element, f"v{kind.count}"
+    bits = 32 if isinstance(element, ir.FloatType) else 64
     function = cgutils.get_or_insert_function(
-        builder.module,
-        ir.FunctionType(vector, [vector] * 3),
-        f"llvm.fma.v{vector.count}f{bits}",
+        builder.module, ir.FunctionType(kind, [kind] * 3), f"llvm.fmuladd.{count}f{bits}"
     )
     return builder.call(function, [a, b, c])
 
@@ -178,7 +182,7 @@ def fma(typing, a, b, c):
     """Return a b + c."""
 
     def code(context, builder, signature, arguments):
-        return fused(builder, *arguments)
+        return fused_multiply_add(builder, *arguments)
 
     return a(a, a, a), code
 
@@ -197,7 +201,7 @@ def add_multiple(typing, sums, scalar, array, at):
             value = builder.load(
                 pointer_to(context, builder, array, array_, place, kind), align=bytes_
             )
-            sums_[k] = fused(builder, by, value, sum_)
+            sums_[k] = fused_multiply_add(builder, by, value, sum_)
         return context.make_tuple(builder, sums, sums_)
 
     return sums(sums, scalar, array, types.intp), code
@@ -213,7 +217,7 @@ def add_to(typing, array, at, factor, vectors):
             for part in _as_doubles(builder, value):
                 pointer = pointer_to(context, builder, array, data, at, part.type)
                 by = spread_out(builder, factor_, part.type)
-                sum_ = fused(builder, by, part, builder.load(pointer, align=8))
+                sum_ = fused_multiply_add(builder, by, part, builder.load(pointer, align=8))
                 builder.store(sum_, pointer, align=8)
                 at = plus(builder, at, part.type.count)
         return context.get_dummy_value()
@@ -276,7 +280,7 @@ def add_pairs(typing, sums, rows, array, places, at):
             value = builder.load(pointer, align=array.dtype.bitwidth // 8)
             for r, row in enumerate(rows_):
                 k = r * replicas + a
-                sums_[k] = fused(builder, row, value, sums_[k])
+                sums_[k] = fused_multiply_add(builder, row, value, sums_[k])
         return context.make_tuple(builder, sums, sums_)
 
     return sums(sums, rows, array, places, types.intp), code
@@ -349,7 +353,7 @@ def add_rows(typing, array, places, at, rows, weights):
             pointer = pointer_to(context, builder, array, array_, place, rows_[0].type)
             value = builder.load(pointer, align=array.dtype.bitwidth // 8)
             for r, row in enumerate(rows_):
-                value = fused(builder, weights_[r * replicas + a], row, value)
+                value = fused_multiply_add(builder, weights_[r * replicas + a], row, value)
             builder.store(value, pointer, align=array.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
