@@ -10,7 +10,6 @@ from types import CodeType, FunctionType
 
 from _find import THEORY, Mutant
 
-
 Functions = dict[tuple[str, str], list[FunctionType]]
 
 

@@ -48,7 +48,9 @@ class Mutant:
     def key(self) -> str:
         """Name that stays the same while the function does."""
         count = f" #{self.ordinal}" if self.ordinal else ""
-        return f"{Path(self.file).name}: {self.function or 'module'}: {self.old} -> {self.new}{count}"
+        return (
+            f"{Path(self.file).name}: {self.function or 'module'}: {self.old} -> {self.new}{count}"
+        )
 
     def tree(self) -> ast.Module:
         """Return the mutated module."""
@@ -77,9 +79,7 @@ def mutants(files: list[Path]) -> list[Mutant]:
             count = seen[at.function, old, text] = seen.get((at.function, old, text), -1) + 1
             line = getattr(node, "lineno", 0)
             found.append(
-                Mutant(
-                    str(file), at.function, line, at.lines, kind, old, text, count, at.path, new
-                )
+                Mutant(str(file), at.function, line, at.lines, kind, old, text, count, at.path, new)
             )
     return found
 
@@ -98,7 +98,9 @@ def _argument_types() -> dict[str, list[str]]:
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             if isinstance(node, ast.FunctionDef):
                 given = [a for a in node.args.args if a.arg not in ("self", "cls")]
-                found[node.name] = [ast.unparse(a.annotation) if a.annotation else "" for a in given]
+                found[node.name] = [
+                    ast.unparse(a.annotation) if a.annotation else "" for a in given
+                ]
     return found
 
 
@@ -154,8 +156,8 @@ def _left_out(node: ast.AST) -> bool:
         if isinstance(target, ast.Name) and target.id in ("need", "NormAndSlope"):
             return True
     if isinstance(node, ast.Call):
-        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(
-            node.func, "id", ""
+        name = (
+            node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         )
         return name in _NO_FORMULA
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)

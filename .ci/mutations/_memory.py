@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from _apply import Functions, apply
 from _children import TimeUp, limit
-from _find import THEORY, Mutant
+from _find import Mutant
 from _tests import Trace
 from scipy.special import ndtri
 

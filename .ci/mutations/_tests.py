@@ -232,7 +232,9 @@ def plan(
             groups[str(item.path) if shared_fixtures(item) else item.nodeid].append(item)
     return [
         item
-        for group in sorted(groups.values(), key=lambda g: sum(covered[i.nodeid].seconds for i in g))
+        for group in sorted(
+            groups.values(), key=lambda g: sum(covered[i.nodeid].seconds for i in g)
+        )
         for item in group
     ]
 

@@ -15,7 +15,7 @@ from scipy.stats import norm
 
 import quadmodel as qm
 from quadmodel._util.checks import InputError
-from quadmodel.studies import _validation_suite as suite
+from quadmodel.studies import _validation as suite
 from quadmodel.studies import validation as module
 from quadmodel.theory import _generated as generated
 
