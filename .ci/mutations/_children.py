@@ -67,7 +67,7 @@ def in_children(
                 signal.SIGKILL,
             )
             yield number, (pickle.loads(data) if data else ENDLESS if killed else None)
-        for number, pid, _data, began in running.values():
+        for _number, pid, _data, began in running.values():
             # A child that waits for itself uses no processor time.
             if time.monotonic() - began > 10 * seconds + 60:
                 os.kill(pid, signal.SIGKILL)

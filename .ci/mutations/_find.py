@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ class Mutant:
 
     def tree(self) -> ast.Module:
         """Return the mutated module."""
-        tree = ast.parse(Path(self.file).read_text("utf-8"), self.file)
+        tree = ast.parse(_text(self.file), self.file)
         *way, (field, index) = self.path
         at: ast.AST = tree
         for name, place in way:
@@ -72,7 +73,7 @@ def mutants(files: list[Path]) -> list[Mutant]:
     types = _argument_types()
     found = []
     for file in files:
-        tree = ast.parse(file.read_text("utf-8"), str(file))
+        tree = ast.parse(_text(str(file)), str(file))
         seen: dict[tuple[str, str, str], int] = {}
         for at, node, kind, new in _walk(tree, At((), "", ()), types):
             old, text = _shown(node), _shown(new)
@@ -82,6 +83,12 @@ def mutants(files: list[Path]) -> list[Mutant]:
                 Mutant(str(file), at.function, line, at.lines, kind, old, text, count, at.path, new)
             )
     return found
+
+
+@functools.cache
+def _text(file: str) -> str:
+    """Return the source as it was first read: a long run doesn't notice edits."""
+    return Path(file).read_text("utf-8")
 
 
 def _shown(node: ast.AST) -> str:
@@ -135,7 +142,7 @@ def _walk(
 
 
 def _lines(statement: ast.stmt) -> tuple[int, ...]:
-    """Return the lines of a statement: of one that holds others its head, of a function its body."""
+    """Return the lines of a statement: of a function its body, of a loop or condition its head."""
     body = getattr(statement, "body", None)
     first, last = statement.lineno, statement.end_lineno or statement.lineno
     if isinstance(statement, ast.FunctionDef):

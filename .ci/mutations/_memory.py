@@ -65,9 +65,11 @@ class Memory:
             if not name.startswith("quadmodel.studies"):
                 continue
             for attribute, value in list(vars(module).items()):
-                if isinstance(value, FunctionType) and value.__module__.startswith(_SIMULATING):
-                    if not attribute.startswith(("_", "workers")):
-                        setattr(module, attribute, self.remembering(value))
+                simulates = isinstance(value, FunctionType) and value.__module__.startswith(
+                    _SIMULATING
+                )
+                if simulates and not attribute.startswith("_"):
+                    setattr(module, attribute, self.remembering(value))
 
 
 class Validation:
@@ -105,7 +107,7 @@ class Validation:
         return found
 
     def ask(self, mutant: Mutant, which: str, everything: bool, loaded: Functions) -> str | None:
-        """Run the parts that a mutant's line is part of, in a child; return the row that differs."""
+        """Run the parts that run a mutant's line, in a child; return the row that differs."""
         apply(mutant, loaded)
         self._memory.keep = False
         bound = float(-ndtri(1e-6 / (2 * self._rows[which])))

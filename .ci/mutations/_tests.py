@@ -150,7 +150,7 @@ def shared_fixtures(item: pytest.Item) -> set[str]:
 
 
 def coverage(suite: Suite, cache: Path, jobs: int) -> dict[str, Covered]:
-    """Return what every test runs through, from the cache where neither it nor the theory changed."""
+    """Return what every test runs through, kept while neither it nor the theory changes."""
     theory = b"".join(p.read_bytes() for p in sorted(THEORY.glob("*.py")))
     by_file: dict[Path, list[pytest.Item]] = defaultdict(list)
     for item in suite.items:

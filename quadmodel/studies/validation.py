@@ -13,8 +13,8 @@ from quadmodel._util.progress import progress_bar
 from quadmodel._util.results import attributes, variable
 from quadmodel.studies._validation import SUITE, Effort, Row
 
-_QUICK = Effort(8000, 500, 40, 2000, None, 0)
-_FULL = Effort(60000, 6000, 300, 16000, None, 0)
+_QUICK = Effort(8000, 300, 40, 2000, None, 0)
+_FULL = Effort(60000, 4000, 300, 16000, None, 0)
 
 
 def validate(
@@ -61,7 +61,8 @@ def validate(
     points that are alike (the closure in modes, its norm, and paper's norm, for Bernoulli batches)
     is compared for an NTK on a ring. Quadratic model: first and second difference of the mean NTK
     over steps and its change in 20 steps, for independent curvature and for covariances over data
-    and parameters, with antithetic pairs of curvature draws; repulsion of eigenvalues; what batch
+    and parameters, with antithetic pairs of curvature draws; repulsion of eigenvalues; with full
+    batches its change along every direction of the curvature, without chance; what batch
     noise takes from the growth of the largest eigenvalue, as the difference of two batch sizes that
     share curvature draws; loss and NTK in the limit of many parameters. Learning rates are chosen
     without the theory, so that a wrong one cannot move both sides.

@@ -16,6 +16,7 @@ SUITE: tuple[Callable[[Effort], Iterator[Row]], ...] = (
     growth.typical,
     growth.threshold,
     curvature.sharpening,
+    curvature.response,
     curvature.conservative,
     large_p.large_p,
 )

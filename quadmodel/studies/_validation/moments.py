@@ -24,9 +24,9 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "Bernoulli": {"sampling": "bernoulli"},
     "heavy ball": {"momentum": 0.8},
     "Nesterov": {"momentum": 0.8, "nesterov": True},
-    "weight decay": {"weight_decay": 0.05},
-    "momentum, decay": {"momentum": 0.8, "weight_decay": 0.05},
-    "Nesterov, decay": {"momentum": 0.7, "nesterov": True, "weight_decay": 0.1},
+    "weight decay": {"weight_decay": 0.2},
+    "momentum, decay": {"momentum": 0.8, "weight_decay": 0.2},
+    "Nesterov, decay": {"momentum": 0.7, "nesterov": True, "weight_decay": 0.2},
 }
 _RING = np.array([1.0, 0.8, 0.3, 0.9, 0.5, 0.7, 0.4])  # by frequency, for 12 points
 
@@ -49,7 +49,11 @@ def _curve(
     model: QuadraticModel, label: str, options: dict[str, Any], effort: Effort, method: str
 ) -> Iterator[Row]:
     sgd = gentle(model.ntk(), 0.3, 2, **options)
-    sampled = {"replicas": effort.replicas, "seed": effort.seed, "threads": effort.threads}
+    sampled: dict[str, Any] = {
+        "replicas": effort.replicas,
+        "seed": effort.seed,
+        "threads": effort.threads,
+    }
     runs = simulate(model, sgd, 20, record_every=5, **sampled)
     found = predict(model, sgd, 20, record_every=5, method=method)
     for step in (5, 20):
