@@ -9,7 +9,7 @@ import pytest
 
 import quadmodel as qm
 from quadmodel._util import checks as _validation
-from quadmodel.studies import _validation_suite as suite
+from quadmodel.studies import _validation as suite
 from quadmodel.studies import validation as module
 from tests.cli.command import COMMAND, ENVIRONMENT, contents, written
 
