@@ -115,4 +115,21 @@ def _table(grid: xr.Dataset) -> str:
     if "limit" in grid.attrs:
         order, q = grid.attrs["truncation_order"], grid.attrs["curvature_strength"]
         title += f", large-P limit, truncation order {order}, q = {q:.4g}"
-    return f"{title}\n{rows.to_string(index=False)}\n{verdict}"
+    lines = [title, rows.to_string(index=False), verdict, *_unsettled(mean, grid)]
+    return "\n".join(lines)
+
+
+def _unsettled(critical: xr.Dataset, grid: xr.Dataset) -> list[str]:
+    """Say at which batch sizes steps or replicas were too few, and how many would do."""
+    known = critical.sel(batch_size=np.isfinite(critical.learning_rate))
+    few = known.sel(batch_size=~known.resolved.values)
+    if not few.sizes["batch_size"]:
+        return []
+    names = ", ".join(str(b) for b in few.batch_size.values)
+    steps = int(
+        np.ceil(
+            np.nanmax([grid.attrs["steps"], *(few.needed_steps.values / grid.attrs["longest"])])
+        )
+    )
+    more = f"--steps {steps}" if steps > grid.attrs["steps"] else "more --replicas"
+    return [f"not settled, and left out, at batch size {names}: {more} would do"]
