@@ -210,7 +210,7 @@ def critical_noise_kernel_norm(
         Per batch size `learning_rate` and `noise_kernel_norm`, where the simulated growth rate
         crosses 0, each with ``..._low`` and ``..._high``; NaN where it does not cross inside the
         grid, or where only the deterministic edge is crossed and K jumps from 0. `resolved`: false
-        where steps or replicas were too few to tell (`needed_steps` would do, NaN where unknown).
+        where steps or replicas were too few to tell (`needed_steps` is what to ask for).
         Numbers `pooled_noise_kernel_norm` with ``_low`` and ``_high``: the mean over resolved
         batch sizes.
 

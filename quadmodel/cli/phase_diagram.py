@@ -126,10 +126,6 @@ def _unsettled(critical: xr.Dataset, grid: xr.Dataset) -> list[str]:
     if not few.sizes["batch_size"]:
         return []
     names = ", ".join(str(b) for b in few.batch_size.values)
-    steps = int(
-        np.ceil(
-            np.nanmax([grid.attrs["steps"], *(few.needed_steps.values / grid.attrs["longest"])])
-        )
-    )
+    steps = int(np.nanmax([grid.attrs["steps"], *few.needed_steps.values]))
     more = f"--steps {steps}" if steps > grid.attrs["steps"] else "more --replicas"
     return [f"not settled, and left out, at batch size {names}: {more} would do"]

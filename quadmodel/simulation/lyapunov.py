@@ -166,9 +166,7 @@ def lyapunov_exponent(
             "typical_growth_standard_error": variable(
                 (), error, "standard error of the typical growth rate", unit
             ),
-            "settled": variable(
-                (), bool(np.all(typical.settled)), "whether growth has settled", "1"
-            ),
+            "settled": variable((), settled, "whether growth has settled", "1"),
             "run_growth": variable("replica", runs, "growth rate of the loss of each run", unit),
         },
         attrs=attributes(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -23,8 +23,9 @@ _MEASURED = _BLOCKS // 2
 _CHUNK, _MOST_POINTS = 128, 12
 # Whose growth is measured: that of the mean loss, and that of a typical one.
 KINDS = ("mean", "typical")
-# Growth that differs by more than so many standard errors between two stretches has not settled.
-_SETTLED = 2.0
+# Growth that differs between two stretches by so many standard errors gets a larger one, and by so
+# many is said not to have settled.
+_WIDENED, _UNSETTLED = 1.0, 3.0
 # Rounding leaks into the null space of the NTK and does not decay there: it is removed after so
 # many steps.
 _LEAK_STEPS = 8
@@ -85,9 +86,8 @@ def population_growth(
     bias and gives the standard error.
 
     *Relaxation.* Where the growth of the second half differs from that of the quarter before it by
-    more than two standard errors, it has not settled. What remains is as large as that difference
-    if it decays like 1/t, less if faster: the difference is added to the standard error, in
-    quadrature.
+    more than a standard error, the difference is added to the standard error in quadrature: as much
+    may be missing still if it decays like 1/t, less if faster.
 
     References
     ----------
@@ -125,13 +125,12 @@ def population_growth(
 
 def with_relaxation(before: Growth, after: Growth) -> Growth:
     """Return the growth after, its error widened by what it has not settled since before."""
-    with np.errstate(invalid="ignore"):  # inf - inf
+    with np.errstate(invalid="ignore", divide="ignore"):  # inf - inf, no spread
         drift = after.rate - before.rate
-        unsettled = np.abs(drift) > _SETTLED * np.hypot(before.standard_error, after.standard_error)
-    widened = np.hypot(after.standard_error, drift)
-    return Growth(
-        after.rate, np.where(unsettled & np.isfinite(drift), widened, after.standard_error)
-    )
+        score = np.abs(drift) / np.hypot(before.standard_error, after.standard_error)
+    score = np.where(np.isfinite(drift), np.nan_to_num(score), 0.0)
+    error = np.hypot(after.standard_error, np.where(score > _WIDENED, drift, 0.0))
+    return replace(after, standard_error=error, settled=score <= _UNSETTLED)
 
 
 def displaced_residuals(

@@ -23,7 +23,7 @@ _ROUNDS = 10
 # that look for the place make do with the share.
 _DURATION, _LOOKING = 250.0, 0.25
 # Never fewer steps; and up to so many times what was asked for.
-_SHORTEST, LONGEST = 128, 16
+_SHORTEST, _LONGEST = 128, 16
 # Replicas of a population that carries a mean: at least, at most.
 _FEWEST, _MOST = 64, 512
 # Correction for the bias of a logarithm, as a relative learning rate, above which more replicas are
@@ -57,7 +57,7 @@ class CloseUp:
     steps: int
     replicas: int
     settled: bool
-    needed_steps: int  # per run
+    needed_steps: int  # what to ask for
     replica_steps: int
 
 
@@ -104,14 +104,14 @@ def close_up(
       taken;
     - the crossing agrees with that of the round before within three standard errors.
 
-    Otherwise it is not settled, and `needed_steps` says how many steps would do.
+    Otherwise it is not settled, and `needed_steps` says how many to ask for.
 
     What a population's loss grows by in n steps, :math:`e^G`, has the growth of the mean as its
     expectation, whatever the number of replicas; but :math:`E\,G` falls short of its logarithm by
     :math:`\mathrm{Var}(G)/2`, to leading order. The variance is that of the eight around their
     line.
     """
-    longest, carried = LONGEST * steps, kind == "mean"
+    longest, carried = _LONGEST * steps, kind == "mean"
     fewest = max(replicas, _FEWEST) if carried else replicas
     done, replica_steps = 0, 0
     line: LineCrossing | None = None
@@ -148,7 +148,7 @@ def close_up(
         window, final = _around(line, window), True
         if rare:
             window = window._replace(replicas=min(2 * window.replicas, _MOST))
-    needed = math.ceil(max(_DURATION / slope, _SHORTEST))
+    needed = max(steps, math.ceil(_DURATION / slope / _LONGEST))
     return CloseUp(
         np.exp(x),
         growth + correction,

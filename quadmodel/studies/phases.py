@@ -45,7 +45,7 @@ _LABELS = {
     "steps": ("steps of a run", "steps"),
     "replicas": ("replicas per learning rate", "1"),
     "settled": ("whether the growth has settled", "1"),
-    "needed_steps": ("steps in which the growth would settle", "steps"),
+    "needed_steps": ("steps to ask for, so that growth settles", "steps"),
 }
 
 
