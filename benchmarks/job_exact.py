@@ -26,7 +26,9 @@ def exact(settings: Settings) -> Result:
         jacobian = rng.standard_normal((n_data, 2 * n_data)) / n_data**0.5
         ntk = jacobian @ jacobian.T
         sgd = qm.SGD(1.0, n_data // 10)
-        sgd = qm.SGD(0.5 * qm.critical_learning_rate(np.diag(ntk), sgd), sgd.batch_size)
+        sgd = qm.SGD(
+            0.5 * qm.critical_learning_rate(np.diag(ntk), sgd, norm="paper"), sgd.batch_size
+        )
         jobs: dict[str, Any] = {
             "K, exact": lambda ntk=ntk, sgd=sgd: qm.noise_kernel_norm(ntk, sgd, norm="exact"),
             "eigendecomposition alone (NumPy)": lambda ntk=ntk: np.linalg.eigh(ntk),

@@ -7,11 +7,13 @@ from matplotlib.collections import QuadMesh
 
 import quadmodel as qm
 from quadmodel._util.checks import InputError
-from tests.pictures import K_LINES, close_figures, draw, labelled, legend  # noqa: F401
+from tests.pictures import K_LINES, close_figures, draw, labelled, legend, title  # noqa: F401
 
 PARTS = ("progressive", "conservative", "diffusive")
 SUM, SIMULATED = "sum: closed form", "simulated (2 standard errors)"
 ENSEMBLE = qm.Ensemble(6, 20, qm.spectra.PowerLaw(1.0), curvature=0.005)
+INITIAL = [f"initial {line}" for line in K_LINES]
+DIVERGED, BEYOND = "a replica diverged", "second order does not hold"
 QUANTITIES = ("simulated_growth", "predicted_growth")
 
 
@@ -38,7 +40,8 @@ def found():
 
 
 def horizontal(ax, at):
-    return [line for line in ax.lines if line.get_ydata()[0] == at == line.get_ydata()[-1]]
+    lines = [line for line in ax.lines if len(line.get_ydata())]
+    return [line for line in lines if line.get_ydata()[0] == at == line.get_ydata()[-1]]
 
 
 # ---- sharpening
@@ -49,8 +52,8 @@ def test_sharpening(growth, mode):
     pred, sim = growth
     artists, ax = draw(qm.plot.sharpening, pred, sim, mode=mode)
     assert ax.get_xlabel() == "SGD steps"
-    assert ax.get_ylabel() == "growth of the NTK along the mode (1 / learning rate)"
-    assert legend(ax) == [*PARTS, SUM, SIMULATED]
+    assert ax.get_ylabel() == "NTK growth (1 / learning rate)"
+    assert legend(ax) == [SUM, *PARTS, SIMULATED]
     for part in PARTS:
         line = labelled(artists, part)
         np.testing.assert_array_equal(line.get_xdata(), pred.step)
@@ -77,7 +80,7 @@ def test_simulated_growth_and_its_errors(growth):
 
 def test_sharpening_without_a_simulation(growth):
     artists, ax = draw(qm.plot.sharpening, growth[0])
-    assert legend(ax) == [*PARTS, SUM]
+    assert legend(ax) == [SUM, *PARTS]
     assert not ax.containers
     np.testing.assert_array_equal(
         labelled(artists, "progressive").get_ydata(), growth[0].progressive.isel(mode=0)
@@ -89,7 +92,7 @@ def test_sharpening_of_replicas_that_diverge(growth):
     sim = qm.sample_ntk(model, far, 10, replicas=2, record_every=5)
     assert np.isinf(sim.ntk_projection).any()
     _, ax = draw(qm.plot.sharpening, growth[0], sim)
-    assert legend(ax) == [*PARTS, SUM, SIMULATED]
+    assert legend(ax) == [SUM, *PARTS, SIMULATED]
 
 
 @pytest.mark.parametrize("mode", [-1, 6, 0.5])
@@ -119,7 +122,7 @@ def test_sharpening_diagram(grid, quantity):
         assert (edges[:-1] < centres).all()
         assert (centres < edges[1:]).all()
     what = "simulated" if quantity == "simulated_growth" else "predicted"
-    assert mesh.colorbar.ax.get_ylabel() == f"{what} growth of the largest NTK eigenvalue (share)"
+    assert mesh.colorbar.ax.get_ylabel() == f"{what} growth (share of the initial value)"
 
 
 def test_simulated_growth_is_the_default(grid):
@@ -140,32 +143,87 @@ def test_colours_saturate_at_the_growth_without_batch_noise(grid):
 
 def test_edges_over_the_grid(grid):
     artists, ax = draw(qm.plot.sharpening_diagram, grid)
-    assert legend(ax) == [*K_LINES, "deterministic edge"]
-    for name, label in zip(grid.norm.values, K_LINES, strict=True):
+    edges = ["deterministic edge", *INITIAL[::-1]]
+    assert legend(ax)[-4:] == edges
+    for name, label in zip(grid.norm.values, INITIAL, strict=True):
         line = labelled(artists, label)
         np.testing.assert_array_equal(line.get_xdata(), grid.batch_size)
         np.testing.assert_array_equal(line.get_ydata(), grid.critical_learning_rate.sel(norm=name))
     edge = labelled(artists, "deterministic edge")
     np.testing.assert_array_equal(edge.get_ydata(), grid.edge_of_stability)
-    styles = {labelled(artists, label).get_linestyle() for label in legend(ax)}
-    assert len(styles) == 4
+    assert len({labelled(artists, label).get_color() for label in edges}) == 4
+
+
+def cells(artist, grid):
+    """Return which cells of the grid a collection of cells covers."""
+    covered = np.zeros((3, 2), bool)
+    for path in artist.get_paths():
+        low, high = path.vertices.min(axis=0), path.vertices.max(axis=0)
+        across = (low[0] < grid.batch_size.values) & (grid.batch_size.values < high[0])
+        up = (low[1] < grid.learning_rate.values) & (grid.learning_rate.values < high[1])
+        covered |= up[:, None] & across[None, :]
+    return covered
 
 
 @pytest.mark.parametrize("quantity", QUANTITIES)
-def test_grid_points_without_a_number_are_grey(grid, quantity):
+def test_grey_means_diverged_and_hatched_not_valid(grid, quantity):
     artists, ax = draw(qm.plot.sharpening_diagram, grid, quantity=quantity)
-    assert ax.get_facecolor() == pytest.approx((0.8, 0.8, 0.8, 1.0))
+    hatched = labelled(artists, BEYOND)
+    assert hatched.get_hatch()
+    np.testing.assert_array_equal(cells(hatched, grid), np.isnan(grid.predicted_growth))
     faces = artists[0].to_rgba(artists[0].get_array().reshape(3, 2))
     assert (faces[-1, :, 3] == 0).all()
     assert (faces[0, :, 3] == 1).all()
+    if quantity == "predicted_growth":
+        assert DIVERGED not in legend(ax)
+    else:
+        grey = labelled(artists, DIVERGED)
+        assert not grey.get_hatch()
+        np.testing.assert_array_equal(cells(grey, grid), np.isinf(grid.simulated_growth))
+
+
+def test_hatched_where_the_grid_says_so(grid):
+    valid = np.array([[True, False], [True, True], [False, True]])
+    flagged = grid.assign(valid=(("learning_rate", "batch_size"), valid))
+    artists, _ = draw(qm.plot.sharpening_diagram, flagged)
+    np.testing.assert_array_equal(cells(labelled(artists, BEYOND), grid), ~valid)
+    everywhere = grid.assign(valid=(("learning_rate", "batch_size"), np.ones((3, 2), bool)))
+    _, ax = draw(qm.plot.sharpening_diagram, everywhere)
+    assert BEYOND not in legend(ax)
+
+
+def test_growth_within_its_errors_is_marked(grid):
+    edited = grid.copy(deep=True)
+    edited.simulated_growth[:2] = [[0.02, -0.02], [0.03, -0.01]]
+    edited.standard_error[:2] = [[0.011, 0.001], [0.001, 0.006]]
+    artists, _ = draw(qm.plot.sharpening_diagram, edited)
+    for label, at in (("below 2 standard errors", [(0, 0), (1, 1)]), ("shrinks", [(0, 1)])):
+        marks = labelled(artists, label).get_offsets()
+        x, y = artists[0].get_coordinates()[0, :, 0], artists[0].get_coordinates()[:, 0, 1]
+        found = [
+            (np.searchsorted(y, up) - 1, np.searchsorted(x, across) - 1) for across, up in marks
+        ]
+        assert found == at
+    _, ax = draw(qm.plot.sharpening_diagram, edited, quantity="predicted_growth")
+    assert "shrinks" not in legend(ax)
 
 
 @pytest.mark.parametrize("quantity", QUANTITIES)
 def test_diagram_without_any_prediction(grid, quantity):
     nothing = grid.assign(predicted_growth=np.nan * grid.predicted_growth)
     nothing.predicted_growth.attrs = grid.predicted_growth.attrs
-    _, ax = draw(qm.plot.sharpening_diagram, nothing, quantity=quantity)
-    assert legend(ax) == [*K_LINES, "deterministic edge"]
+    artists, ax = draw(qm.plot.sharpening_diagram, nothing, quantity=quantity)
+    assert legend(ax)[-4:] == ["deterministic edge", *INITIAL[::-1]]
+    assert cells(labelled(artists, BEYOND), grid).all()
+
+
+def test_title_of_the_diagram(grid):
+    _, ax = draw(qm.plot.sharpening_diagram, grid)
+    assert title(ax) == (
+        "simulated growth of the largest NTK eigenvalue 6 data points, 20 parameters, "
+        "power law NTK (exponent 1), independent curvature (scale 0.005), Gaussian residual, "
+        r"batches without replacement, 12 steps, 2 replicas $\times$ 2 batch sequences"
+    )
 
 
 def test_diagram_where_the_largest_batch_is_not_predicted(grid):
@@ -199,7 +257,7 @@ def test_quantity_that_does_not_exist(grid):
 def test_persistent_edge(found):
     artists, ax = draw(qm.plot.persistent_edge, found)
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("SGD steps", "noise kernel norm (exact)")
-    assert legend(ax) == ["q = 0.5", "q = 1", "q = 50"]
+    assert legend(ax) == ["q = 0.5", "q = 1", "q = 50", "diverged"]
     assert ax.get_legend().get_title().get_text() == "curvature strength"
     assert horizontal(ax, 1)
     low, high = ax.get_ylim()
@@ -221,7 +279,11 @@ def test_persistent_edge_of_replicas_that_all_diverge(found):
     assert (gone.divergence_step >= 0).all()
     assert np.isnan(gone.noise_kernel_norm_exact).any()
     _, ax = draw(qm.plot.persistent_edge, gone)
-    assert legend(ax) == ["q = 50"]
+    assert legend(ax) == ["q = 50", "diverged"]
+    # Nothing but the start is finite: a cross, no line.
+    crosses = [line for line in ax.lines if line.get_marker() == "x" and len(line.get_xdata())]
+    assert [list(line.get_xdata()) for line in crosses] == [[0], [0]]
+    assert crosses[0].get_label() == "q = 50"
 
 
 def test_persistent_edge_beyond_the_deterministic_edge(found):

@@ -34,7 +34,7 @@ def phase_diagram_command(asked: Diagram, refine: int, precision: str) -> None:
 
     Simulates SGD on a grid, predicts the edges of stability, writes a picture and a NetCDF file,
     and prints, per batch size, the predicted and the simulated critical learning rate and the
-    simulated critical noise kernel norm K, to be set beside 1.
+    simulated critical noise kernel norm K of the initial NTK, which is 1 for linear models.
     """
     from quadmodel.studies.phases import phase_diagram
 
@@ -69,8 +69,17 @@ def report(found: xr.Dataset, elapsed: float, outputs: Outputs) -> None:
 def _draw(found: xr.Dataset, figure: Figure) -> None:
     from quadmodel import plot
 
-    figure.set_size_inches(8, 6)
+    figure.set_size_inches(7, 6)
     plot.phase_diagram(found, figure.subplots())
+
+
+def _beside(grid: xr.Dataset) -> str:
+    """Return what the critical K is to be set beside: the NTK of a quadratic model changes."""
+    from quadmodel.plot._setting import is_linear
+
+    if is_linear(grid.attrs):
+        return "predicted: 1"
+    return "K of the initial NTK; 1 is the linear model's value, not a prediction"
 
 
 def _table(grid: xr.Dataset) -> str:
@@ -109,7 +118,7 @@ def _table(grid: xr.Dataset) -> str:
         "simulated critical K, all batch sizes: not found inside the grid"
         if np.isnan(pooled[0])
         else "simulated critical K, all batch sizes: "
-        f"{pooled[0]:.4f} [{pooled[1]:.4f}, {pooled[2]:.4f}] (95%), predicted: 1"
+        f"{pooled[0]:.4f} [{pooled[1]:.4f}, {pooled[2]:.4f}] (95%), {_beside(grid)}"
     )
     title = "critical learning rate (1 / NTK eigenvalue)"
     if "limit" in grid.attrs:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 @click.command("sharpening-diagram")
 @diagram_options(
-    "sharpening-diagram", n_data=60, n_params=240, spectrum="power-law", curvature=0.003,
-    learning_rates=12, batch_sizes=8, steps=60, replicas=12,
+    "sharpening-diagram", n_data=60, n_params=120, spectrum="power-law:0.5", curvature=0.03,
+    learning_rates=12, batch_sizes=8, steps=60, replicas=32,
     of_replicas="Antithetic pairs of curvature draws.",
 )  # fmt: skip
 def sharpening_diagram_command(asked: Diagram) -> None:
@@ -54,6 +54,6 @@ def _draw(found: xr.Dataset, figure: Figure) -> None:
     """Draw what is predicted beside what is simulated."""
     from quadmodel import plot
 
-    figure.set_size_inches(13, 5)
+    figure.set_size_inches(12, 5.5)
     for ax, name in zip(figure.subplots(1, 2), ("predicted", "simulated"), strict=True):
         plot.sharpening_diagram(found, ax, quantity=f"{name}_growth")

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from quadmodel._util.checks import InputError
-from quadmodel.plot._common import new_axes
+from quadmodel._util.checks import FloatArray, InputError
+from quadmodel.plot._common import CYCLE, ink, legend, new_axes, ticks, title
+from quadmodel.plot._setting import setting
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -22,6 +23,11 @@ _OUTCOMES = {
     "still training": "D",
     "diverged": "x",
 }
+
+# Height of the row of runs without a finite norm, as a share of the axes.
+_TOP_ROW = 0.95
+# Starts that have a tick each.
+_MOST_TICKS = 7
 
 
 def persistent_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
@@ -46,7 +52,8 @@ def persistent_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
 
     Notes
     -----
-    Exact noise kernel norm, without unit, against SGD steps; 1 is the edge.
+    Exact noise kernel norm, without unit, against SGD steps; 1 is the edge. Crosses end runs that
+    diverged.
 
     References
     ----------
@@ -56,15 +63,51 @@ def persistent_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
         raise InputError("found must be of persistent_edge(), got another Dataset")
     ax = ax or new_axes()
     artists: list[Artist] = []
-    for n, strength in enumerate(found.curvature_strength.values):
-        for replica in range(found.sizes["replica"]):
-            norm = found.noise_kernel_norm_exact.isel(curvature_strength=n, replica=replica)
-            label = f"q = {strength:g}" if replica == 0 else None
-            artists += ax.plot(norm.step, norm, color=f"C{n}", linewidth=0.9, label=label)
-    ax.axhline(1, color="black", linewidth=0.8)
-    ax.set(xlabel="SGD steps", ylabel="noise kernel norm (exact)", ylim=(0, 1.6))
-    ax.legend(title="curvature strength")
+    strengths = found.curvature_strength.values
+    norms = found.noise_kernel_norm_exact.transpose("curvature_strength", "replica", "step").values
+    ended = found.divergence_step.transpose("curvature_strength", "replica").values >= 0
+    top = float(np.clip(1.1 * norms[np.isfinite(norms)].max(initial=0.0), 1.6, 3.0))
+    for n, (strength, colour) in enumerate(zip(strengths, _colours(len(strengths)), strict=True)):
+        label: str | None = f"q = {strength:g}"
+        for norm, diverged in zip(norms[n], ended[n], strict=True):
+            finite = np.isfinite(norm)
+            line = (finite[1:] & finite[:-1]).any()
+            style = {"color": colour, "linewidth": 0.9}
+            artists += ax.plot(found.step, norm, label=label if line else None, **style)
+            label = None if line else label
+            if diverged and finite.any():
+                last = np.flatnonzero(finite)[-1]
+                # Runs without a line have a cross only, which is called by their strength.
+                ax.plot(
+                    found.step[last],
+                    min(norm[last], top),
+                    "x",
+                    color=colour,
+                    markersize=6,
+                    clip_on=False,
+                    label=label,
+                )
+                label = None
+    if ended.any():
+        ax.plot([], [], "x", color=ink(ax), label="diverged")
+    ax.axhline(1, color=ink(ax), linewidth=0.8)
+    ax.set(xlabel="SGD steps", ylabel="noise kernel norm (exact)", ylim=(0, top))
+    for axis in (ax.xaxis, ax.yaxis):
+        ticks(axis)
+    started = f"K = {found.attrs['initial_norm']:g} (paper) at the start"
+    parts = [*setting(found.attrs, replicas=found.sizes["replica"]), started]
+    title(ax, [part for part in parts if part])
+    legend(ax, title="curvature strength")
     return artists
+
+
+def _colours(count: int) -> list[Any]:
+    """Return as many colours: those of all pictures, or shades where these don't suffice."""
+    if count <= len(CYCLE):
+        return list(CYCLE[:count])
+    from matplotlib import colormaps
+
+    return [colormaps["viridis"](share) for share in np.linspace(0.0, 0.9, count)]
 
 
 def large_p_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
@@ -90,9 +133,10 @@ def large_p_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
 
     Notes
     -----
-    The paper's norm, without unit; 1 is the edge, and a linear model stays on the diagonal.
-    Replicas without a finite norm at the end, which have diverged or lie beyond the deterministic
-    edge, are shown at the top.
+    The paper's norm, without unit; 1 is the edge, and a linear model stays on the dotted line of
+    its start. Runs of one start stand side by side, by batch size and replica. Replicas without a
+    finite norm at the end, which have diverged or lie beyond the deterministic edge, are shown at
+    the top.
 
     References
     ----------
@@ -102,58 +146,67 @@ def large_p_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
         raise InputError("found must be of large_p_edge(), got another Dataset")
     ax = ax or new_axes()
     artists: list[Artist] = []
-    seen: dict[str, None] = {}
-    for n, size in enumerate(found.batch_size.values):
-        at = found.sel(batch_size=size)
-        start, end, outcome = (
-            values.values.ravel()
-            for values in xr.broadcast(at.initial_norm, at.final_norm, at.outcome)
-        )
+    sizes = found.batch_size.values
+    runs = found.transpose("batch_size", "initial_norm", "replica", ...)
+    # Runs of one start lie side by side, so that none hides another.
+    starts, places, width = _side_by_side(found)
+    end, outcome = (runs[name].values.reshape(places.shape) for name in ("final_norm", "outcome"))
+    _limit(ax, starts, width, end)
+    colours = _colours(len(sizes))
+    for n, colour in enumerate(colours):
         for name, marker in _OUTCOMES.items():
             for finite in (True, False):
-                drawn = (outcome == name) & (np.isfinite(end) == finite)
+                drawn = (outcome[n] == name) & (np.isfinite(end[n]) == finite)
                 if not drawn.any():
                     continue
-                seen[name] = None
-                # Without a finite norm: a row above the axes' data, one per batch size.
+                # Without a finite norm: a row at the top, above the data.
                 where: dict[str, Any] = {} if finite else {"transform": ax.get_xaxis_transform()}
-                height = end[drawn] if finite else np.full(drawn.sum(), 0.97 - 0.03 * n)
-                artists += ax.plot(
-                    start[drawn],
-                    height,
-                    marker,
-                    color=f"C{n}",
-                    markersize=6,
-                    fillstyle="none",
-                    **where,
-                )
-    start = found.initial_norm.values
-    ax.plot(start[[0, -1]], start[[0, -1]], color="grey", linewidth=0.8, linestyle=":")
-    ax.axhline(1, color="black", linewidth=0.8)
-    norms = [found.initial_norm.values, found.final_norm.values]
-    reached = np.concatenate([values[np.isfinite(values)] for values in norms])
-    # Space above for the rows of replicas without a finite norm.
+                height = end[n][drawn] if finite else np.full(drawn.sum(), _TOP_ROW)
+                style = {"color": colour, "markersize": 5, "fillstyle": "none"}
+                artists += ax.plot(places[n][drawn], height, marker, **style, **where)
+    ax.hlines(
+        starts, starts / width, starts * width, color="grey", linestyle=":", label="at the start"
+    )
+    ax.axhline(1, color=ink(ax), linewidth=0.8)
+    for size, colour in zip(sizes, colours, strict=True):
+        ax.plot([], [], "s", color=colour, label=f"B = {size}")
+    for name in (name for name in _OUTCOMES if (outcome == name).any()):
+        ax.plot([], [], _OUTCOMES[name], color=ink(ax), fillstyle="none", label=name)
+    strengths = ", ".join(f"{strength:g}" for strength in np.atleast_1d(found.curvature_strength))
+    title(ax, [*setting(found.attrs, replicas=found.sizes["replica"]), f"q = {strengths}"])
+    legend(ax)
+    return artists
+
+
+def _side_by_side(found: xr.Dataset) -> tuple[FloatArray, FloatArray, float]:
+    """Return starts, where runs are drawn (batch size, start, run), and half a group's width."""
+    starts = found.initial_norm.values
+    ratio = float(np.min(starts[1:] / starts[:-1])) if starts.size > 1 else 1.5
+    width = min(ratio, 1.5) ** 0.35
+    n_sizes, n_runs = found.sizes["batch_size"], found.sizes["replica"]
+    n_runs *= found.sizes.get("curvature_strength", 1)
+    share = (np.arange(n_sizes * n_runs) + 0.5) / (n_sizes * n_runs)
+    offsets = (width ** (2 * share - 1)).reshape(n_sizes, 1, n_runs)
+    return starts, starts[None, :, None] * offsets, width
+
+
+def _limit(ax: Axes, starts: FloatArray, width: float, end: FloatArray) -> None:
+    """Set scales, limits, labels and ticks, with space above for runs without a finite norm."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    reached = np.concatenate([starts, end[np.isfinite(end) & (end > 0)]])
     low, high = 0.8 * reached.min(), 1.2 * max(reached.max(), 1.0)
+    room = 1.0 if np.isfinite(end).all() else (high / low) ** 0.15
     ax.set(
         xscale="log",
         yscale="log",
         xlabel="noise kernel norm (paper) at the start",
         ylabel="noise kernel norm (paper) at the end",
-        ylim=(low, high * (high / low) ** 0.2),
+        xlim=(starts[0] / width**1.5, starts[-1] * width**1.5),
+        ylim=(low, high * room),
     )
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(_ticks(1, 2, 5))
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter("")
-    for n, size in enumerate(found.batch_size.values):
-        ax.plot([], [], "s", color=f"C{n}", label=f"B = {size}")
-    for name in (name for name in _OUTCOMES if name in seen):
-        ax.plot([], [], _OUTCOMES[name], color="black", fillstyle="none", label=name)
-    ax.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))  # beside the points
-    return artists
-
-
-def _ticks(*mantissas: int) -> Any:
-    from matplotlib.ticker import LogLocator
-
-    return LogLocator(subs=mantissas)
+        ticks(axis)
+    if starts.size <= _MOST_TICKS:
+        ax.xaxis.set_major_locator(FixedLocator(list(starts)))
+        ax.xaxis.set_minor_locator(NullLocator())

@@ -9,17 +9,13 @@ import xarray as xr
 
 from quadmodel._util.checks import FloatArray, InputError, as_choice
 from quadmodel.comparison import critical_noise_kernel_norm
-from quadmodel.plot._common import new_axes
+from quadmodel.plot._cells import cell_size, edges, fill, hatch, mark, on_plane, prepare
+from quadmodel.plot._common import legend, new_axes, number, title
+from quadmodel.plot._setting import setting
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
-
-_EDGES: dict[str, tuple[str, dict[str, Any]]] = {
-    "paper": ("K = 1, paper's limit", {"color": "black", "linestyle": ":"}),
-    "finite": ("K = 1, finite size", {"color": "black", "linestyle": "--"}),
-    "exact": ("K = 1, exact threshold", {"color": "black", "linestyle": "-"}),
-}
 
 
 def phase_diagram(grid: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
@@ -35,7 +31,7 @@ def phase_diagram(grid: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     Returns
     -------
     list of matplotlib.artist.Artist
-        The coloured grid, the predicted edges (the typical one, thin, where it is predicted), the
+        The coloured grid, the predicted edges inside it (those that coincide drawn once), the
         simulated boundary with its 95% interval, and the marks of intermittent grid points.
 
     Raises
@@ -49,73 +45,97 @@ def phase_diagram(grid: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     logarithmic beyond; blue is stable, red unstable. Batch size in data points, learning rate in
     units of 1 / NTK eigenvalue.
 
+    Lines K = 1 by three norms: of the whole second moment (exact), of its closure in modes (finite
+    D), in the paper's limit of high dimension; for quadratic models of the initial NTK. Boundaries
+    are hollow, and cells hatched, where the grid says that growth is not settled. The legend stands
+    below the axes if the figure has a layout engine, like ``layout="constrained"``.
+
     References
     ----------
     .. [1] A. Agarwala, J. Pennington, arXiv:2404.19261, section 3, for the edges.
     """
-    from matplotlib.colors import SymLogNorm
-
     critical = critical_noise_kernel_norm(grid, norm=str(grid.norm.values[-1]))
     ax = ax or new_axes()
-    sizes, rates = grid.batch_size.values, grid.learning_rate.values
-    growth = grid.mean_growth.transpose("learning_rate", "batch_size").values
-    reach = float(np.nanmax(np.abs(growth))) or 1.0
-    scale = SymLogNorm(linthresh=min(1e-3, reach / 2), vmin=-reach, vmax=reach)
-    mesh = ax.pcolormesh(
-        _outlines(sizes), _outlines(rates), growth, cmap="RdBu_r", norm=scale, alpha=0.85
-    )
-    figure = ax.figure
-    figure.colorbar(mesh, ax=ax, label="simulated growth rate of the mean loss (1 / step)")
+    x, y = prepare(ax, grid)
+    growth = on_plane(grid.mean_growth)
+    artists: list[Artist] = [_growth_mesh(ax, x, y, growth)]
+    if "settled" in grid and set(grid.settled.dims) == {"learning_rate", "batch_size"}:
+        artists += hatch(ax, x, y, ~on_plane(grid.settled).astype(bool), "growth not settled")
     plain = not grid.attrs["momentum"] and not grid.attrs["weight_decay"]
     value = r", $\eta\lambda_{\max}$ = 2" if plain else ""
-    artists = [mesh, *_edges(grid, ax, f"deterministic edge{value}")]
-    typical = grid.get("typical_critical_learning_rate")
-    if typical is not None and np.isfinite(typical).any():
-        artists += ax.plot(
-            sizes, typical, color="#CC79A7", linewidth=0.8, label="typical edge, predicted"
-        )
-    found = critical.where(np.isfinite(critical.learning_rate), drop=True)
-    bars = np.abs(
-        np.stack([found.learning_rate_low, found.learning_rate_high]) - found.learning_rate.values
-    )
-    boundary = ax.errorbar(
-        found.batch_size,
-        found.learning_rate,
-        bars,
-        fmt="o",
-        markersize=4,
-        capsize=2,
-        color="black",
-        markerfacecolor="white",
-        label="simulated boundary (95%)",
-    )
-    artists += boundary.get_children()
-    row, column = np.nonzero(
-        grid.phase.transpose("learning_rate", "batch_size").values == "intermittent"
-    )
-    if row.size:
-        crosses: dict[str, Any] = {"marker": "x", "s": 18, "c": "black", "linewidth": 0.8}
-        artists.append(ax.scatter(sizes[column], rates[row], label="intermittent", **crosses))
-    ax.set(
-        xscale="log",
-        yscale="log",
-        xlabel="batch size (data points)",
-        ylabel="learning rate (1 / NTK eigenvalue)",
-        xlim=_outlines(sizes)[[0, -1]],
-        ylim=_outlines(rates)[[0, -1]],
-        title=f"{grid.attrs['n_data']} data points, {_parameters(grid.attrs)}",
-    )
-    ax.xaxis.set_major_formatter("{x:g}")
-    ax.legend(loc="lower right", fontsize="small")
+    artists += edges(grid, ax, f"deterministic edge{value}")
+    size = cell_size(ax, x, y)
+    artists += _boundary(ax, grid, critical, markersize=float(np.clip(0.45 * size, 1.5, 5.5)))
+    crosses = {"marker": "x", "s": float(np.clip(0.25 * size, 1.0, 4.0)) ** 2, "linewidth": 0.9}
+    intermittent = on_plane(grid.phase) == "intermittent"
+    artists += mark(ax, x, y, intermittent, "intermittent", share=0.16, color="black", **crosses)
+    title(ax, setting(grid.attrs))
+    legend(ax)
     return artists
 
 
-def _parameters(attrs: dict[Any, Any]) -> str:
-    if "limit" not in attrs:
-        return f"{attrs['n_params']} parameters"
-    return (
-        f"large-P limit (order {attrs['truncation_order']}), q = {attrs['curvature_strength']:.3g}"
+def _growth_mesh(ax: Axes, x: FloatArray, y: FloatArray, growth: FloatArray) -> Artist:
+    """Colour cells by growth, around 0 where stability ends, and add a colour bar."""
+    from matplotlib.colors import SymLogNorm
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    reach = float(np.abs(growth[np.isfinite(growth)]).max(initial=0.0)) or 1.0
+    linear = min(1e-3, reach / 2)
+    mesh = ax.pcolormesh(
+        x,
+        y,
+        np.ma.masked_invalid(growth),
+        cmap="RdBu_r",
+        norm=SymLogNorm(linthresh=linear, vmin=-reach, vmax=reach),
+        alpha=0.85,
+        rasterized=True,
     )
+    bar = ax.figure.colorbar(mesh, ax=ax, label="growth of the mean loss (1 / step)")
+    powers = np.arange(np.ceil(np.log10(linear) - 1e-9), np.floor(np.log10(reach) + 1e-9) + 1)
+    decades = 10.0 ** powers[:: max(1, len(powers) // 5)] if len(powers) else np.array([reach])
+    bar.ax.yaxis.set_major_locator(FixedLocator([*-decades[::-1], 0.0, *decades]))
+    bar.ax.yaxis.set_minor_locator(NullLocator())
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(number))
+    return mesh
+
+
+def _boundary(
+    ax: Axes, grid: xr.Dataset, critical: xr.Dataset, *, markersize: float
+) -> list[Artist]:
+    """Draw where simulated growth crosses 0, hollow where that is not resolved."""
+    inside = np.isfinite(critical.learning_rate.values)
+    resolved = np.ones(inside.size, bool)
+    for name, source in (("resolved", critical), ("settled", grid)):
+        if name in source and source[name].dims == ("batch_size",):
+            resolved &= source[name].values.astype(bool)
+    artists: list[Artist] = []
+    for which, label, face, rim in (
+        (inside & resolved, "simulated boundary (95%)", "black", "white"),
+        (inside & ~resolved, "simulated boundary, unresolved", "white", "black"),
+    ):
+        if not which.any():
+            continue
+        at = critical.isel(batch_size=which)
+        low, high = at.learning_rate_low, at.learning_rate_high
+        bars = np.abs(np.stack([low, high]) - at.learning_rate.values)
+        container = ax.errorbar(
+            at.batch_size.values,
+            at.learning_rate.values,
+            bars,
+            fmt="o",
+            color="black",
+            ecolor="black",
+            elinewidth=1.0,
+            capsize=0.6 * markersize,
+            markersize=markersize,
+            markerfacecolor=face,
+            markeredgecolor=rim,
+            markeredgewidth=min(0.8, 0.2 * markersize),
+            zorder=3,
+            label=label,
+        )
+        artists += container.get_children()
+    return artists
 
 
 def sharpening_diagram(
@@ -135,7 +155,7 @@ def sharpening_diagram(
     Returns
     -------
     list of matplotlib.artist.Artist
-        The coloured grid and the predicted edges.
+        The coloured grid, cells that are grey or hatched, marks and the predicted edges.
 
     Raises
     ------
@@ -144,10 +164,13 @@ def sharpening_diagram(
 
     Notes
     -----
-    Red: the eigenvalue grows, as a share of its initial value; blue: it shrinks; grey: a replica
-    diverged, or second order in the curvature does not hold. Colours saturate at the largest growth
-    that is predicted without batch noise, at the largest batch size; where nothing is predicted
-    there, at the largest predicted growth, and without any prediction at the largest simulated one.
+    Red: the eigenvalue grows, as a share of its initial value; blue, or a dash: it shrinks; dot:
+    the measured growth is below two standard errors; grey: a replica diverged; hatched: second
+    order in the curvature does not hold, by the grid's `valid` or, without it, for lack of a
+    prediction. Lines K = 1 as in :func:`phase_diagram`, of the initial NTK. Colours saturate at the
+    largest growth that is predicted without batch noise, at the largest batch size; where nothing
+    is predicted there, at the largest predicted growth, and without any prediction at the largest
+    simulated one.
 
     References
     ----------
@@ -156,29 +179,68 @@ def sharpening_diagram(
     if "simulated_growth" not in grid:
         raise InputError("grid must be of sharpening_diagram(), got another Dataset")
     as_choice("quantity", quantity, ("simulated_growth", "predicted_growth"))
+    from matplotlib.ticker import PercentFormatter
+
     ax = ax or new_axes()
-    values = grid[quantity].transpose("learning_rate", "batch_size").values
+    x, y = prepare(ax, grid)
+    values = on_plane(grid[quantity])
     reach = _growth_without_noise(grid)
-    ax.set_facecolor("0.8")
+    ax.set_facecolor("white")
     mesh = ax.pcolormesh(
-        _outlines(grid.batch_size.values),
-        _outlines(grid.learning_rate.values),
-        np.where(np.isfinite(values), values, np.nan),
+        x,
+        y,
+        np.ma.masked_invalid(values),
         cmap="RdBu_r",
         vmin=-reach,
         vmax=reach,
+        rasterized=True,
     )
     label = grid[quantity].attrs["long_name"]
-    ax.figure.colorbar(mesh, ax=ax, label=f"{label} (share)", extend="both")
-    artists = [mesh, *_edges(grid, ax, "deterministic edge")]
-    ax.set(
-        xscale="log",
-        yscale="log",
-        xlabel="batch size (data points)",
-        ylabel="learning rate (1 / NTK eigenvalue)",
-    )
-    ax.legend(fontsize="small")
+    text = f"{label.partition(' ')[0]} growth (share of the initial value)"
+    bar = ax.figure.colorbar(mesh, ax=ax, label=text, extend="both")
+    bar.ax.yaxis.set_major_formatter(PercentFormatter(xmax=1.0))
+    artists: list[Artist] = [mesh]
+    if quantity == "simulated_growth":
+        artists += _measured(ax, grid, x, y, values)
+    artists += hatch(ax, x, y, ~_valid(grid), "second order does not hold")
+    artists += edges(grid, ax, "deterministic edge")
+    title(ax, setting(grid.attrs), label)
+    legend(ax)
     return artists
+
+
+def _measured(
+    ax: Axes, grid: xr.Dataset, x: FloatArray, y: FloatArray, values: FloatArray
+) -> list[Artist]:
+    """Grey out what diverged; mark what is not significant, and what shrinks, seen in grey too."""
+    size = cell_size(ax, x, y)
+    artists = fill(ax, x, y, ~np.isfinite(values), "a replica diverged", facecolor="0.7")
+    with np.errstate(invalid="ignore"):
+        small = np.isfinite(values) & (np.abs(values) < 2 * on_plane(grid.standard_error))
+        shrinks = (values < 0) & ~small & np.isfinite(values)
+    style: dict[str, Any] = {"color": "black", "share": 0.5}
+    artists += mark(
+        ax, x, y, small, "below 2 standard errors", s=np.clip(0.15 * size, 0.8, 2.5) ** 2, **style
+    )
+    artists += mark(
+        ax,
+        x,
+        y,
+        shrinks,
+        "shrinks",
+        marker="_",
+        s=np.clip(0.4 * size, 1.5, 7.0) ** 2,
+        linewidth=1.0,
+        **style,
+    )
+    return artists
+
+
+def _valid(grid: xr.Dataset) -> Any:
+    """Return where the prediction holds: the grid's own flag, or where there is a prediction."""
+    if "valid" in grid:
+        return on_plane(grid.valid).astype(bool)
+    return np.isfinite(on_plane(grid.predicted_growth))
 
 
 def _growth_without_noise(grid: xr.Dataset) -> float:
@@ -189,27 +251,3 @@ def _growth_without_noise(grid: xr.Dataset) -> float:
         if sizes.max(initial=0.0) > 0.0:
             return float(sizes.max())
     return 1.0
-
-
-def _edges(grid: xr.Dataset, ax: Any, deterministic: str) -> list[Artist]:
-    """Draw the learning rates at which the noise kernel norms are 1, and the deterministic edge."""
-    artists: list[Artist] = []
-    for name in grid.norm.values:
-        label, style = _EDGES[str(name)]
-        line = grid.critical_learning_rate.sel(norm=name)
-        artists += ax.plot(grid.batch_size, line, label=label, **style)
-    style = {"color": "#009E73", "linestyle": "-."}
-    artists += ax.plot(grid.batch_size, grid.edge_of_stability, label=deterministic, **style)
-    return artists
-
-
-def _outlines(centres: FloatArray) -> FloatArray:
-    """Return the geometric midpoints between grid points, and one more on either side."""
-    log = np.log(np.asarray(centres, dtype=np.float64))
-    if log.size == 1:
-        log = np.append(log, log + 0.7)
-        log -= 0.35
-        return np.asarray(np.exp(log))
-    middle = 0.5 * (log[1:] + log[:-1])
-    ends = [2 * log[0] - middle[0]], [2 * log[-1] - middle[-1]]
-    return np.asarray(np.exp(np.concatenate([ends[0], middle, ends[1]])))

@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
-from quadmodel._util.checks import InputError, as_integer
-from quadmodel.plot._common import SIMULATION, THEORY, new_axes
+from quadmodel._util.checks import FloatArray, InputError, as_integer
+from quadmodel.plot._common import (
+    GREEN,
+    ORANGE,
+    PURPLE,
+    SIMULATION,
+    THEORY,
+    Line,
+    draw_lines,
+    legend,
+    new_axes,
+    ticks,
+    title,
+)
+from quadmodel.plot._setting import setting
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
     from quadmodel.model import QuadraticModel
+
+
+# Decades beyond which logarithmic axes end: locators of ticks overflow near the largest numbers.
+_FAR = 250.0
+_PARTS: dict[str, dict[str, Any]] = {
+    "progressive": {"color": GREEN, "linestyle": "--"},
+    "conservative": {"color": ORANGE, "linestyle": "-."},
+    "diffusive": {"color": PURPLE, "linestyle": ":", "linewidth": 2.0},
+}
 
 
 def loss(sim: xr.Dataset, pred: xr.Dataset | None = None, ax: Axes | None = None) -> list[Artist]:
@@ -42,22 +65,66 @@ def loss(sim: xr.Dataset, pred: xr.Dataset | None = None, ax: Axes | None = None
         If a Dataset has no loss.
     """
     ax = ax or new_axes()
-    low, middle, high = sim.loss.quantile([0.1, 0.5, 0.9], "replica").transpose("quantile", ...)
-    artists: list[Artist] = [
-        ax.fill_between(
-            sim.step, low, high, color=SIMULATION, alpha=0.2, label="10% to 90% of replicas"
-        )
-    ]
-    artists += ax.plot(sim.step, middle, color=SIMULATION, ls=":", label="median replica")
-    artists += ax.plot(
-        sim.step, sim.loss.mean("replica"), color=SIMULATION, label="mean of replicas"
-    )
+    step, losses = sim.step.values, sim.loss.transpose("step", "replica").values
+    many = losses.shape[1] > 1
+    blue: dict[str, Any] = {"color": SIMULATION}
+    low, middle, high = _quantiles(losses)
+    lines = [Line("mean of replicas" if many else "the replica", step, _mean(losses), blue)]
+    if many:
+        lines.append(Line("median replica", step, middle, blue | {"linestyle": ":"}))
     if pred is not None:
         predicted = pred.loss.mean("replica") if "replica" in pred.loss.dims else pred.loss
-        artists += ax.plot(pred.step, predicted, color=THEORY, ls="--", label="predicted mean")
-    ax.set(xlabel="step", ylabel="loss", yscale="log")
-    ax.legend(fontsize="small")
+        style = {"color": THEORY, "linestyle": "--"}
+        lines.append(Line("predicted mean", pred.step.values, _shown(predicted.values), style))
+    limits = _limits([low, high, *(line.y for line in lines)])
+    ax.set(xlabel="SGD steps", ylabel="loss", yscale="log", ylim=limits)
+    artists: list[Artist] = []
+    if not np.array_equal(low, high, equal_nan=True):
+        band: dict[str, Any] = {"color": SIMULATION, "alpha": 0.2, "linewidth": 0}
+        artists.append(ax.fill_between(step, low, high, label="10% to 90% of replicas", **band))
+    artists += draw_lines(ax, lines)
+    for axis in (ax.xaxis, ax.yaxis):
+        ticks(axis)
+    title(ax, setting(sim.attrs, replicas=losses.shape[1]))
+    legend(ax)
     return artists
+
+
+def _shown(values: FloatArray) -> FloatArray:
+    """Return what a logarithmic axis can show, NaN for the rest."""
+    return np.where(np.isfinite(values) & (values > 0), values, np.nan)
+
+
+def _mean(losses: FloatArray) -> FloatArray:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _shown(losses.mean(axis=1))
+
+
+def _quantiles(losses: FloatArray) -> FloatArray:
+    """Return the 10%, 50% and 90% quantiles; replicas that have diverged are above all others."""
+    worst = np.where(np.isnan(losses), np.inf, losses)
+    with np.errstate(invalid="ignore"):
+        return _shown(np.quantile(worst, [0.1, 0.5, 0.9], axis=1))
+
+
+def _linear_limits(values: Sequence[FloatArray]) -> tuple[float, float]:
+    """Return limits of a linear axis that holds 0, with a margin."""
+    every = np.concatenate([np.ravel(some) for some in values])
+    every = every[np.isfinite(every)]
+    low, high = min(0.0, every.min(initial=0.0)), max(0.0, every.max(initial=0.0))
+    margin = 0.06 * (high - low) or 1.0
+    return float(low - margin), float(high + margin)
+
+
+def _limits(values: Sequence[FloatArray]) -> tuple[float, float]:
+    """Return limits of a logarithmic axis with a margin."""
+    every = np.concatenate([np.ravel(some) for some in values])
+    every = every[np.isfinite(every)]
+    if every.size == 0:
+        return 0.1, 10.0
+    low, high = np.log10(every.min()), np.log10(every.max())
+    margin = max(0.05 * (high - low), 0.02)
+    return float(10.0 ** max(low - margin, -_FAR)), float(10.0 ** min(high + margin, _FAR))
 
 
 def sharpening(
@@ -100,32 +167,42 @@ def sharpening(
     mode = as_integer("mode", mode, low=0, high=pred.sizes["mode"] - 1)
     ax = ax or new_axes()
     at = pred.isel(mode=mode)
-    artists: list[Artist] = []
-    colours = {"progressive": "#009E73", "conservative": "#0072B2", "diffusive": "#CC79A7"}
-    for name, colour in colours.items():
-        artists += ax.plot(at.step, at[name], color=colour, linestyle="--", label=name)
+    step = at.step.values
     grown = at.ntk_projection - at.ntk_projection.isel(step=0)
-    artists += ax.plot(at.step, grown, color=THEORY, label="sum: closed form")
+    lines = [Line("sum: closed form", step, grown.values, {"color": THEORY, "linewidth": 2.2})]
+    for name, style in _PARTS.items():
+        lines.append(Line(name, step, at[name].values, style))
+    reach = [line.y for line in lines]
+    drawn: dict[str, Any] = {
+        "color": SIMULATION,
+        "fmt": "o",
+        "markersize": 4,
+        "capsize": 2,
+        "zorder": 3,
+    }
     if sim is not None:
         values = sim.ntk_projection.isel(mode=mode)
-        values = values - values.isel(step=0)
         # Nothing is drawn where a replica has diverged: there is no mean to show.
-        values = values.where(np.isfinite(values))
+        values = (values - values.isel(step=0)).where(np.isfinite(values))
+        mean = values.mean("replica", skipna=False)
         error = 2 * values.std("replica", ddof=1, skipna=False) / values.sizes["replica"] ** 0.5
-        bars = ax.errorbar(
-            values.step,
-            values.mean("replica", skipna=False),
-            error,
-            fmt="o",
-            markersize=3,
-            capsize=2,
-            color=SIMULATION,
-            label="simulated (2 standard errors)",
-        )
+        reach += [(mean - error).values, (mean + error).values]
+    ax.set(
+        xlabel="SGD steps",
+        ylabel="NTK growth (1 / learning rate)",
+        ylim=_linear_limits(reach),
+    )
+    ax.axhline(0, color="grey", linewidth=0.8, zorder=0.5)
+    artists = draw_lines(ax, lines)
+    if sim is not None and np.isfinite(mean).any():
+        label = "simulated (2 standard errors)"
+        bars = ax.errorbar(values.step, mean, error, label=label, **drawn)
         artists += bars.get_children()
-    ax.axhline(0, color="grey", linewidth=0.8)
-    ax.set(xlabel="SGD steps", ylabel="growth of the NTK along the mode (1 / learning rate)")
-    ax.legend()
+    for axis in (ax.xaxis, ax.yaxis):
+        ticks(axis)
+    sampled = [] if sim is None else setting({}, replicas=values.sizes["replica"])
+    title(ax, [*setting(pred.attrs), *sampled, f"along mode {mode}"])
+    legend(ax)
     return artists
 
 
@@ -152,14 +229,18 @@ def spectrum(model: QuadraticModel, ax: Axes | None = None) -> list[Artist]:
     ax = ax or new_axes()
     eigenvalues = model.eigensystem[0]
     positive = eigenvalues[eigenvalues > 0]
-    artists: list[Artist] = list(
-        ax.plot(np.arange(1, positive.size + 1), positive, ".", color=SIMULATION)
-    )
     ax.set(
         xscale="log",
         yscale="log",
         xlabel="rank",
         ylabel="NTK eigenvalue (1 / learning rate)",
-        title=f"{positive.size} of {eigenvalues.size} eigenvalues are not zero",
+        xlim=(0.9, 1.1 * max(positive.size, 1)),
+        ylim=_limits([positive]),
     )
+    artists: list[Artist] = list(
+        ax.plot(np.arange(1, positive.size + 1), positive, ".", color=SIMULATION)
+    )
+    ticks(ax.xaxis, whole=True)
+    ticks(ax.yaxis)
+    title(ax, [], f"{positive.size} of {eigenvalues.size} eigenvalues are not zero")
     return artists

@@ -320,7 +320,7 @@ def _large_p(effort: Effort) -> Iterator[Row]:
     """
     n_data, n_params, steps, curvature_strength = 4, 400, 6, 0.8
     start = power_law_model(n_data, n_data, effort.seed)
-    sgd = SGD(critical_learning_rate(start.ntk(), SGD(1.0, 2), level=0.25), 2)
+    sgd = SGD(critical_learning_rate(start.ntk(), SGD(1.0, 2), norm="paper", level=0.25), 2)
     names = ("loss", "ntk_trace", "ntk_largest_eigenvalue")
     options: dict[str, Any] = {
         "seed": effort.seed, "threads": effort.threads, "record_every": steps, "observables": names

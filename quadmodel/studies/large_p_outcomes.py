@@ -155,7 +155,8 @@ def large_p_edge(
     model = power_law_model(n_data, n_data, runs.seed)
     ntk = model.ntk()
     rates = {
-        (b, k): critical_learning_rate(ntk, SGD(1.0, b), level=k) for b, k in product(sizes, norms)
+        (b, k): critical_learning_rate(ntk, SGD(1.0, b), norm="paper", level=k)
+        for b, k in product(sizes, norms)
     }
 
     def follow(point: tuple[float, int, float]) -> xr.Dataset:

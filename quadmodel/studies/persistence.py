@@ -124,7 +124,7 @@ def persistent_edge(
     def follow(point: tuple[float, int]) -> xr.Dataset:
         q, replica = point
         model = aligned_model(q, n_data, n_params, seed=runs.seed + replica)
-        rate = critical_learning_rate(model.ntk(), template, level=initial_norm)
+        rate = critical_learning_rate(model.ntk(), template, norm="paper", level=initial_norm)
         records = simulate(
             model,
             replace(template, learning_rate=rate),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -27,6 +28,7 @@ from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
 from quadmodel.simulation.ntk_draws import growth_over_grid
 from quadmodel.theory import sharpening
+from quadmodel.theory._curvature import Statistics, curvature_statistics, law_of
 from quadmodel.theory.noise_kernel import edge_of_stability, phase_boundaries
 
 _PLANE = ("learning_rate", "batch_size")
@@ -36,7 +38,8 @@ _LABELS = {
     "simulated_growth": ("simulated growth of the largest NTK eigenvalue", _SHARE),
     "standard_error": ("standard error", _SHARE),
     "conservative": ("predicted part of batch noise in the growth", _SHARE),
-    "relative_change": ("mean square change of the Jacobian by diffusion", "1"),
+    "relative_error": ("estimated relative error of the change of the NTK's trace", "1"),
+    "valid": ("whether second order holds for the largest NTK eigenvalue", None),
 }
 
 
@@ -84,10 +87,12 @@ def sharpening_diagram(
     Returns
     -------
     xarray.Dataset
-        Over (learning_rate, batch_size): `predicted_growth`, NaN where second order in the
-        curvature does not hold; `simulated_growth` and its `standard_error`, +inf where a replica
-        diverged; `conservative`, what batch noise adds to the prediction; `relative_change`, the
-        mean square change of the Jacobian by diffusion, which says how far second order holds.
+        Over (learning_rate, batch_size): `predicted_growth`; `simulated_growth` and its
+        `standard_error`, +inf where a replica diverged; `conservative`, what batch noise adds to
+        the prediction; `relative_error`, the estimated error of the predicted change of the trace,
+        and `valid`, whether second order in the curvature holds for the growth, as
+        `eigenvalue_valid` of :func:`quadmodel.expected_ntk` says. Predictions are NaN where
+        `relative_error` is not below the attribute `valid_below`.
         Growth is a share of the initial largest eigenvalue. Over (norm, batch_size) and batch_size:
         `critical_learning_rate` and `edge_of_stability`.
 
@@ -127,11 +132,13 @@ def sharpening_diagram(
         # Of the curvature only the law is needed, not a draw.
         law_of_source = source.curvature
         model = replace(source, curvature=None).sample(seed)
+        # The law of the curvature may be another one, and is named beside these.
+        described = {name: text for name, text in source.spec().items() if name != "curvature"}
         curvature = law_of_source if curvature is None else curvature
     else:
-        model = source
-    law = sharpening.law_of(model, curvature)
-    statistics = sharpening.curvature_statistics(model, law)
+        model, described = source, {"model": repr(source)}
+    law = law_of(model, curvature)
+    statistics = curvature_statistics(model, law)
     sizes = as_batch_sizes(batch_sizes, model.n_data)
     edge = edge_of_stability(model.ntk(), template)
     rates = _as_rates(learning_rates, edge)
@@ -158,7 +165,7 @@ def sharpening_diagram(
     options = {name: value for name, value in template.spec().items() if name not in _PLANE}
     attrs = attributes(
         "sharpening diagram",
-        {"n_data": model.n_data, "n_params": model.n_params, **options},
+        described | {"n_data": model.n_data, "n_params": model.n_params, **options},
         steps=steps,
         replicas=replicas,
         batch_sequences=batch_sequences,
@@ -179,33 +186,35 @@ def _as_rates(given: int | Sequence[float] | FloatArray, edge: float) -> FloatAr
 
 def _predicted(
     model: QuadraticModel,
-    statistics: sharpening.Statistics,
+    statistics: Statistics,
     template: SGD,
     rates: FloatArray,
     sizes: IntArray,
     steps: int,
     edge: float,
     advance: Callable[[int], object],
-) -> dict[str, FloatArray]:
+) -> dict[str, NDArray[Any]]:
     """Return the predicted growth, and how far second order holds, at every grid point."""
     predicted, conservative, relative = np.full((3, rates.size, sizes.size), np.nan)
-    largest = float(model.eigensystem[0][0])
+    valid = np.zeros(predicted.shape, dtype=bool)
+    lam = model.eigensystem[0]
     for i, j in np.ndindex(rates.size, sizes.size):
         advance(1)
         if rates[i] >= edge:
             continue
         sgd = replace(template, learning_rate=float(rates[i]), batch_size=int(sizes[j]))
-        with np.errstate(over="ignore", invalid="ignore"):
-            (last,) = sharpening.ntk_changes(statistics, model, sgd, np.array([steps]))
-        relative[i, j] = last.relative_change
-        if last.relative_change < sharpening.VALID_BELOW:
-            conservative[i, j] = last.conservative[0, 0] / largest
-            grown = np.nanmax(last.eigenvalues(statistics.lam)) - largest
-            predicted[i, j] = grown / largest
+        (last,) = sharpening.forecasts(statistics, sgd, np.array([steps]))
+        relative[i, j] = last.relative_error
+        if last.valid:
+            eigenvalues = last.change.eigenvalues(lam)
+            valid[i, j] = last.eigenvalue_valid[np.argmax(eigenvalues)]
+            conservative[i, j] = last.change.conservative[0, 0] / lam[0]
+            predicted[i, j] = (eigenvalues.max() - lam[0]) / lam[0]
     return {
         "predicted_growth": predicted,
         "conservative": conservative,
-        "relative_change": relative,
+        "relative_error": relative,
+        "valid": valid,
     }
 
 
@@ -219,7 +228,7 @@ def _simulated(growth: FloatArray) -> dict[str, FloatArray]:
 
 
 def _dataset(
-    rates: FloatArray, sizes: IntArray, grid: dict[str, FloatArray], boundaries: xr.Dataset
+    rates: FloatArray, sizes: IntArray, grid: dict[str, NDArray[Any]], boundaries: xr.Dataset
 ) -> xr.Dataset:
     """Label predictions and measurements."""
     edges = ("critical_learning_rate", "edge_of_stability")

@@ -59,7 +59,8 @@ def eigenmatrices(
     a, b = formulas.mode_recursion(lam, sgd)
     a, a_other, b, b_other = a[ROWS], a[COLUMNS], b[ROWS], b[COLUMNS]
     coefficient_now, coefficient_old = formulas.extrapolation(sgd)
-    adjoint = at_gradient / (sgd.learning_rate**2 * lam[ROWS] * lam[COLUMNS])
+    effective_step = sgd.learning_rate * lam
+    adjoint = at_gradient / (effective_step[ROWS] * effective_step[COLUMNS])
     both = growth**2 - b * b_other
     cross = (growth * a - b * a_other) / both * now
     source = coefficient_now * coefficient_old * noise
@@ -77,8 +78,17 @@ def eigenmatrices(
     )
 
 
-def one_step_variance(lam: FloatArray, vectors: FloatArray, sgd: SGD, m: Eigenmatrices) -> float:
-    r"""Return :math:`E_s\mathrm{Var}(\ell'|s)/(r^2E_s\ell^2)` at Gaussian s, over all batches."""
+class Fluctuation(NamedTuple):
+    """How the form fluctuates in one step, at Gaussian s."""
+
+    variance: float  # E Var(l' | s) / (r^2 E l^2)
+    directions: float  # (E l)^2 / (Var l / 2), the number of directions of s that l consists of
+
+
+def one_step_fluctuation(
+    lam: FloatArray, vectors: FloatArray, sgd: SGD, m: Eigenmatrices
+) -> Fluctuation:
+    """Return the variance over all batches, relative to the form."""
     # l' = r l - 2 sum_i g_i u_i x_i + sum_ij N_ij u_i u_j (x_i x_j - E x_i x_j), x = w - 1,
     # u the residual at the gradient, g = eta Theta [L A s]_now, N = eta^2 Theta L_now Theta.
     a, b = formulas.mode_recursion(lam, sgd)
@@ -99,7 +109,8 @@ def one_step_variance(lam: FloatArray, vectors: FloatArray, sgd: SGD, m: Eigenma
         product = np.block(
             [[m.adjoint_now, m.adjoint_cross], [m.adjoint_cross.T, m.adjoint_old]]
         ) @ np.block([[m.now, m.cross], [m.cross.T, m.old]])
-    square = np.trace(product) ** 2 + 2 * np.sum(product * product.T)
+    squared_mean, spread = np.trace(product) ** 2, np.sum(product * product.T)
+    square = squared_mean + 2 * spread
     point, mixed, slope = (vectors @ matrix @ vectors.T for matrix in (m.at_gradient, mixed, slope))
     weights = weight_moments(sgd, len(vectors))
     gamma, kappa = formulas.batch_weight_covariance(sgd, len(vectors))
@@ -108,7 +119,10 @@ def one_step_variance(lam: FloatArray, vectors: FloatArray, sgd: SGD, m: Eigenma
         + _third_order(point, mixed, weights)
         + _fourth_order(point, weights, gamma, kappa)
     )
-    return max(float(variance / (m.growth**2 * square)), 0.0)  # below only by rounding
+    return Fluctuation(
+        max(float(variance / (m.growth**2 * square)), 0.0),  # below only by rounding
+        float(squared_mean / spread),
+    )
 
 
 def _second_order(

@@ -50,6 +50,11 @@ def noiseless_edge(largest: float, sgd: SGD) -> float:
     return float(min(x for x in edges if x > 0)) / (largest + sgd.weight_decay)
 
 
+def beyond_floats(largest: float, sgd: SGD) -> bool:
+    """Return whether a step multiplies residuals by so much that its powers overflow."""
+    return sgd.learning_rate * (largest + sgd.weight_decay) > 1e50
+
+
 def noiseless_decay(lam: FloatArray, sgd: SGD) -> float:
     """Return the slowest mode's factor per step on the second moment, without noise."""
     a, b = mode_recursion(lam, sgd)
@@ -86,7 +91,7 @@ def bare_response(
         )
     else:
         of_pair, of_mode = generated.nesterov_pair_sum_at_residual, None
-    squared_step = eta * eta * lam * lam_other
+    squared_step = (eta * lam) * (eta * lam_other)  # eta^2 alone may underflow
     with np.errstate(divide="ignore", invalid="ignore"):
         response = of_pair(x, y, mu, growth)
         if growth == 1.0 and of_mode is not None:

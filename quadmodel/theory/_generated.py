@@ -183,13 +183,16 @@ def heavy_ball_pair_sum_at_gradient(x: Any, y: Any, momentum: Any, growth: Any) 
 
     See derivations/03-noise-kernel.md.
 
-    .. math:: \frac{r \left(- \mu^{2} + r^{2}\right)}{\mu \left(x - y\right)^{2} - x y \left(\mu - 1\right)^{2} + \left(\mu - 1\right)^{2} \left(\mu + 1\right) \left(x + y\right) + \left(r - 1\right) \left(a^{2} \mu r + a^{2} \mu - a a' \mu^{2} - a a' r^{2} - a a' r - a a' + a'^{2} \mu r + a'^{2} \mu - 2 \mu^{2} r - 2 \mu^{2} + r^{3} + r^{2} + r + 1\right)}
+    .. math:: \frac{r \left(2 r \left(- \mu + r\right) - \left(- \mu + r\right)^{2}\right)}{\mu r^{2} \left(x - y\right)^{2} + \left(- \mu + r\right)^{2} \left(- x y + \left(\mu + 1\right) \left(x + y\right) + \left(r - 1\right) \left(- a a' + 2 \mu + r + 1\right)\right)}
     """
     a = momentum - x + 1
     a_other = momentum - y + 1
-    at_one = momentum*(x - y)**2 - x*y*(momentum - 1)**2 + (momentum - 1)**2*(momentum + 1)*(x + y)
-    rest = a**2*growth*momentum + a**2*momentum - a*a_other*growth**2 - a*a_other*growth - a*a_other*momentum**2 - a*a_other + a_other**2*growth*momentum + a_other**2*momentum + growth**3 + growth**2 - 2*growth*momentum**2 + growth - 2*momentum**2 + 1
-    return growth*(growth**2 - momentum**2)/(at_one + rest*(growth - 1))
+    margin = growth - momentum
+    margin_other = growth - momentum
+    at_one = -x*y + (momentum + 1)*(x + y)
+    rest = -a*a_other + growth + 2*momentum + 1
+    shared0 = margin*margin_other
+    return growth*(growth*margin + growth*margin_other - shared0)/(growth**2*momentum*(x - y)**2 + shared0*(at_one + rest*(growth - 1)))
 
 
 def heavy_ball_diagonal_pair_sum(x: Any, momentum: Any) -> Any:
@@ -207,17 +210,20 @@ def nesterov_pair_sum_at_gradient(x: Any, y: Any, momentum: Any, growth: Any) ->
 
     See derivations/03-noise-kernel.md.
 
-    .. math:: \frac{\mu^{2} \left(- b b' + r^{2}\right) - \mu r \left(\mu + 1\right) \left(- a b' + a r - a' b + a' r\right) + r \left(\mu + 1\right)^{2} \left(- b b' + r^{2}\right)}{- \mu^{2} x^{2} y^{2} \left(2 \mu + 1\right) + \mu x y \left(3 \mu^{2} - 1\right) \left(x + y\right) - \mu \left(x - y\right)^{2} \left(\mu^{2} - \mu - 1\right) - x y \left(\mu - 1\right) \left(6 \mu^{2} + 3 \mu - 1\right) + \left(\mu - 1\right)^{2} \left(\mu + 1\right) \left(x + y\right) + \left(r - 1\right) \left(a^{2} b' r + a^{2} b' - a a' b b' - a a' r^{2} - a a' r - a a' + a'^{2} b r + a'^{2} b - 2 b b' r - 2 b b' + r^{3} + r^{2} + r + 1\right)}
+    .. math:: \frac{- \mu r \left(\mu + 1\right) \left(a \left(- b' + r\right) + a' \left(- b + r\right)\right) + \left(\mu^{2} + r \left(\mu + 1\right)^{2}\right) \left(r \left(- b + r\right) + r \left(- b' + r\right) - \left(- b + r\right) \left(- b' + r\right)\right)}{\mu^{2} r^{2} \left(x - y\right)^{2} + \left(- b + r\right) \left(- b' + r\right) \left(x y \left(- 2 \mu - 1\right) + \left(\mu + 1\right) \left(x + y\right) + \left(r - 1\right) \left(- a a' + b + b' + r + 1\right)\right)}
     """
     a = -(momentum + 1)*(x - 1)
     b = -momentum*(x - 1)
     a_other = -(momentum + 1)*(y - 1)
     b_other = -momentum*(y - 1)
-    at_one = -momentum**2*x**2*y**2*(2*momentum + 1) + momentum*x*y*(3*momentum**2 - 1)*(x + y) - momentum*(x - y)**2*(momentum**2 - momentum - 1) - x*y*(momentum - 1)*(6*momentum**2 + 3*momentum - 1) + (momentum - 1)**2*(momentum + 1)*(x + y)
-    rest = a**2*b_other*growth + a**2*b_other - a*a_other*b*b_other - a*a_other*growth**2 - a*a_other*growth - a*a_other + a_other**2*b*growth + a_other**2*b - 2*b*b_other*growth - 2*b*b_other + growth**3 + growth**2 + growth + 1
-    shared0 = -b*b_other + growth**2
-    shared1 = momentum + 1
-    return (-growth*momentum*shared1*(-a*b_other + a*growth - a_other*b + a_other*growth) + growth*shared0*shared1**2 + momentum**2*shared0)/(at_one + rest*(growth - 1))
+    margin = -b + growth
+    margin_other = -b_other + growth
+    at_one = x*y*(-2*momentum - 1) + (momentum + 1)*(x + y)
+    rest = -a*a_other + b + b_other + growth + 1
+    shared0 = margin*margin_other
+    shared1 = momentum**2
+    shared2 = momentum + 1
+    return (-growth*momentum*shared2*(a*margin_other + a_other*margin) + (growth*shared2**2 + shared1)*(growth*margin + growth*margin_other - shared0))/(growth**2*shared1*(x - y)**2 + shared0*(at_one + rest*(growth - 1)))
 
 
 def nesterov_pair_sum_at_residual(x: Any, y: Any, momentum: Any, growth: Any) -> Any:
@@ -225,15 +231,18 @@ def nesterov_pair_sum_at_residual(x: Any, y: Any, momentum: Any, growth: Any) ->
 
     See derivations/03-noise-kernel.md.
 
-    .. math:: \frac{r \left(- b b' + r^{2}\right)}{- \mu^{2} x^{2} y^{2} \left(2 \mu + 1\right) + \mu x y \left(3 \mu^{2} - 1\right) \left(x + y\right) - \mu \left(x - y\right)^{2} \left(\mu^{2} - \mu - 1\right) - x y \left(\mu - 1\right) \left(6 \mu^{2} + 3 \mu - 1\right) + \left(\mu - 1\right)^{2} \left(\mu + 1\right) \left(x + y\right) + \left(r - 1\right) \left(a^{2} b' r + a^{2} b' - a a' b b' - a a' r^{2} - a a' r - a a' + a'^{2} b r + a'^{2} b - 2 b b' r - 2 b b' + r^{3} + r^{2} + r + 1\right)}
+    .. math:: \frac{r \left(r \left(- b + r\right) + r \left(- b' + r\right) - \left(- b + r\right) \left(- b' + r\right)\right)}{\mu^{2} r^{2} \left(x - y\right)^{2} + \left(- b + r\right) \left(- b' + r\right) \left(x y \left(- 2 \mu - 1\right) + \left(\mu + 1\right) \left(x + y\right) + \left(r - 1\right) \left(- a a' + b + b' + r + 1\right)\right)}
     """
     a = -(momentum + 1)*(x - 1)
     b = -momentum*(x - 1)
     a_other = -(momentum + 1)*(y - 1)
     b_other = -momentum*(y - 1)
-    at_one = -momentum**2*x**2*y**2*(2*momentum + 1) + momentum*x*y*(3*momentum**2 - 1)*(x + y) - momentum*(x - y)**2*(momentum**2 - momentum - 1) - x*y*(momentum - 1)*(6*momentum**2 + 3*momentum - 1) + (momentum - 1)**2*(momentum + 1)*(x + y)
-    rest = a**2*b_other*growth + a**2*b_other - a*a_other*b*b_other - a*a_other*growth**2 - a*a_other*growth - a*a_other + a_other**2*b*growth + a_other**2*b - 2*b*b_other*growth - 2*b*b_other + growth**3 + growth**2 + growth + 1
-    return growth*(-b*b_other + growth**2)/(at_one + rest*(growth - 1))
+    margin = -b + growth
+    margin_other = -b_other + growth
+    at_one = x*y*(-2*momentum - 1) + (momentum + 1)*(x + y)
+    rest = -a*a_other + b + b_other + growth + 1
+    shared0 = margin*margin_other
+    return growth*(growth*margin + growth*margin_other - shared0)/(growth**2*momentum**2*(x - y)**2 + shared0*(at_one + rest*(growth - 1)))
 
 
 def nesterov_diagonal_pair_sum(x: Any, momentum: Any) -> Any:

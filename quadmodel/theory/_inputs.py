@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from quadmodel._util.checks import FloatArray, InputError, as_array, as_integer
+from quadmodel._util.blas import one_blas_thread
+from quadmodel._util.checks import FloatArray, InputError, as_array, as_choice, as_integer
 from quadmodel.model import clean_eigenvalues, ntk_eigensystem
 from quadmodel.optimizer import SGD
 from quadmodel.spectra import SpectralLaw
 
 NORMS = ("paper", "finite", "exact")
+CLOSURES = NORMS[1:]
+# Smaller matrices BLAS leaves to one thread anyway.
+_SPLIT = 24
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,21 @@ class LimitSpectrum:
         return self.law.edge
 
 
+def on_one_blas_thread(function: Callable[P, R]) -> Callable[P, R]:
+    """Give a public function the same bits for any number of threads, where it takes a matrix."""
+
+    @wraps(function)
+    def limited(*args: P.args, **kwargs: P.kwargs) -> R:
+        ntk: Any = args[0] if args else kwargs.get("ntk")
+        small = isinstance(ntk, np.ndarray) and (ntk.ndim < 2 or len(ntk) < _SPLIT)
+        if small or isinstance(ntk, SpectralLaw):
+            return function(*args, **kwargs)
+        with one_blas_thread():
+            return function(*args, **kwargs)
+
+    return limited
+
+
 def as_spectrum(ntk: Any, *, n_data: int | None = None) -> Spectrum | LimitSpectrum:
     """Check and unify the `ntk` argument of the public functions."""
     if isinstance(ntk, Spectrum | LimitSpectrum):
@@ -69,6 +92,20 @@ def as_finite_spectrum(ntk: ArrayLike | Spectrum) -> Spectrum:
         values = as_array("ntk", ntk, (None,))
         return Spectrum(clean_eigenvalues(np.sort(values)[::-1]))
     return Spectrum(*ntk_eigensystem(as_array("ntk", ntk, (None, None))))
+
+
+def as_norm(
+    norm: str | None, spectrum: Spectrum | LimitSpectrum, choices: tuple[str, ...] = NORMS
+) -> str:
+    """Return the checked norm; if None, the exact one, or the finite one where there is no matrix.
+
+    The paper's norm is no default: it has no sampling scheme in it, and calls runs stable that
+    aren't. The finite one is only a lower bound of the exact one, but there is no better one.
+    """
+    if norm is None:
+        matrix = isinstance(spectrum, Spectrum) and spectrum.vectors is not None
+        return "exact" if matrix else "finite"
+    return as_choice("norm", norm, choices)
 
 
 def need_vectors(spectrum: Spectrum | LimitSpectrum) -> tuple[FloatArray, FloatArray]:

@@ -134,9 +134,9 @@ def _root_in_learning_rate(
 ) -> float:
     """Return where K, which grows from 0, reaches `level`; `edge` if it stays below up to there."""
 
-    def excess(log_rate: float) -> tuple[float, float]:
-        # In logarithms, in which K is linear at small learning rates.
-        rate = math.exp(log_rate)
+    def excess(log_fraction: float) -> tuple[float, float]:
+        # In logarithms of the fraction of the edge, in which K is linear at small learning rates.
+        rate = edge * math.exp(log_fraction)
         norm, slope = norm_and_slope(rate)
         if not 0 < norm < math.inf:
             return (-math.inf if norm <= 0 else math.inf), math.inf
@@ -144,15 +144,15 @@ def _root_in_learning_rate(
 
     if guess == edge:
         # Nothing is known: K may stay below the level, and jump over it at the edge.
-        if excess(math.log(edge * (1 - 1e-14)))[0] < 0:
+        if excess(-1e-14)[0] < 0:
             return edge
         guess = edge / 2
-    return math.exp(
+    return edge * math.exp(
         newton_in_bracket(
             excess,
-            math.log(guess),
+            math.log(guess / edge),
             -math.inf,
-            math.log(edge),
+            0.0,
             step_tolerance=1e-15,
             value_tolerance=1e-13,
         )
@@ -187,6 +187,8 @@ def exact_growth(
         nonlocal found
         response = responses(growth)
         norm, vector = perron(vectors, response, found.per_point, residual=1e-11)
+        if not math.isfinite(norm):
+            return norm, math.nan
         overlap = (vectors.T @ (vector[:, None] * vectors)) ** 2
         step = 1e-6 * (growth - slowest)
         slope = float(np.vdot(response - responses(growth + step), overlap)) / step
@@ -235,6 +237,13 @@ def noise_kernel_product(
     return result
 
 
+def noise_kernel_matrix(vectors: FloatArray, response: FloatArray) -> FloatArray:
+    """Return the noise kernel matrix, without its factor gamma: n_data times the work above."""
+    units = np.eye(len(vectors))
+    matrix = np.column_stack([noise_kernel_product(vectors, response, unit) for unit in units])
+    return np.asarray(0.5 * (matrix + matrix.T))
+
+
 def rayleigh(vectors: FloatArray, response: FloatArray, vector: FloatArray) -> float:
     """Return the Rayleigh quotient of the noise kernel matrix at a vector of norm 1.
 
@@ -268,11 +277,6 @@ def perron(
     in the eigenvalue, and double precision does the rest.
     """
     n_data = len(vectors)
-    if n_data <= _SMALL:
-        product = partial(noise_kernel_product, vectors, response)
-        matrix = np.column_stack([product(unit) for unit in np.eye(n_data)])
-        values, columns = np.linalg.eigh(0.5 * (matrix + matrix.T))
-        return Eigenpair(float(values[-1]), np.abs(columns[:, -1]))
     guess = np.ones(n_data) if start is None else np.maximum(start, 0.0)
     # A Krylov space never leaves the data points that share modes with its first vector.
     guess = guess + 1e-8 * guess.max()
@@ -280,6 +284,9 @@ def perron(
     if not 0 < scale < np.inf:
         return Eigenpair(scale, guess / np.linalg.norm(guess))
     scaled = response / scale
+    if n_data <= _SMALL:
+        values, columns = np.linalg.eigh(noise_kernel_matrix(vectors, scaled))
+        return Eigenpair(float(values[-1]) * scale, np.abs(columns[:, -1]))
     if n_data >= _LARGE:
         rough = partial(noise_kernel_product, vectors.astype(np.float32), scaled.astype(np.float32))
         _, guess = largest_eigenpair(

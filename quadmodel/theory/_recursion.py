@@ -26,27 +26,29 @@ class Moments(NamedTuple):
 
 
 def exact_moments(
-    lam: FloatArray, vectors: FloatArray, residual: FloatArray, sgd: SGD
+    lam: FloatArray, vectors: FloatArray, start: FloatArray, sgd: SGD, *, displaced: bool = False
 ) -> Iterator[Moments]:
     r"""Yield the moments of all pairs of modes, step by step, exactly.
 
-    The state is E z z^T for the pair (z_t, z_{t-1}); without momentum the second half drops out.
+    `start` is the residual along the modes. The state is E z z^T for the pair (z_t, z_{t-1});
+    without momentum the second half drops out. `displaced` asks for the moments of z_t - z_0
+    instead, which keep their digits however slow a mode is.
     """
     n_data = len(lam)
     gamma, kappa = formulas.batch_weight_covariance(sgd, n_data)
     a, b = formulas.mode_recursion(lam, sgd)
     coefficients = formulas.extrapolation(sgd)
     effective_step = sgd.learning_rate * lam
-    start = vectors.T @ residual
-    force = sgd.learning_rate * sgd.weight_decay * start
-    mean = old_mean = start
-    now = cross = old = np.outer(start, start)
+    force = sgd.learning_rate * (-lam if displaced else sgd.weight_decay) * start
+    mean = old_mean = np.zeros_like(start) if displaced else start
+    now = cross = old = np.outer(mean, mean)
     remembers = sgd.momentum != 0.0
     while True:
         at_gradient = now
         if remembers and sgd.nesterov:
             at_gradient = generated.at_gradient_moment(now, cross, cross.T, old, *coefficients)
-        yield Moments(mean, now, coefficients[0] * mean - coefficients[1] * old_mean, at_gradient)
+        mean_at_gradient = coefficients[0] * mean - coefficients[1] * old_mean
+        yield Moments(mean, now, mean_at_gradient, at_gradient)
         if remembers:
             following = generated.propagated_moment(
                 a[ROWS], a[COLUMNS], b[ROWS], b[COLUMNS], now, cross, cross.T, old
@@ -58,6 +60,9 @@ def exact_moments(
                 *(v[side] for v in (a, b, force, mean, old_mean) for side in (ROWS, COLUMNS))
             )
         if gamma > 0:
+            if displaced:
+                mixed = np.outer(start, mean_at_gradient)
+                at_gradient = at_gradient + mixed + mixed.T + np.outer(start, start)
             # the noise of each data point, in the basis of the modes
             per_point = np.einsum("ia,ia->i", vectors @ at_gradient, vectors)
             point_noise = vectors.T @ (per_point[:, None] * vectors)
@@ -79,7 +84,7 @@ def exact_mode_energies(
     lam: FloatArray, vectors: FloatArray, residual: FloatArray, sgd: SGD
 ) -> Iterator[FloatArray]:
     r"""Yield :math:`E z_\alpha^2` of every mode, step by step, exactly."""
-    for moments in exact_moments(lam, vectors, residual, sgd):
+    for moments in exact_moments(lam, vectors, vectors.T @ residual, sgd):
         yield np.diagonal(moments.second).copy()
 
 

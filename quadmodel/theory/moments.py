@@ -13,13 +13,20 @@ from quadmodel.optimizer import SGD
 from quadmodel.theory import _formulas as formulas
 from quadmodel.theory import _generated as generated
 from quadmodel.theory import _noise
-from quadmodel.theory._inputs import Spectrum, as_finite_spectrum, check_sgd, need_vectors
-from quadmodel.theory._noise import noise_kernel_product, norm_or_infinity
+from quadmodel.theory._inputs import (
+    CLOSURES,
+    Spectrum,
+    as_finite_spectrum,
+    as_norm,
+    check_sgd,
+    need_vectors,
+    on_one_blas_thread,
+)
+from quadmodel.theory._noise import noise_kernel_matrix, noise_kernel_product, norm_or_infinity
 
-_CLOSURES = ("finite", "exact")
 
-
-def late_time_rate(ntk: Any, sgd: SGD, *, norm: str = "finite") -> float:
+@on_one_blas_thread
+def late_time_rate(ntk: Any, sgd: SGD, *, norm: str | None = None) -> float:
     r"""Return the factor per step by which the mean loss grows at late times.
 
     Parameters
@@ -28,16 +35,17 @@ def late_time_rate(ntk: Any, sgd: SGD, *, norm: str = "finite") -> float:
         Neural tangent kernel or its eigenvalues, in units of 1 / learning rate.
     sgd : SGD
         Learning rate, batch size, momentum, weight decay and sampling scheme.
-    norm : {"finite", "exact"}, optional
-        "finite": the delocalised closure, from eigenvalues alone. "exact": the spectral radius of
-        the second-moment map; needs the matrix.
+    norm : {"exact", "finite"}, optional
+        "exact": the spectral radius of the second-moment map; needs the matrix, and is the default
+        with one. "finite": the delocalised closure, from eigenvalues alone, which may call an
+        unstable run stable.
 
     Returns
     -------
     float
         Growth factor r of the mean loss on the range of the NTK, without unit; below 1 exactly
         where this noise kernel norm is below 1 and the learning rate is below the deterministic
-        edge.
+        edge. +inf where learning rate times largest eigenvalue is above 1e50.
 
     Raises
     ------
@@ -64,8 +72,8 @@ def late_time_rate(ntk: Any, sgd: SGD, *, norm: str = "finite") -> float:
     >>> bool(qm.late_time_rate(lam, sgd) < 1) == bool(qm.noise_kernel_norm(lam, sgd) < 1)
     True
     """
-    as_choice("norm", norm, _CLOSURES)
     spectrum = as_finite_spectrum(ntk)
+    norm = as_norm(norm, spectrum, CLOSURES)
     check_sgd(sgd, spectrum.n_data)
     if norm == "exact":
         need_vectors(spectrum)
@@ -76,6 +84,8 @@ def rate_on_spectrum(spectrum: Spectrum, sgd: SGD, norm: str) -> float:
     """Return the late-time growth factor on checked input."""
     if spectrum.edge == 0:
         return 1.0
+    if formulas.beyond_floats(spectrum.edge, sgd):
+        return float("inf")
     moving = spectrum.eigenvalues > 0
     lam, n_data = spectrum.eigenvalues[moving], spectrum.n_data
     found: float | None = None
@@ -88,7 +98,8 @@ def rate_on_spectrum(spectrum: Spectrum, sgd: SGD, norm: str) -> float:
     return formulas.noiseless_decay(lam, sgd) if found is None else found
 
 
-def loss_floor(ntk: Any, residual: ArrayLike, sgd: SGD, *, norm: str = "finite") -> float:
+@on_one_blas_thread
+def loss_floor(ntk: Any, residual: ArrayLike, sgd: SGD, *, norm: str = "exact") -> float:
     r"""Return the mean loss that remains after infinitely many steps.
 
     Parameters
@@ -99,8 +110,8 @@ def loss_floor(ntk: Any, residual: ArrayLike, sgd: SGD, *, norm: str = "finite")
         Initial residual :math:`z_0`.
     sgd : SGD
         Learning rate, batch size, momentum, weight decay and sampling scheme.
-    norm : {"finite", "exact"}, optional
-        The delocalised closure, or the exact recursion.
+    norm : {"exact", "finite"}, optional
+        The exact recursion, or the delocalised closure, which may call an unstable run stable.
 
     Returns
     -------
@@ -133,7 +144,7 @@ def loss_floor(ntk: Any, residual: ArrayLike, sgd: SGD, *, norm: str = "finite")
     >>> round(qm.loss_floor(ntk, [1.0, 1.0, 3.0], qm.SGD(learning_rate=0.1, batch_size=3)), 6)
     1.5
     """
-    as_choice("norm", norm, _CLOSURES)
+    as_choice("norm", norm, CLOSURES)
     spectrum = as_finite_spectrum(ntk)
     check_sgd(sgd, spectrum.n_data)
     need_vectors(spectrum)
@@ -146,14 +157,24 @@ def floor_on_spectrum(spectrum: Spectrum, residual: FloatArray, sgd: SGD, norm: 
     if norm_or_infinity(spectrum, sgd, norm) >= 1:
         return float("inf")
     lam, vectors = need_vectors(spectrum)
-    n_data = spectrum.n_data
-    gamma, kappa = formulas.batch_weight_covariance(sgd, n_data)
     start = vectors.T @ residual
     if sgd.weight_decay == 0:
         kept = np.where(lam == 0, 1.0, 0.0)
     else:
         kept = generated.kept_fraction(lam, sgd.weight_decay)
     mean = kept * start
+    # In units of its largest entry, so that no square underflows or overflows before the last.
+    _, exponent = np.frexp(np.abs(mean).max())
+    floor = _floor_of_mean(spectrum, np.ldexp(mean, -exponent), sgd, norm)
+    with np.errstate(over="ignore"):
+        return float(np.ldexp(floor, 2 * exponent))
+
+
+def _floor_of_mean(spectrum: Spectrum, mean: FloatArray, sgd: SGD, norm: str) -> float:
+    """Return the floor below the edges, from the modes' mean residuals at late times."""
+    lam, _ = need_vectors(spectrum)
+    n_data = spectrum.n_data
+    gamma, kappa = formulas.batch_weight_covariance(sgd, n_data)
     if gamma == 0 or not np.any(mean):
         return float(mean @ mean) / (2 * n_data)
     if norm == "finite":
@@ -183,12 +204,24 @@ def _exact_at_gradient(
     dressed = formulas.dressed_response(bare, gamma, kappa, n_data)
     known = np.outer(mean, mean)
     own, share = generated.squared_residual_at_gradient(known, dressed, gamma, kappa, n_data)
-    operator = LinearOperator(
-        (n_data, n_data),
-        matvec=lambda d: np.ravel(d) - gamma * noise_kernel_product(vectors, dressed, d),
-        dtype=np.float64,
-    )
     source = np.einsum("ia,ia->i", vectors @ own, vectors)
-    per_point, _ = cg(operator, source, rtol=1e-13, maxiter=20 * n_data)
+    per_point = _summed_noise(vectors, gamma * dressed, source)
     per_mode = vectors.T @ (per_point[:, None] * vectors)
     return np.diagonal(own + share * n_data * per_mode), np.diagonal(per_mode)
+
+
+def _summed_noise(vectors: FloatArray, response: FloatArray, source: FloatArray) -> FloatArray:
+    """Solve (I - G) x = source, the largest eigenvalue of the noise kernel matrix G below 1."""
+    n_data, scale = len(vectors), np.abs(source).max()
+    if scale == 0:
+        return source
+    operator = LinearOperator(
+        (n_data, n_data),
+        matvec=lambda d: np.ravel(d) - noise_kernel_product(vectors, response, d),
+        dtype=np.float64,
+    )
+    found, failed = cg(operator, source / scale, rtol=1e-13, maxiter=20 * n_data)
+    if failed:  # close to K = 1
+        matrix = np.eye(n_data) - noise_kernel_matrix(vectors, response)
+        found = np.linalg.solve(matrix, source / scale)
+    return np.asarray(scale * found)

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from quadmodel._util.checks import InputError, as_choice, as_integer, as_list, as_number
+from quadmodel._util.checks import InputError, as_integer, as_list, as_number
 from quadmodel._util.results import variable
 from quadmodel.optimizer import SGD
 from quadmodel.spectra import SpectralLaw
@@ -20,13 +20,21 @@ from quadmodel.theory._inputs import (
     NORMS,
     Spectrum,
     as_finite_spectrum,
+    as_norm,
     as_spectrum,
     check_sgd,
+    on_one_blas_thread,
+)
+
+_WHAT_NORMS_LEAVE_OUT = (
+    "paper: many data points without replacement, whatever the sampling scheme; "
+    "finite: a lower bound of exact, so that its edge may lie in the unstable region"
 )
 
 
+@on_one_blas_thread
 def noise_kernel_norm(
-    ntk: Any, sgd: SGD, *, norm: str = "paper", n_data: int | None = None
+    ntk: Any, sgd: SGD, *, norm: str | None = None, n_data: int | None = None
 ) -> float:
     r"""Return the noise kernel norm K: below 1, the noise of a batch decays in mean square.
 
@@ -37,11 +45,13 @@ def noise_kernel_norm(
         :math:`\lambda_\alpha`, or their law in infinite dimension. Units of 1 / learning rate.
     sgd : SGD
         Learning rate, batch size, momentum, weight decay and sampling scheme.
-    norm : {"paper", "finite", "exact"}, optional
-        "paper": the high-dimensional limit of [1]_. "finite": the same closure without
-        approximating the sampling. "exact": the Perron root of the noise kernel matrix; with
-        :math:`\eta\lambda_{\max}` below its edge, SGD on the linear model is stable in mean square
-        exactly where it is below 1. "exact" needs the matrix.
+    norm : {"exact", "finite", "paper"}, optional
+        "exact": the Perron root of the noise kernel matrix; with :math:`\eta\lambda_{\max}` below
+        its edge, SGD on the linear model is stable in mean square exactly where it is below 1.
+        "finite": the closure in modes, from eigenvalues alone; a lower bound of the exact norm, so
+        that 1 or more certifies instability, and less does not certify stability. "paper": the
+        high-dimensional limit of [1]_ without replacement, which does not know the sampling scheme.
+        "exact" needs the matrix, and is the default with one; "finite" is without.
     n_data : int, optional
         Number of data points D, to be given with a spectral law.
 
@@ -91,12 +101,13 @@ def noise_kernel_norm(
     >>> round(qm.noise_kernel_norm(np.full(100, 1.0), qm.SGD(learning_rate=0.2, batch_size=10)), 6)
     1.0
     """
-    as_choice("norm", norm, NORMS)
     spectrum = as_spectrum(ntk, n_data=n_data)
+    norm = as_norm(norm, spectrum)
     check_sgd(sgd, spectrum.n_data)
     return _noise.norm_or_infinity(spectrum, sgd, norm)
 
 
+@on_one_blas_thread
 def edge_of_stability(ntk: Any, sgd: SGD) -> float:
     r"""Return the learning rate at which training without batch noise turns unstable.
 
@@ -139,8 +150,9 @@ def edge_of_stability(ntk: Any, sgd: SGD) -> float:
     return formulas.noiseless_edge(largest, sgd)
 
 
+@on_one_blas_thread
 def critical_learning_rate(
-    ntk: Any, sgd: SGD, *, norm: str = "paper", level: float = 1.0, n_data: int | None = None
+    ntk: Any, sgd: SGD, *, norm: str | None = None, level: float = 1.0, n_data: int | None = None
 ) -> float:
     r"""Return the learning rate at which the noise kernel norm reaches `level`.
 
@@ -150,8 +162,10 @@ def critical_learning_rate(
         Neural tangent kernel, its eigenvalues, or their law. Units of 1 / learning rate.
     sgd : SGD
         Batch size, momentum, weight decay and sampling scheme; its learning rate is ignored.
-    norm : {"paper", "finite", "exact"}, optional
-        Which noise kernel norm; "exact" needs the matrix.
+    norm : {"exact", "finite", "paper"}, optional
+        Which noise kernel norm, as for :func:`noise_kernel_norm`: by default "exact" from a matrix,
+        else "finite", whose learning rate may lie above the exact one. "paper" does not know the
+        sampling scheme.
     level : float, optional
         Value of K to reach, positive; 1 is the stochastic edge of stability.
     n_data : int, optional
@@ -187,13 +201,14 @@ def critical_learning_rate(
     >>> round(qm.critical_learning_rate(np.full(100, 1.0), sgd), 4)
     0.2
     """
-    as_choice("norm", norm, NORMS)
     level = as_number("level", level, above=0.0)
     spectrum = as_spectrum(ntk, n_data=n_data)
+    norm = as_norm(norm, spectrum)
     check_sgd(sgd, spectrum.n_data)
     return _noise.critical_on_spectrum(spectrum, sgd, norm, level)
 
 
+@on_one_blas_thread
 def phase_boundaries(
     ntk: ArrayLike | Spectrum,
     batch_sizes: Sequence[int] | NDArray[np.integer],
@@ -214,10 +229,10 @@ def phase_boundaries(
     -------
     xarray.Dataset
         `critical_learning_rate` (norm, batch_size), with norm "paper", "finite" and, from a matrix,
-        "exact"; `edge_of_stability` (batch_size); and the number `crossing_batch_size`:
-        where the small-learning-rate form of K = 1 meets the edge,
-        :math:`\mathrm{tr}(\Theta)/\lambda_{\max}` for plain SGD. Below it noise limits the learning
-        rate, above it the largest eigenvalue does.
+        "exact" (the coordinate's comment says what the first two leave out); `edge_of_stability`
+        (batch_size); and the number `crossing_batch_size`: where the small-learning-rate form of
+        K = 1 meets the edge, :math:`\mathrm{tr}(\Theta)/\lambda_{\max}` for plain SGD. Below it
+        noise limits the learning rate, above it the largest eigenvalue does.
 
     Raises
     ------
@@ -253,10 +268,11 @@ def phase_boundaries(
         for n in norms
     ]
     lam, edge = spectrum.eigenvalues, formulas.noiseless_edge(spectrum.edge, template)
+    top = spectrum.edge or 1.0  # the unit, in which no square overflows
     responses = generated.small_rate_response(
-        lam[lam > 0], template.weight_decay, template.momentum
+        lam[lam > 0] / top, template.weight_decay / top, template.momentum
     )
-    crossing = edge * float(np.sum(responses)) if responses.size else float("nan")
+    crossing = edge * top * float(np.sum(responses)) if responses.size else float("nan")
     unit = "1 / NTK eigenvalue"
     return xr.Dataset(
         {
@@ -274,7 +290,11 @@ def phase_boundaries(
             ),
         },
         coords={
-            "norm": list(norms),
+            "norm": (
+                "norm",
+                list(norms),
+                {"long_name": "which noise kernel norm", "comment": _WHAT_NORMS_LEAVE_OUT},
+            ),
             "batch_size": variable("batch_size", sizes, units="data points"),
         },
         attrs={"n_data": spectrum.n_data, **template.spec()},

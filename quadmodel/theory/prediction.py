@@ -20,9 +20,13 @@ from quadmodel.curvature import CurvatureLaw
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
 from quadmodel.theory import _recursion, sharpening
+from quadmodel.theory._curvature import Statistics, curvature_statistics, law_of
 from quadmodel.theory._inputs import Spectrum, check_sgd
 from quadmodel.theory._noise import norm_or_infinity
 from quadmodel.theory.moments import floor_on_spectrum, rate_on_spectrum
+
+# A predicted NTK beyond this has overflowed: too large for eigensolver and norms.
+_LARGEST = 1e150
 
 
 def predict(
@@ -63,9 +67,12 @@ def predict(
         `loss` (step), `mode_energy` and `ntk_eigenvalue` (step, mode),
         `ntk_largest_eigenvalue`, `ntk_trace`, `noise_kernel_norm`, `noise_kernel_norm_finite`,
         `noise_kernel_norm_exact` (step); `late_time_rate` and `loss_floor` among its attributes.
-        The names are those of :func:`quadmodel.simulate`. Where the recursion overflows, +inf.
-        With `curvature_order` 2 also `relative_change` (step), which says how far the second order
-        holds: while it is below the attribute `valid_below`.
+        The names are those of :func:`quadmodel.simulate`. Where the recursion overflows, the loss
+        is +inf; the NTK and its norms are then NaN. With `curvature_order` 2 also how far second
+        order holds, as :func:`quadmodel.expected_ntk` says it: `relative_error` (step), `valid`
+        (step) for trace and norms, and `mixing`, `eigenvalue_valid` (step, mode), the latter's
+        first mode for the largest eigenvalue. They say nothing about the loss, which is that of the
+        linearised model.
 
     Raises
     ------
@@ -110,15 +117,17 @@ def predict(
         record_every = 1 if statistics is None else max(1, steps // 50)
     record_every = as_integer("record_every", record_every)
     n_records = steps // record_every + 1
-    need = n_records * model.n_data + 8 * model.n_data**2
+    need = 3 * n_records * model.n_data + 8 * model.n_data**2
     if statistics is not None:
         need += sharpening.numbers_needed(model.n_data, n_records)
     check_memory("the prediction", 8.0 * need)
     recorded = np.arange(0, steps + 1, record_every, dtype=np.int64)
-    energies = _mode_energies(model, sgd, recorded, method)
-    with np.errstate(over="ignore", invalid="ignore"):
-        spectra, relative_change = _spectra(statistics, model, sgd, recorded)
+    # In units of a power of two, so that the squares of residuals are of order one at the start.
+    unit = int(np.frexp(np.abs(model.residual).max())[1])
+    residual = np.ldexp(model.residual, -unit)
+    energies = _mode_energies(model, residual, sgd, recorded, method)
     initial = Spectrum(*model.eigensystem)
+    found = None if statistics is None else sharpening.forecasts(statistics, sgd, recorded)
     closure = "exact" if method == "exact" else "finite"
     attrs = {
         "kind": "prediction",
@@ -126,15 +135,21 @@ def predict(
         "curvature_order": 0 if statistics is None else 2,
         "valid_below": sharpening.VALID_BELOW,
         "late_time_rate": rate_on_spectrum(initial, sgd, closure),
-        "loss_floor": floor_on_spectrum(initial, model.residual, sgd, closure),
+        "loss_floor": float(np.ldexp(floor_on_spectrum(initial, residual, sgd, closure), 2 * unit)),
         "n_data": model.n_data,
         "n_params": model.n_params,
         **sgd.spec(),
     }
+    spectra = [initial] if found is None else [_spectrum(initial, f) for f in found]
+    with np.errstate(over="ignore", under="ignore"):
+        energies = np.ldexp(energies, 2 * unit)
     variables = _of_residual(energies) | _of_spectra(spectra, sgd, recorded.size)
-    if relative_change is not None:
-        variables["relative_change"] = variable(
-            "step", relative_change, sharpening.CHANGE_NAME, "1"
+    if found is not None:
+        variables |= sharpening.of_validity(found)
+        ordered = [(_order(initial, f), f) for f in found]
+        variables |= sharpening.of_eigenvalues(
+            [f.change.mixing[order] for order, f in ordered],
+            [f.eigenvalue_valid[order] for order, f in ordered],
         )
     return xr.Dataset(
         variables,
@@ -143,14 +158,16 @@ def predict(
     )
 
 
-def _mode_energies(model: QuadraticModel, sgd: SGD, recorded: IntArray, method: str) -> FloatArray:
+def _mode_energies(
+    model: QuadraticModel, residual: FloatArray, sgd: SGD, recorded: IntArray, method: str
+) -> FloatArray:
     """Return the mean squared residual of every recorded step and mode; inf on overflow."""
     if method == "exact":
         recursion = _recursion.exact_mode_energies
     else:
         recursion = _recursion.closure_mode_energies
     with np.errstate(over="ignore", invalid="ignore"):
-        every = recursion(*model.eigensystem, model.residual, sgd)
+        every = recursion(*model.eigensystem, residual, sgd)
         stride = int(recorded[1]) if recorded.size > 1 else None
         energies = np.stack(list(islice(every, 0, int(recorded[-1]) + 1, stride)))
     energies[~np.isfinite(energies).all(axis=1)] = np.inf  # NaN comes from inf - inf
@@ -192,35 +209,27 @@ def _of_spectra(spectra: list[Spectrum], sgd: SGD, count: int) -> dict[str, Vari
     return variables
 
 
-def _statistics(
-    model: QuadraticModel, curvature: CurvatureLaw | float | None
-) -> sharpening.Statistics | None:
+def _statistics(model: QuadraticModel, curvature: CurvatureLaw | float | None) -> Statistics | None:
     """Return the curvature's statistics; None where there are none to predict with."""
     if curvature is not None:
-        return sharpening.curvature_statistics(model, sharpening.law_of(model, curvature))
+        return curvature_statistics(model, law_of(model, curvature))
     try:
-        return sharpening.curvature_statistics(model, sharpening.law_of(model, None))
+        return curvature_statistics(model, law_of(model, None))
     except InputError:
         return None
 
 
-def _spectra(
-    statistics: sharpening.Statistics | None,
-    model: QuadraticModel,
-    sgd: SGD,
-    recorded: IntArray,
-) -> tuple[list[Spectrum], FloatArray | None]:
-    """Return the predicted NTK spectrum at every record, or the initial one."""
-    lam, vectors = model.eigensystem
-    if statistics is None:
-        return [Spectrum(lam, vectors)], None
-    spectra, relative = [], []
-    for change in sharpening.ntk_changes(statistics, model, sgd, recorded):
-        relative.append(change.relative_change)
-        ordered, turned = np.full_like(lam, np.nan), vectors
-        if np.isfinite(change.total).all():
-            # Beyond its domain second order may give eigenvalues below zero.
-            ordered = np.maximum(np.sort(change.eigenvalues(lam))[::-1], 0.0)
-            turned = vectors @ np.linalg.eigh(np.diag(lam) + change.total)[1][:, ::-1]
-        spectra.append(Spectrum(ordered, turned))
-    return spectra, np.array(relative)
+def _order(initial: Spectrum, found: sharpening.Forecast) -> IntArray:
+    """Return the modes in descending order of their predicted eigenvalues."""
+    return np.argsort(-found.change.eigenvalues(initial.eigenvalues), kind="stable")
+
+
+def _spectrum(initial: Spectrum, found: sharpening.Forecast) -> Spectrum:
+    """Return the predicted NTK spectrum; NaN where the prediction has overflowed."""
+    lam, vectors, total = initial.eigenvalues, initial.vectors, found.change.total
+    if not np.abs(total).max() < _LARGEST:
+        return Spectrum(np.full_like(lam, np.nan), vectors)
+    # Beyond its domain second order may give eigenvalues below zero.
+    eigenvalues = np.maximum(found.change.eigenvalues(lam)[_order(initial, found)], 0.0)
+    turned = np.linalg.eigh(np.diag(lam) + total)[1][:, ::-1]
+    return Spectrum(eigenvalues, vectors @ turned)

@@ -50,7 +50,7 @@ def test_files_and_table(run):
     assert (code, err) == (0, "")
     assert written() == OUTPUTS
     assert_equal(saved(), expected())
-    assert matplotlib.image.imread(f"{COMMAND}.png").shape[:2] == (900, 1200)
+    assert matplotlib.image.imread(f"{COMMAND}.png").shape[:2] == (900, 1050)
     lines = out.splitlines()
     title = (
         "critical learning rate (1 / NTK eigenvalue), large-P limit, truncation order 2, q = 0.5"
@@ -58,6 +58,7 @@ def test_files_and_table(run):
     assert lines[0] == title
     assert [line.split()[0] for line in lines[2:4]] == ["1", "6"]
     assert lines[4].startswith("simulated critical K, all batch sizes: ")
+    assert "predicted: 1" not in lines[4]
     assert re.match(r"[\d.]+ s, [\d,]+ replica-steps, ", lines[5])
     assert "12" not in re.split(r"\W+", title)  # P, which has no meaning
 

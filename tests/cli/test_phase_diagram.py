@@ -13,7 +13,9 @@ import xarray as xr
 
 import quadmodel
 from quadmodel.cli import phase_diagram_command
+from quadmodel.cli.phase_diagram import _table
 from tests.cli.command import COMMAND, ENVIRONMENT, OUTPUTS, SMALL, TINY, written
+from tests.plot_grids import phase_grid
 
 
 def check_report(out, grid):
@@ -53,7 +55,7 @@ def test_end_to_end(tmp_path):
     assert done.stderr == ""  # no progress bar in a pipe, no warnings
     assert written() == OUTPUTS
     picture = mpl.image.imread("phase-diagram.png")
-    assert picture.shape[:2] == (900, 1200)
+    assert picture.shape[:2] == (900, 1050)
     assert picture.std() > 0
     with xr.open_dataset("phase-diagram.nc", engine="h5netcdf") as grid:
         assert dict(grid.mean_growth.sizes) == {"learning_rate": 6, "batch_size": 3}
@@ -234,3 +236,29 @@ def test_help_of_the_group_and_version(run):
         "sharpening-diagram", "validate",
     ]  # fmt: skip
     assert run("--version")[:2] == (0, f"quadmodel, version {quadmodel.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("attrs", "beside"),
+    [
+        ({"curvature": "None"}, "predicted: 1"),
+        (
+            {"curvature": "IndependentCurvature(scale=0.1)"},
+            "K of the initial NTK; 1 is the linear model's value, not a prediction",
+        ),
+        (
+            {"limit": "large-p", "truncation_order": 2, "curvature_strength": 0.5},
+            "K of the initial NTK; 1 is the linear model's value, not a prediction",
+        ),
+    ],
+)
+def test_what_the_critical_norm_is_set_beside(attrs, beside):
+    grid = phase_grid(np.geomspace(0.01, 2, 12), [1, 4, 16], **attrs)
+    last = _table(grid).splitlines()[-1]
+    number = r"\d+\.\d{4}"
+    found = re.fullmatch(
+        rf"simulated critical K, all batch sizes: {number} \[{number}, {number}\] \(95%\), (.*)",
+        last,
+    )
+    assert found
+    assert found[1] == beside

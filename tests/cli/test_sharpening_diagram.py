@@ -18,7 +18,7 @@ COMMAND = "sharpening-diagram"
 OUTPUTS = {f"{COMMAND}.png", f"{COMMAND}.nc"}
 SMALL = ["--n-data", "8", "--n-params", "20", "--learning-rates", "0.2,0.5,60"]
 SMALL += ["--batch-sizes", "1,8", "--steps", "6", "--replicas", "3"]
-ENSEMBLE = qm.Ensemble(8, 20, qm.spectra.PowerLaw(1.0), curvature=0.003)
+ENSEMBLE = qm.Ensemble(8, 20, qm.spectra.PowerLaw(0.5), curvature=0.03)
 
 
 def expected(source=ENSEMBLE, rates=(0.2, 0.5, 60.0), sizes=(1, 8), **options):
@@ -43,7 +43,7 @@ def test_files(run):
     assert grid.norm.values.tolist() == wanted.norm.values.tolist()
     assert grid.attrs == wanted.attrs
     picture = matplotlib.image.imread(f"{COMMAND}.png")
-    assert picture.shape[:2] == (750, 1950)
+    assert picture.shape[:2] == (825, 1800)
     for panel in np.array_split(picture[..., :3], 2, axis=1):  # predicted beside simulated
         assert np.ptp(panel) > 0.5
         assert (np.ptp(panel, axis=-1) > 0.2).any()  # in colour
@@ -104,7 +104,7 @@ def test_table(run):
         ),
         (
             ["--spectrum", "gaussian", "--residual", "0.5"],
-            {"source": qm.Ensemble(8, 20, curvature=0.003, residual=0.5)},
+            {"source": qm.Ensemble(8, 20, curvature=0.03, residual=0.5)},
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -134,7 +134,7 @@ def test_arrays_from_files(option, file, n_params, run, arrays):
     assert (code, err) == (0, "")
     grid = saved()
     assert (grid.attrs["n_data"], grid.attrs["n_params"]) == (12, n_params)
-    assert grid.attrs["curvature"] == "IndependentCurvature(scale=0.003)"
+    assert grid.attrs["curvature"] == "IndependentCurvature(scale=0.03)"
     largest = 3.0
     if option != "--eigenvalues":
         largest = np.linalg.eigvalsh(np.load("ntk.npy"))[-1]
@@ -156,8 +156,8 @@ STABILITY = {
     "learning_rates": 24, "batch_sizes": 12, "steps": 1000, "replicas": 16,
 }  # fmt: skip
 GROWTH = {
-    "n_data": 60, "n_params": 240, "spectrum": "power-law", "curvature": 0.003,
-    "learning_rates": 12, "batch_sizes": 8, "steps": 60, "replicas": 12,
+    "n_data": 60, "n_params": 120, "spectrum": "power-law:0.5", "curvature": 0.03,
+    "learning_rates": 12, "batch_sizes": 8, "steps": 60, "replicas": 32,
 }  # fmt: skip
 GIVEN = {
     "n_data": 30, "n_params": 70, "spectrum": "outliers:9", "curvature": 0.01,
@@ -165,7 +165,7 @@ GIVEN = {
 }  # fmt: skip
 LAWS = {
     "gaussian": qm.spectra.IndependentGaussian(),
-    "power-law": qm.spectra.PowerLaw(1.0),
+    "power-law:0.5": qm.spectra.PowerLaw(0.5),
     "outliers:9": qm.spectra.Outliers([9.0]),
 }
 
@@ -235,7 +235,7 @@ def refused(refuse, monkeypatch):
             raise AssertionError("work started before the input was checked")
 
         monkeypatch.setattr(module, "growth_over_grid", work)
-        monkeypatch.setattr(module.sharpening, "ntk_changes", work)
+        monkeypatch.setattr(module.sharpening, "forecasts", work)
         return refuse(*arguments, names=names, base=[COMMAND, *SMALL])
 
     return refused

@@ -439,7 +439,9 @@ def test_agrees_for_other_laws_and_methods(law, options):
     """The same rows; plain SGD's or independent entries' prediction must be called wrong."""
     model, curvature = base(), law_of(law, 0.003)
     plain = qm.SGD(1.0, 1)
-    sgd = qm.SGD(qm.critical_learning_rate(model.ntk(), plain, level=0.3), 1, **options)
+    sgd = qm.SGD(
+        qm.critical_learning_rate(model.ntk(), plain, norm="paper", level=0.3), 1, **options
+    )
     found = qm.sample_ntk(
         model, sgd, 8, replicas=800, curvature=curvature, batch_sequences=2, record_every=4
     )

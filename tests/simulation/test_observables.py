@@ -138,7 +138,7 @@ def naive_values(model, sgd, theta, weights):
         "ntk_largest_eigenvalue": values[-1],
         "ntk_trace": np.trace(ntk),
         "ntk_eigenvalue": values[::-1],
-        "noise_kernel_norm": qm.noise_kernel_norm(ntk, sgd),
+        "noise_kernel_norm": qm.noise_kernel_norm(ntk, sgd, norm="paper"),
         "noise_kernel_norm_finite": qm.noise_kernel_norm(ntk, sgd, norm="finite"),
         "noise_kernel_norm_exact": dense_noise_kernel.noise_kernel_norm(ntk, sgd),
         "hessian_largest_eigenvalue": np.linalg.eigvalsh(oracle.hessian())[-1],

@@ -189,7 +189,7 @@ def check_observables(model, sgd, replicas, steps) -> None:
             "loss": [model.loss(theta) for theta in thetas],
             "ntk_largest_eigenvalue": [np.linalg.eigvalsh(ntk)[-1] for ntk in kernels],
             "ntk_trace": [np.trace(ntk) for ntk in kernels],
-            "noise_kernel_norm": [qm.noise_kernel_norm(ntk, sgd) for ntk in kernels],
+            "noise_kernel_norm": [qm.noise_kernel_norm(ntk, sgd, norm="paper") for ntk in kernels],
             "noise_kernel_norm_finite": [
                 qm.noise_kernel_norm(ntk, sgd, norm="finite") for ntk in kernels
             ],

@@ -189,7 +189,9 @@ def test_picture_names_the_limit():
     import matplotlib.pyplot as plt
 
     ax = qm.plot.phase_diagram(diagram())[0].axes
-    assert ax.get_title() == "6 data points, large-P limit (order 2), q = 0.632"
+    title = ax.get_title().replace("\n", " ")
+    assert title.startswith("6 data points, large-P limit (order 2), ")
+    assert "q = 0.632, " in title
     plt.close("all")
 
 

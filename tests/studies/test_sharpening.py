@@ -47,7 +47,8 @@ def grid():
 def test_layout(grid):
     assert {name: grid[name].dims for name in grid.data_vars} == {
         **dict.fromkeys(GROWTHS, PLANE),
-        "relative_change": PLANE,
+        "relative_error": PLANE,
+        "valid": PLANE,
         "critical_learning_rate": ("norm", "batch_size"),
         "edge_of_stability": ("batch_size",),
     }
@@ -58,7 +59,8 @@ def test_layout(grid):
         assert grid[name].attrs["long_name"]
     for name in GROWTHS:
         assert grid[name].attrs["units"] == "1 (share of the initial eigenvalue)"
-    assert grid.relative_change.attrs["units"] == "1"
+    assert grid.relative_error.attrs["units"] == "1"
+    assert grid.valid.dtype == bool
     for name in ("learning_rate", "critical_learning_rate", "edge_of_stability"):
         assert grid[name].attrs["units"] == "1 / NTK eigenvalue"
     assert grid.batch_size.attrs["units"] == "data points"
@@ -67,6 +69,7 @@ def test_layout(grid):
         "curvature": f"IndependentCurvature(scale={SCALE})", "valid_below": 0.1,
         "quadmodel_version": qm.__version__, "n_data": 8, "n_params": 40,
         "momentum": 0.0, "nesterov": 0, "weight_decay": 0.0, "sampling": "without_replacement",
+        **{name: ENSEMBLE.spec()[name] for name in ("jacobian", "eigenvectors", "residual")},
     }  # fmt: skip
 
 
@@ -107,9 +110,11 @@ def test_prediction_is_that_of_expected_ntk(template):
             assert float(point.conservative) == pytest.approx(
                 float(last.conservative[0]) / largest, rel=1e-9, abs=1e-15
             )
-            assert float(point.relative_change) == pytest.approx(
-                float(last.relative_change), rel=1e-9
+            assert float(point.relative_error) == pytest.approx(
+                float(last.relative_error), rel=1e-9
             )
+            top = last.isel(mode=int(last.ntk_eigenvalue.argmax("mode")))
+            assert bool(point.valid) == bool(top.eigenvalue_valid)
     for name in ("momentum", "nesterov", "weight_decay", "sampling"):
         assert found.attrs[name] == template.spec()[name]
 
@@ -156,15 +161,26 @@ def test_boundaries(template):
 
 
 def test_source_may_be_a_model_or_an_ensemble(grid):
+    described = ("model", "jacobian", "eigenvectors", "residual")
+
+    def measured(found):
+        kept = {name: value for name, value in found.attrs.items() if name not in described}
+        bare = found.copy()
+        bare.attrs = kept
+        return bare
+
+    def check(source, **options):
+        found = diagram(source, seed=2, **options)
+        assert found.attrs["model"] == repr(source)
+        assert_same_bits(measured(grid), measured(found))
+
     model = ENSEMBLE.sample(2)
-    assert_same_bits(grid, diagram(model, seed=2))
-    bare = qm.QuadraticModel(model.residual, model.jacobian)
-    assert_same_bits(grid, diagram(bare, seed=2, curvature=SCALE))
+    check(model)
+    check(qm.QuadraticModel(model.residual, model.jacobian), curvature=SCALE)
     # only the law of a model's curvature is used, not its draw
-    drawn = qm.QuadraticModel(
-        model.residual, model.jacobian, 5 * model.curvature, model.curvature_law
+    check(
+        qm.QuadraticModel(model.residual, model.jacobian, 5 * model.curvature, model.curvature_law)
     )
-    assert_same_bits(grid, diagram(drawn, seed=2))
 
 
 def test_given_curvature_overrides_that_of_the_source(grid):
@@ -280,19 +296,21 @@ def far():
 
 
 def test_no_prediction_beyond_second_order(far):
-    valid = (far.relative_change < far.attrs["valid_below"]).values
+    valid = (far.relative_error < far.attrs["valid_below"]).values
     for name in ("predicted_growth", "conservative"):
         np.testing.assert_array_equal(np.isfinite(far[name]), valid)
     assert valid.any()
-    assert (far.relative_change.sel(learning_rate=0.25 * EDGE, batch_size=1) > 0.1).all()
-    strong = diagram(curvature=0.2)
+    assert not valid.all()
+    assert not (far.valid.values & ~valid).any()
+    strong = diagram(curvature=2.0)
     assert np.isnan(strong.predicted_growth).all()
-    assert np.isfinite(strong.relative_change).all()
+    assert (strong.relative_error > 1).all()
+    assert not strong.valid.any()
 
 
 def test_no_prediction_from_the_edge_on(far):
     beyond = far.isel(learning_rate=[1, 2])
-    for name in ("predicted_growth", "conservative", "relative_change"):
+    for name in ("predicted_growth", "conservative", "relative_error"):
         assert np.isnan(beyond[name]).all()
 
 
@@ -318,7 +336,7 @@ def no_work(monkeypatch):
         raise AssertionError("work started before the input was checked")
 
     monkeypatch.setattr(module, "growth_over_grid", work)
-    monkeypatch.setattr(module.sharpening, "ntk_changes", work)
+    monkeypatch.setattr(module.sharpening, "forecasts", work)
 
 
 Kronecker, LowRank = qm.curvature.KroneckerCurvature, qm.curvature.RandomLowRankCurvature
@@ -397,7 +415,7 @@ def test_refuses_what_does_not_fit_in_memory(monkeypatch):
         raise AssertionError("a curvature was drawn")
 
     monkeypatch.setattr(qm.curvature.IndependentCurvature, "sample", work)
-    monkeypatch.setattr(module.sharpening, "ntk_changes", work)
+    monkeypatch.setattr(module.sharpening, "forecasts", work)
     with pytest.raises(MemoryError, match=r"^the draws of the curvature needs? .* are free$"):
         diagram(threads=1)
     monkeypatch.undo()

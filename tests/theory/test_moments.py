@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import quadmodel as qm
+from quadmodel.theory import moments
 from tests.oracles import enumeration
 from tests.theory._cases import MOMENTA, RECORDS, SCHEMES, random_ntk
 
@@ -157,7 +158,7 @@ def test_closure_floor_of_a_null_space(momentum, nesterov, sampling):
     sgd = replace(sgd, learning_rate=0.5 * critical)
     vectors = np.linalg.eigh(ntk)[1][:, :5]
     lost = float(np.sum((vectors.T @ residual) ** 2)) / 24
-    floor = qm.loss_floor(ntk, residual, sgd)
+    floor = qm.loss_floor(ntk, residual, sgd, norm="finite")
     if momentum == 0:  # u = z: the whole loss is amplified
         norm = qm.noise_kernel_norm(ntk, sgd, norm="finite")
         if sampling == "bernoulli":
@@ -166,7 +167,7 @@ def test_closure_floor_of_a_null_space(momentum, nesterov, sampling):
     assert floor == pytest.approx(float(long_run.loss[-1]), rel=1e-8)
     assert floor > lost * 1.01
     unstable = replace(sgd, learning_rate=1.01 * critical)
-    assert qm.loss_floor(ntk, residual, unstable) == math.inf
+    assert qm.loss_floor(ntk, residual, unstable, norm="finite") == math.inf
 
 
 @pytest.mark.parametrize(("momentum", "nesterov"), MOMENTA)
@@ -204,10 +205,32 @@ def test_floor_where_everything_can_be_learnt(norm):
     assert qm.late_time_rate(np.zeros((4, 4)), qm.SGD(0.01, 1), norm=norm) == 1.0
 
 
+@pytest.mark.parametrize("amplitude", [1e-150, 1e-80, 1e78, 1e145])
+def test_exact_floor_is_proportional_to_the_squared_residual(amplitude):
+    ntk, residual = random_ntk(7, 30, 12), np.random.default_rng(3).normal(size=30)
+    for level in (0.5, 1 - 1e-9):
+        sgd = qm.SGD(1.0, 3)
+        sgd = replace(sgd, learning_rate=qm.critical_learning_rate(ntk, sgd, level=level))
+        floor = qm.loss_floor(ntk, residual, sgd)
+        scaled = qm.loss_floor(ntk, amplitude * residual, sgd) / amplitude / amplitude
+        assert scaled == pytest.approx(floor, rel=1e-12 / (1 - level))
+
+
+def test_conjugate_gradients_that_do_not_converge_are_replaced(monkeypatch):
+    ntk, residual = random_ntk(7, 12, 5), np.arange(12.0)
+    sgd = qm.SGD(0.02, 3, 0.4, True, 0.1)
+    expected = qm.loss_floor(ntk, residual, sgd)
+    for failure in (1, -1):
+        monkeypatch.setattr(moments, "cg", lambda *a, failure=failure, **k: (np.ones(12), failure))
+        assert qm.loss_floor(ntk, residual, sgd) == pytest.approx(expected, rel=1e-11)
+    monkeypatch.setattr(moments, "cg", lambda *a, **k: (np.ones(12), 0))
+    assert qm.loss_floor(ntk, residual, sgd) != pytest.approx(expected, rel=1e-3)
+
+
 def test_bad_arguments():
     ntk, sgd = random_ntk(1, 4, 5), qm.SGD(0.1, 2)
     residual = np.ones(4)
-    for method in ("paper", "modes", None):
+    for method in ("paper", "modes", 1):
         with pytest.raises(ValueError, match="norm"):
             qm.late_time_rate(ntk, sgd, norm=method)
         with pytest.raises(ValueError, match="norm"):

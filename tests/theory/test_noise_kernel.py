@@ -132,7 +132,8 @@ def test_norms_against_the_kernel_by_its_definition(ntk, sgd):
         eigenvalues = np.maximum(np.linalg.eigvalsh(ntk), 0.0)
         sums = dense_noise_kernel.response_sums(eigenvalues, sgd)
         paper = (n_data / sgd.batch_size - 1) * np.trace(sums) / n_data
-        assert qm.noise_kernel_norm(ntk, sgd) == pytest.approx(paper, rel=1e-10, abs=1e-13)
+        found = qm.noise_kernel_norm(ntk, sgd, norm="paper")
+        assert found == pytest.approx(paper, rel=1e-10, abs=1e-13)
 
 
 @pytest.mark.parametrize("n_data", [30, 80])
@@ -298,7 +299,7 @@ def test_small_learning_rates(momentum, nesterov):
     sgd = qm.SGD(eta, 3, momentum, nesterov)
     limit = eta * trace / (2 * (1 - momentum))
     beta = 3 / 40
-    assert qm.noise_kernel_norm(ntk, sgd) == pytest.approx(
+    assert qm.noise_kernel_norm(ntk, sgd, norm="paper") == pytest.approx(
         limit * (1 / 3 - 1 / 40), rel=1e-5, abs=0
     )
     gamma = 40 * 37 / (3 * 39)
@@ -359,7 +360,8 @@ def test_phase_boundaries(template):
         assert float(edges.crossing_batch_size) == pytest.approx(np.trace(ntk) / top)
     # where the tangent of K at 0 reaches 1 at the edge; K at B = 1 holds 1 - 1/D of it
     tiny = 1e-9 * qm.edge_of_stability(ntk, plain)
-    tangent = qm.noise_kernel_norm(ntk, replace(plain, learning_rate=tiny)) * 1e9 / (1 - 1 / 7)
+    slow = replace(plain, learning_rate=tiny)
+    tangent = qm.noise_kernel_norm(ntk, slow, norm="paper") * 1e9 / (1 - 1 / 7)
     assert float(edges.crossing_batch_size) == pytest.approx(tangent, rel=1e-6)
     assert (edges.critical_learning_rate <= edges.edge_of_stability).all()
     by_eigenvalues = qm.phase_boundaries(np.linalg.eigvalsh(ntk), np.array(sizes), template)
@@ -377,3 +379,47 @@ def test_noise_limits_small_batches_and_curvature_large_ones():
     ratio = edges.critical_learning_rate.sel(norm="paper") / edges.edge_of_stability
     assert float(ratio[0]) < 0.06
     assert float(ratio[1]) > 0.99
+
+
+def test_default_norm():
+    """Exact from a matrix, finite without; the paper's has no sampling scheme in it."""
+    sgd = qm.SGD(1.5, 50, sampling="with_replacement")
+    assert qm.noise_kernel_norm(np.eye(50), sgd, norm="paper") == 0.0
+    assert qm.noise_kernel_norm(np.eye(50), sgd) > 2.8
+    ntk, law = random_ntk(2, 9, 14), qm.spectra.MarchenkoPastur(2.0)
+    sgd = qm.SGD(0.1, 2)
+    for function in (qm.noise_kernel_norm, qm.critical_learning_rate):
+        assert function(ntk, sgd) == function(ntk, sgd, norm="exact")
+        lam = np.linalg.eigvalsh(ntk)
+        assert function(lam, sgd) == function(lam, sgd, norm="finite")
+        assert function(law, sgd, n_data=50) == function(law, sgd, norm="finite", n_data=50)
+    assert qm.late_time_rate(ntk, sgd) == qm.late_time_rate(ntk, sgd, norm="exact")
+    assert qm.late_time_rate(lam, sgd) == qm.late_time_rate(lam, sgd, norm="finite")
+    comment = qm.phase_boundaries(ntk, [1]).norm.attrs["comment"]
+    assert "whatever the sampling" in comment
+    assert "lower bound" in comment
+
+
+@pytest.mark.parametrize(("ntk", "sgd"), CONFIGURATIONS)
+def test_default_calls_no_unstable_run_stable(ntk, sgd):
+    for fraction in (0.3, 0.6, 0.9):
+        at = replace(sgd, learning_rate=fraction * qm.edge_of_stability(ntk, sgd))
+        unstable = enumeration.spectral_radius(ntk, at) > 1 + 1e-12
+        assert (qm.noise_kernel_norm(ntk, at) > 1) == unstable
+
+
+@pytest.mark.parametrize("momentum", [-0.4, -0.6, -0.9])
+@pytest.mark.parametrize("split", [1e-3, 1e-8, 1e-12, 1e-15])
+def test_nearly_equal_modes_at_the_edge_of_the_memory(momentum, split):
+    """Nesterov below -1/3: numerator and denominator of the pair sum vanish together there."""
+    for distance in (1e-3, 1e-7, 1e-10):
+        sgd = qm.SGD((1 - 1 / momentum) * (1 - distance), 2, momentum, True)
+        equal = qm.noise_kernel_norm(np.ones(20), sgd)
+        near = np.ones(20)
+        near[::2] -= split * distance
+        assert qm.noise_kernel_norm(near, sgd) == pytest.approx(equal, rel=2 * split + 1e-5)
+        vectors = np.linalg.eigh(random_ntk(0, 20, 30))[1]
+        exact = qm.noise_kernel_norm((vectors * near) @ vectors.T, sgd)
+        identity = qm.noise_kernel_norm(np.eye(20), sgd)
+        # what all modes share is a multiple of the identity; pairs off the diagonal count here
+        assert exact == pytest.approx(identity, rel=10 * split + 1e-15 * 1e2 / distance)

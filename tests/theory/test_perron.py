@@ -8,6 +8,7 @@ import pytest
 import quadmodel as qm
 from quadmodel.theory import _noise
 from quadmodel.theory._noise import perron, rayleigh
+from tests.theory._cases import random_ntk
 
 
 def dense_matrix(vectors, response):
@@ -67,3 +68,24 @@ def test_large_problem_by_both_ways(monkeypatch):
         monkeypatch.setattr(_noise, "_LARGE", large)
         both.append(qm.noise_kernel_norm(model.ntk(), sgd, norm="exact"))
     assert both[0] == pytest.approx(both[1], rel=1e-11)
+
+
+@pytest.mark.parametrize("n_data", [6, 40])
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_a_response_that_is_not_finite_is_passed_on(n_data, value):
+    """At an edge, and where a discount meets a decay by rounding; LAPACK would raise."""
+    vectors = np.linalg.eigh(random_ntk(1, n_data, n_data))[1]
+    response = np.ones((n_data, n_data))
+    response[2, 2] = value
+    found = perron(vectors, response)
+    np.testing.assert_equal(found.value, value)
+    assert np.isfinite(found.vector).all()
+
+
+def test_extreme_responses_of_few_points():
+    vectors = np.linalg.eigh(random_ntk(1, 8, 8))[1]
+    response = np.random.default_rng(0).uniform(size=(8, 8))
+    response += response.T
+    expected = perron(vectors, response).value
+    for scale in (1e-290, 1e290):
+        assert perron(vectors, scale * response).value / scale == pytest.approx(expected)

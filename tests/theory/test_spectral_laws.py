@@ -34,7 +34,7 @@ def test_norm_of_a_law_is_an_average_over_it(ratio, momentum, nesterov, weight_d
     for fraction in (0.2, 0.95):
         sgd = replace(sgd, learning_rate=fraction * edge)
         sums = np.diag(dense_noise_kernel.response_sums(nodes, sgd))
-        paper = qm.noise_kernel_norm(law, sgd, n_data=90)
+        paper = qm.noise_kernel_norm(law, sgd, norm="paper", n_data=90)
         assert paper == pytest.approx((90 / 12 - 1) * weights @ sums, rel=1e-9)
         gamma = 90 * 78 / (12 * 89)
         finite = qm.noise_kernel_norm(law, sgd, norm="finite", n_data=90)
@@ -52,7 +52,7 @@ def test_norm_of_a_law_by_its_self_consistent_resolvent(ratio, eta):
     for _ in range(2000):
         m = 1 / (x - ratio / (1 - m))
     expected = 19 * ratio * m / (1 - m)
-    norm = qm.noise_kernel_norm(law, qm.SGD(eta, 5), n_data=100)
+    norm = qm.noise_kernel_norm(law, qm.SGD(eta, 5), norm="paper", n_data=100)
     assert norm == pytest.approx(expected, rel=1e-7, abs=0)
     assert law.stieltjes(x) == pytest.approx(m, rel=1e-10)
 

@@ -13,6 +13,8 @@ from quadmodel.symbolic.output.formula import MEANING, Formula
 from quadmodel.symbolic.output.formulas import formulas
 
 MODULE = "quadmodel/theory/_generated.py"
+# Steps that formulas in docstrings call by their name.
+_COEFFICIENTS = ("a", "b", "a_other", "b_other")
 
 _HEAD = '''r"""Closed forms of the theory. Written by `quadmodel derive`; not to be edited by hand.
 
@@ -88,8 +90,7 @@ def _arguments(every: Iterable[Formula]) -> str:
 
 def _function(formula: Formula) -> str:
     names = {symbol: _named(symbol, name) for name, symbol in formula.arguments.items()}
-    primed = {sp.Symbol("a'"): sp.Symbol("a_other"), sp.Symbol("b'"): sp.Symbol("b_other")}
-    renamed = primed | names
+    renamed = {symbol: sp.Symbol(key) for key, symbol in _symbols(formula).items()} | names
     lines = [f"{key} = {_code(value.xreplace(renamed))}" for key, value in formula.steps.items()]
     results = [result.xreplace(renamed) for result in formula.results]
     matrices = any(isinstance(result, sp.MatrixExpr) for result in results)
@@ -116,8 +117,14 @@ def _docstring(formula: Formula) -> Iterable[str]:
     yield '"""'
 
 
+def _symbols(formula: Formula) -> dict[str, sp.Symbol]:
+    """Return the symbols of the steps; those of the other mode have a prime."""
+    return {key: sp.Symbol(key.replace("_other", "'")) for key in formula.steps}
+
+
 def _latex(result: sp.Expr, formula: Formula) -> str:
-    steps = {sp.Symbol(k): v for k, v in formula.steps.items() if k in ("at_one", "rest")}
+    symbols = _symbols(formula)
+    steps = {symbols[k]: v for k, v in formula.steps.items() if k not in _COEFFICIENTS}
     return str(sp.latex(result.subs(steps)))
 
 

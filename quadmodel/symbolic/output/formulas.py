@@ -134,13 +134,21 @@ def _responses() -> list[Formula]:
 def _pair_sums(name: str) -> list[Formula]:
     """Return the pair sums of one optimizer, in forms without cancellation."""
     optimizer = _OPTIMIZERS[name]
-    numerator, at_one, rest = two_step_fraction(optimizer)
+    fraction = two_step_fraction(optimizer)
     coefficients = {k: sp.factor(v) for k, v in two_step_coefficients(optimizer).items()}
     constants = {k: v for k, v in coefficients.items() if not v.free_symbols & {x, y}}
     varying = {k: v for k, v in coefficients.items() if k not in constants}
     steps = {symbol.name.replace("'", "_other"): value for symbol, value in varying.items()}
-    steps |= {"at_one": at_one, "rest": rest.subs(constants)}
-    denominator = sp.Symbol("at_one") + (r - 1) * sp.Symbol("rest")
+    b, b_other = sp.symbols("b b'")
+    steps |= {
+        "margin": (r - b).subs(constants),
+        "margin_other": (r - b_other).subs(constants),
+        "at_one": fraction.at_one,
+        "rest": fraction.rest.subs(constants),
+    }
+    margin, margin_other, at_one, rest = sp.symbols("margin margin' at_one rest")
+    numerator = fraction.numerator.subs({"s": margin, "s'": margin_other})
+    denominator = margin * margin_other * (at_one + (r - 1) * rest) + r**2 * fraction.square
     c, d = sp.symbols("c d")  # of the point c z_t - d z_(t-1) whose response is summed
     points = {"gradient": {c: optimizer.extrapolation[0], d: -optimizer.extrapolation[1]}}
     if optimizer.extrapolation != (1, 0):

@@ -7,6 +7,8 @@ there. The forms of this module are equal to them, and lose no digits to cancell
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import sympy as sp
 from sympy.polys.polyfuncs import symmetrize
 
@@ -43,8 +45,21 @@ def two_step_coefficients(optimizer: LinearOptimizer) -> dict[sp.Symbol, sp.Expr
     return {a: first, b: -second, a_other: first_other, b_other: -second_other}
 
 
-def two_step_fraction(optimizer: LinearOptimizer) -> tuple[sp.Expr, sp.Expr, sp.Expr]:
-    r"""Return the pair sum as numerator / (denominator at r = 1 + (r - 1) times the rest).
+class TwoStepFraction(NamedTuple):
+    r"""A pair sum as numerator / (margin margin' (at_one + (r - 1) rest) + r^2 square).
+
+    The margins r - b and r - b', as symbols s and s', vanish at an edge where the memory's own
+    factor reaches r; the numerator, in a, a', c, d, s, s' and r, vanishes with them.
+    """
+
+    numerator: sp.Expr
+    at_one: sp.Expr  # in x and y, with every term of which it vanishes
+    rest: sp.Expr  # in a, b, a', b' and r
+    square: sp.Expr  # a multiple of (x - y)^2
+
+
+def two_step_fraction(optimizer: LinearOptimizer) -> TwoStepFraction:
+    r"""Return the pair sum in a form that loses no digits to cancellation.
 
     Parameters
     ----------
@@ -53,19 +68,30 @@ def two_step_fraction(optimizer: LinearOptimizer) -> tuple[sp.Expr, sp.Expr, sp.
 
     Returns
     -------
-    tuple of three SymPy expressions
-        Numerator and rest, in a, b, a', b', c, d and r as in
-        :func:`~quadmodel.symbolic.stability.two_step_pair_sum`; the denominator at r = 1, in x and
-        y, every term of which vanishes with them.
+    TwoStepFraction
+        Equal to :func:`~quadmodel.symbolic.stability.two_step_pair_sum`.
+
+    Raises
+    ------
+    ValueError
+        If it isn't.
     """
-    numerator, denominator = sp.fraction(sp.together(two_step_pair_sum()))
-    if denominator.subs(dict.fromkeys(denominator.free_symbols - {r}, 0)).coeff(r, 4) < 0:
-        numerator, denominator = -numerator, -denominator
-    at_one = denominator.subs(r, 1)
-    rest = sp.cancel((denominator - at_one) / (r - 1))
-    of_optimizer = at_one.subs(two_step_coefficients(optimizer), simultaneous=True)
-    collected = sp.collect(sp.expand(numerator), sp.symbols("c d"), sp.factor)
-    return collected, symmetric_form(of_optimizer), rest
+    a, b, a_other, b_other, c, d, s, s_other = sp.symbols("a b a' b' c d s s'")
+    numerator = (r * c**2 + d**2) * (r * s + r * s_other - s * s_other)
+    numerator -= r * c * d * (a * s_other + a_other * s)
+    at_one = (1 + b) * (1 + b_other) - a * a_other
+    rest = r + 1 + b + b_other - a * a_other
+    square = (b - b_other) ** 2 + (a - a_other) * (a * b_other - a_other * b)
+    margins = {s: r - b, s_other: r - b_other}
+    denominator = (s * s_other * (at_one + (r - 1) * rest)).subs(margins) + r**2 * square
+    over, under = sp.fraction(sp.together(two_step_pair_sum()))
+    if sp.expand(numerator.subs(margins) * under - over * denominator) != 0:
+        raise ValueError("the form without cancellation does not equal the derived pair sum")
+    coefficients = two_step_coefficients(optimizer)
+    in_x, distance = (
+        symmetric_form(part.subs(coefficients, simultaneous=True)) for part in (at_one, square)
+    )
+    return TwoStepFraction(numerator, in_x, rest, distance)
 
 
 def diagonal_fraction(optimizer: LinearOptimizer) -> tuple[sp.Expr, sp.Expr]:
