@@ -41,6 +41,8 @@ class LineCrossing(NamedTuple):
 
 # Significance, in standard errors, of a slope that is believed and of a curvature that is not.
 _RISING, _BENT = 4.0, 3.0
+# Scatter over the values' own errors, beyond which it is not theirs alone.
+_SCATTERED = 4.0
 # Values that a line is drawn through, at least.
 _FEWEST = 5
 
@@ -52,7 +54,7 @@ def rising_line(x: FloatArray, y: FloatArray, error: FloatArray) -> LineCrossing
     the scatter of so few is small by luck at times.
 
     None if they don't rise significantly, don't cross zero among the `x`, or are curved above the
-    crossing.
+    crossing: by a quadratic term, or by a scatter that is four times what `error` explains.
 
     Notes
     -----
@@ -65,6 +67,8 @@ def rising_line(x: FloatArray, y: FloatArray, error: FloatArray) -> LineCrossing
         least = float(np.median(error[left_out:])) ** 2
         line, slope_error, bend = _line(x[left_out:], y[left_out:], least)
         if line.slope < _RISING * slope_error or abs(bend) > _BENT:
+            continue
+        if line.variance > _SCATTERED**2 * least:
             continue
         if line.at > x[-1] or line.at < x[max(left_out - 1, 0)]:
             continue

@@ -29,8 +29,9 @@ _FEWEST, _MOST = 64, 512
 # Correction for the bias of a logarithm, as a relative learning rate, above which more replicas are
 # taken: it is good to leading order only.
 _TOLERATED = 0.01
-# Half the width in learning rate, in standard errors of the crossing.
-_HALF_WIDTH = 5.0
+# Half the width in learning rate, in standard errors of the crossing: wide enough for the slope to
+# be seen in every round, since lines that are believed by luck have too small an error.
+_HALF_WIDTH = 10.0
 
 
 class Guess(NamedTuple):
@@ -116,7 +117,7 @@ def close_up(
     done, replica_steps = 0, 0
     line: LineCrossing | None = None
     slope, correction, settled, final = guess.slope, 0.0, False, False
-    half = _HALF_WIDTH * guess.standard_error
+    half = 0.5 * _HALF_WIDTH * guess.standard_error
     window = _Window(guess.at - half, guess.at + half, steps, fewest)
     for _ in range(_ROUNDS):
         needed = math.ceil(max(_DURATION / slope, _SHORTEST))
@@ -184,7 +185,7 @@ def _agree(line: LineCrossing, before: LineCrossing | None) -> bool:
 
 def _around(line: LineCrossing, window: _Window) -> _Window:
     """Return a window around the crossing of a line; above it where there was a kink below."""
-    below, above = (1.0, 1.0) if line.left_out == 0 else (0.2, 2.0)
+    below, above = (1.0, 1.0) if line.left_out == 0 else (0.3, 1.7)
     width, reach = window.high - window.low, _HALF_WIDTH * line.standard_error
     return window._replace(
         low=line.at - min(below * reach, width), high=line.at + min(above * reach, width)
