@@ -140,7 +140,7 @@ def _crossings(x: FloatArray, y: FloatArray, weight: FloatArray) -> tuple[float,
     left = right - 1
     by_chord = x[left] - y[left] * (x[right] - x[left]) / (y[right] - y[left])
     by_extrapolation = by_chord
-    if right + 1 < y.size and y[right + 1] > y[right]:
+    if right + 1 < y.size and y[right + 1] > y[right] and x[right + 1] > x[right]:
         slope = (y[right + 1] - y[right]) / (x[right + 1] - x[right])
         by_extrapolation = min(max(x[right] - y[right] / slope, x[left]), x[right])
     return float(by_chord), float(by_extrapolation)

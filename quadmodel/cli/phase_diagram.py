@@ -15,21 +15,23 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-refine_option = option("--refine", 12, "Learning rates of the finer scan around the boundary.")
-
-
 @click.command("phase-diagram")
 @diagram_options(
     "phase-diagram", n_data=200, n_params=400, spectrum="gaussian", curvature=0.0,
     learning_rates=24, batch_sizes=12, steps=1000, replicas=16,
 )  # fmt: skip
-@refine_option
+@option(
+    "--refine N",
+    None,
+    "Learning rates of the finer scan around the boundary.  [default: 6 of a linear model, else 12]",
+    type=int,
+)
 @option(
     "--precision NAME",
     "float64",
     "float64, or mixed: NTK and curvature in single precision, replicas in double.",
 )
-def phase_diagram_command(asked: Diagram, refine: int, precision: str) -> None:
+def phase_diagram_command(asked: Diagram, refine: int | None, precision: str) -> None:
     """Draw the phase diagram of learning rate against batch size.
 
     Simulates SGD on a grid, predicts the edges of stability, writes a picture and a NetCDF file,

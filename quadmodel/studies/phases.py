@@ -30,6 +30,9 @@ PHASES = ("stable", "intermittent", "stochastically unstable", "deterministicall
 # Predicted phase where the mean loss grows and the theory does not say what a typical one does.
 UNDECIDED = "undecided"
 
+# Learning rates of the finer scan: where close-ups follow, and where it is all there is.
+_SCAN_BEFORE_CLOSE_UP, _SCAN = 6, 12
+
 _LABELS = {
     "mean_growth": ("growth rate of the mean loss", "1 / step"),
     "mean_growth_standard_error": ("standard error of the mean's growth rate", "1 / step"),
@@ -58,7 +61,7 @@ def phase_diagram(
     steps: int = 1000,
     replicas: int = 16,
     seed: int = 0,
-    refine: int = 8,
+    refine: int | None = None,
     precision: str = "float64",
     threads: int | None = None,
     progress: bool = False,
@@ -85,7 +88,8 @@ def phase_diagram(
         Seed of the model and of all batches, below 2**64.
     refine : int, optional
         Learning rates of a second, finer scan per batch size, between the columns where the
-        simulated growth rates change sign; 0 for none, and no close-up of a linear model.
+        simulated growth rates change sign: 12, but 6 for a linear model, which has close-ups after
+        it. 0 for neither.
     precision : {"float64", "mixed"}, optional
         As for :func:`quadmodel.simulate`.
     threads : int, optional
@@ -153,6 +157,9 @@ def phase_diagram(
     {'learning_rate': 6, 'batch_size': 3}
     """
     checked = as_source(source)
+    linear = checked.curvature is None
+    if refine is None:
+        refine = _SCAN_BEFORE_CLOSE_UP if linear else _SCAN
     spec = as_spec(
         checked.n_data,
         learning_rates,
@@ -170,7 +177,7 @@ def phase_diagram(
     described = checked.spec() if isinstance(checked, Ensemble) else {"model": repr(checked)}
     described |= {"n_data": model.n_data, "n_params": model.n_params}
     measure = partial(measure_growth, model)
-    return stability_diagram(model, measure, spec, described, close_ups=model.curvature is None)
+    return stability_diagram(model, measure, spec, described, close_ups=linear)
 
 
 class Measure(Protocol):
