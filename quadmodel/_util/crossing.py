@@ -40,9 +40,9 @@ class LineCrossing(NamedTuple):
 
 
 # Significance, in standard errors, of a slope that is believed and of a curvature that is not.
-_RISING, _BENT = 4.0, 3.0
+_RISING, _BENT = 4.0, 2.5
 # Scatter over the values' own errors, beyond which it is not theirs alone.
-_SCATTERED = 4.0
+_SCATTERED = 2.5
 # Values that a line is drawn through, at least.
 _FEWEST = 5
 
@@ -54,7 +54,7 @@ def rising_line(x: FloatArray, y: FloatArray, error: FloatArray) -> LineCrossing
     the scatter of so few is small by luck at times.
 
     None if they don't rise significantly, don't cross zero among the `x`, or are curved above the
-    crossing: by a quadratic term, or by a scatter that is four times what `error` explains.
+    crossing: by a quadratic term, or by a scatter that is 2.5 times what `error` explains.
 
     Notes
     -----

@@ -32,6 +32,9 @@ _TOLERATED = 0.01
 # Half the width in learning rate, in standard errors of the crossing: wide enough for the slope to
 # be seen in every round, since lines that are believed by luck have too small an error.
 _HALF_WIDTH = 10.0
+# The whole width at most: farther away from the crossing growth bends, where slow modes begin to
+# take part in the noise, or the deterministic edge is near.
+_WIDEST = 25.0
 
 
 class Guess(NamedTuple):
@@ -103,6 +106,7 @@ def close_up(
       inverse is the time in which directions relax;
     - for the mean, the correction below moves the crossing by less than 1 %; else more replicas are
       taken;
+    - all of them lie within 25 standard errors of each other;
     - the crossing agrees with that of the round before within three standard errors.
 
     Otherwise it is not settled, and `needed_steps` says how many to ask for.
@@ -143,7 +147,9 @@ def close_up(
             line, correction = _corrected(line, window.steps)
         rare = correction > _TOLERATED * slope and window.replicas < _MOST
         enough = window.steps * slope >= 0.7 * _DURATION or window.steps == _SHORTEST
-        if final and not rare and _agree(line, before) and (enough or window.steps == longest):
+        near = window.high - window.low < _WIDEST * line.standard_error
+        done_with = near and not rare and (enough or window.steps == longest)
+        if final and done_with and _agree(line, before):
             settled = enough and correction <= _TOLERATED * slope
             break
         window, final = _around(line, window), True
