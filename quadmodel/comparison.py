@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
-from scipy.optimize import isotonic_regression
-from scipy.special import ndtri
+from scipy.special import ndtri, stdtrit
 
 from quadmodel._util.checks import FloatArray, InputError, as_choice, as_number, shown
+from quadmodel._util.crossing import monotone_crossing, rising_line
 from quadmodel._util.results import check_result
 
 # Relative difference of two values that is taken for rounding.
 _ROUNDING = 1e-9
-# Redraws of the growth rates for the standard error of their crossing.
-_REDRAWS = 400
 # Attributes that determine, with the number of a replica and a step, the batch of that step.
 _BATCHES = ("seed", "model_index", "batch_size", "sampling")
 
@@ -236,8 +235,10 @@ def critical_noise_kernel_norm(
     xarray.Dataset
         Per batch size `learning_rate` and `noise_kernel_norm`, where the simulated growth rate
         crosses 0, each with ``..._low`` and ``..._high``; NaN where it does not cross inside the
-        grid, or where only the deterministic edge is crossed and K jumps from 0. Numbers
-        `pooled_noise_kernel_norm` with ``_low`` and ``_high``: the mean over batch sizes.
+        grid, or where only the deterministic edge is crossed and K jumps from 0. `resolved`: false
+        where steps or replicas were too few to tell (`needed_steps` is what to ask for).
+        Numbers `pooled_noise_kernel_norm` with ``_low`` and ``_high``: the mean over resolved
+        batch sizes.
 
     Raises
     ------
@@ -246,36 +247,35 @@ def critical_noise_kernel_norm(
 
     Notes
     -----
-    Growth rates of the grid and of its finer scan are made monotone in the learning rate (weighted
-    isotonic regression [1]_); the crossing is interpolated linearly in log learning rate. Its
-    standard error adds in quadrature the spread over 400 redraws of the growth rates from their
-    standard errors, and the spacing of the points around the crossing over :math:`\sqrt{12}`.
+    *Close-up* (linear model). Growth close to its crossing is a straight line in log learning rate,
+    and every learning rate has runs of its own: least squares through them, with the error that
+    follows from their scatter and Student's quantile
+    (:func:`quadmodel._util.crossing.rising_line`).
+    Where it has not settled, the interval is widened to hold the scan's crossing as well.
 
-    Near the deterministic edge the slope of the growth rate jumps upwards: it is convex, lies below
-    the chord of the two points around the crossing, and above the line extrapolated from the two
-    points above it. So it crosses zero between the two lines, and on the second one if it is
-    linear on both sides of the kink and still negative there. If the second line crosses later by
-    more than two spreads, the middle of both crossings is taken, and half their distance is added
-    to the error in quadrature.
+    *Scan* (all other diagrams). Growth rates of the grid and of its finer scan are made monotone in
+    the learning rate; the crossing is interpolated, with the error that follows from those of the
+    growth rates and from their spacing (:func:`quadmodel._util.crossing.monotone_crossing`).
 
-    K is interpolated between the same points; the pooled value is the mean of log K weighted by
-    1/variance.
+    K is interpolated between the same learning rates; the pooled value is the mean of log K
+    weighted by 1/variance.
 
     References
     ----------
-    .. [1] R. Barlow et al., "Statistical inference under order restrictions" (1972).
+    .. [1] E. Fieller, "Some problems in interval estimation" (1954), for the crossing of a line.
     """
     as_choice("growth", growth, ("mean", "typical"))
     confidence = as_number("confidence", confidence, above=0.0, below=1.0)
     check_result("grid", grid, "phase_diagram()", GRID_OF_GROWTH)
     as_choice("norm", norm, tuple(str(m) for m in grid.norm.values))
     width = float(ndtri(0.5 + confidence / 2))
-    columns = []
+    columns, resolved, needed = [], [], []
     for b in grid.batch_size.values:
-        x, growth_rate, error, k = _column(grid.sel(batch_size=b, norm=norm), growth)
-        crossing, crossing_error = _crossing(x, growth_rate, error)
-        interval = crossing + width * crossing_error * np.array([0.0, -1.0, 1.0])
-        columns.append([*np.exp(interval), *_norm_at(interval, x, k)])
+        column = grid.sel(batch_size=b, norm=norm)
+        found = _interval(column, growth, confidence)
+        columns.append([*np.exp(found.ends), *_norm_at(found.ends, *_norms(column))])
+        resolved.append(found.resolved)
+        needed.append(found.needed_steps)
     names = [
         f"{name}{end}"
         for name in ("learning_rate", "noise_kernel_norm")
@@ -284,7 +284,7 @@ def critical_noise_kernel_norm(
     table = dict(zip(names, np.array(columns).T, strict=True))
     units = {"learning_rate": "1 / NTK eigenvalue", "noise_kernel_norm": "1"}
     value, low, high = (table[n] for n in names[3:])
-    pooled = _pool(value, low, high, width)
+    pooled = _pool(np.where(resolved, value, np.nan), low, high, width)
     return xr.Dataset(
         {
             n: ("batch_size", v, {"units": units[n.split("_low")[0].split("_high")[0]]})
@@ -293,66 +293,70 @@ def critical_noise_kernel_norm(
         | {
             f"pooled_noise_kernel_norm{end}": ((), v, {"units": "1"})
             for end, v in zip(("", "_low", "_high"), pooled, strict=True)
+        }
+        | {
+            "resolved": ("batch_size", resolved, {"units": "1"}),
+            "needed_steps": ("batch_size", needed, {"units": "steps"}),
         },
         coords={"batch_size": grid.batch_size},
         attrs={"norm": norm, "growth": growth, "confidence": confidence},
     )
 
 
-def _column(
-    column: xr.Dataset, growth: str
-) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-    """Return log learning rates, growth, its error and K of one batch size, grid and scan."""
+class _Interval(NamedTuple):
+    """Crossing of zero in log learning rate, low and high end; NaN where there is none."""
 
-    def both(coarse: str, fine: str) -> FloatArray:
-        return np.concatenate([column[coarse].values, column[fine].values])
+    ends: FloatArray
+    resolved: bool
+    needed_steps: float = math.nan
 
-    x = np.log(both("learning_rate", "scan_learning_rate"))
-    g = both(f"{growth}_growth", f"scan_{growth}_growth")
-    s = both(f"{growth}_growth_standard_error", f"scan_{growth}_growth_standard_error")
-    k = both("noise_kernel_norm", "scan_noise_kernel_norm")
+
+def _interval(column: xr.Dataset, growth: str, confidence: float) -> _Interval:
+    """Return where the growth of one batch size crosses zero, with its confidence interval."""
+    ends = np.array([0.0, -1.0, 1.0])
+    by_scan = monotone_crossing(*_growth(column, growth))
+    of_scan = by_scan.at + ndtri(0.5 + confidence / 2) * by_scan.standard_error * ends
+    close = column.sel(kind=growth) if "close_growth" in column else None
+    if close is None or not np.isfinite(close.close_growth.values).any():
+        return _Interval(of_scan, bool(np.isfinite(of_scan).all()))
+    settled = bool(close.close_settled)
+    line = rising_line(
+        np.log(close.close_learning_rate.values),
+        close.close_growth.values,
+        close.close_growth_standard_error.values,
+    )
+    if line is None:
+        return _Interval(of_scan, False, float(close.close_needed_steps))
+    of_correction = float(close.close_correction) / line.slope * math.sqrt(2 / line.freedom)
+    error = math.hypot(line.standard_error, of_correction)
+    found = line.at + stdtrit(line.freedom, 0.5 + confidence / 2) * error * ends
+    if settled:
+        return _Interval(found, True)
+    found[1], found[2] = np.fmin(found[1], of_scan[1]), np.fmax(found[2], of_scan[2])
+    return _Interval(found, False, float(close.close_needed_steps))
+
+
+def _growth(column: xr.Dataset, growth: str) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return log learning rates, growth and its error of one batch size, grid and scan."""
+    x, g, s = (
+        np.concatenate([column[name].values, column[f"scan_{name}"].values])
+        for name in ("learning_rate", f"{growth}_growth", f"{growth}_growth_standard_error")
+    )
     order = np.argsort(x)
     order = order[np.isfinite(x[order]) & np.isfinite(g[order])]
-    return x[order], g[order], s[order], k[order]
+    return np.log(x[order]), g[order], s[order]
 
 
-def _crossing(x: FloatArray, growth: FloatArray, error: FloatArray) -> tuple[float, float]:
-    """Return where growth crosses zero, and the standard error of that place."""
-    if x.size < 2:
-        return math.nan, math.nan
-    weight = 1 / np.maximum(error, 1e-12) ** 2
-    by_chord, by_extrapolation = _monotone_crossings(x, growth, weight)
-    if math.isnan(by_chord):
-        return math.nan, math.nan
-    rng = np.random.default_rng(0)
-    noise = error * rng.standard_normal((_REDRAWS, x.size))
-    redrawn = np.array([_monotone_crossings(x, growth + n, weight)[0] for n in noise])
-    right = min(int(np.searchsorted(x, by_chord)), x.size - 1)
-    spacing = x[right] - x[max(right - 1, 0)]
-    spread = float(np.nanstd(redrawn)) if np.isfinite(redrawn).any() else math.nan
-    # Growth that is convex, as at a kink, crosses zero between these two: it lies below its chord
-    # and above the line through two points further up. Take the middle, and half the gap as error.
-    gap = by_extrapolation - by_chord
-    if gap <= 2 * spread:  # no more than noise explains
-        gap = 0.0
-    return by_chord + gap / 2, math.hypot(spread, spacing / math.sqrt(12), gap / 2)
-
-
-def _monotone_crossings(
-    x: FloatArray, growth: FloatArray, weight: FloatArray
-) -> tuple[float, float]:
-    """Return where the chord crosses zero, and where the line through the two points above does."""
-    y = isotonic_regression(growth, weights=weight).x
-    right = int(np.searchsorted(y, 0.0))
-    if right == 0 or right == y.size:
-        return math.nan, math.nan
-    left = right - 1
-    by_chord = x[left] - y[left] * (x[right] - x[left]) / (y[right] - y[left])
-    by_extrapolation = by_chord
-    if right + 1 < y.size and y[right + 1] > y[right]:
-        slope = (y[right + 1] - y[right]) / (x[right + 1] - x[right])
-        by_extrapolation = min(max(x[right] - y[right] / slope, x[left]), x[right])
-    return float(by_chord), float(by_extrapolation)
+def _norms(column: xr.Dataset) -> tuple[FloatArray, FloatArray]:
+    """Return log learning rates and K of one batch size: grid, scan and close-ups."""
+    places = [p for p in ("", "scan_", "close_") if f"{p}noise_kernel_norm" in column]
+    x, k = (
+        np.concatenate([column[p + name].values.ravel() for p in places])
+        for name in ("learning_rate", "noise_kernel_norm")
+    )
+    order = np.argsort(x)
+    order = order[np.isfinite(x[order])]
+    return np.log(x[order]), k[order]
 
 
 def _norm_at(log_rates: FloatArray, x: FloatArray, norm: FloatArray) -> FloatArray:

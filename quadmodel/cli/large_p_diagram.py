@@ -7,7 +7,7 @@ import time
 import click
 
 from quadmodel.cli._options import Diagram, diagram_options, option
-from quadmodel.cli.phase_diagram import refine_option, report
+from quadmodel.cli.phase_diagram import report
 
 
 @click.command("large-p-diagram")
@@ -15,7 +15,7 @@ from quadmodel.cli.phase_diagram import refine_option, report
     "large-p-diagram", n_data=40, n_params=None, spectrum="power-law", curvature_strength=1.0,
     learning_rates=16, batch_sizes=8, steps=1000, replicas=8,
 )  # fmt: skip
-@refine_option
+@option("--refine", 12, "Learning rates of the finer scan around the boundary.")
 @option(
     "--truncation-order L",
     2,

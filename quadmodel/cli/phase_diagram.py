@@ -15,21 +15,23 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-refine_option = option("--refine", 12, "Learning rates of the finer scan around the boundary.")
-
-
 @click.command("phase-diagram")
 @diagram_options(
     "phase-diagram", n_data=200, n_params=400, spectrum="gaussian", curvature=0.0,
     learning_rates=24, batch_sizes=12, steps=1000, replicas=16,
 )  # fmt: skip
-@refine_option
+@option(
+    "--refine N",
+    None,
+    "Learning rates of the finer scan around the boundary.  [default: 6 if linear, else 12]",
+    type=int,
+)
 @option(
     "--precision NAME",
     "float64",
     "float64, or mixed: NTK and curvature in single precision, replicas in double.",
 )
-def phase_diagram_command(asked: Diagram, refine: int, precision: str) -> None:
+def phase_diagram_command(asked: Diagram, refine: int | None, precision: str) -> None:
     """Draw the phase diagram of learning rate against batch size.
 
     Simulates SGD on a grid, predicts the edges of stability, writes a picture and a NetCDF file,
@@ -124,4 +126,17 @@ def _table(grid: xr.Dataset) -> str:
     if "limit" in grid.attrs:
         order, q = grid.attrs["truncation_order"], grid.attrs["curvature_strength"]
         title += f", large-P limit, truncation order {order}, q = {q:.4g}"
-    return f"{title}\n{rows.to_string(index=False)}\n{verdict}"
+    lines = [title, rows.to_string(index=False), verdict, *_unsettled(mean, grid)]
+    return "\n".join(lines)
+
+
+def _unsettled(critical: xr.Dataset, grid: xr.Dataset) -> list[str]:
+    """Say at which batch sizes steps or replicas were too few, and how many would do."""
+    known = critical.sel(batch_size=np.isfinite(critical.learning_rate))
+    few = known.sel(batch_size=~known.resolved.values)
+    if not few.sizes["batch_size"]:
+        return []
+    names = ", ".join(str(b) for b in few.batch_size.values)
+    steps = int(np.nanmax([grid.attrs["steps"], *few.needed_steps.values]))
+    more = f"--steps {steps}" if steps > grid.attrs["steps"] else "more --replicas"
+    return [f"not settled, and left out, at batch size {names}: {more} would do"]

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from quadmodel._util.checks import FloatArray, InputError, as_integer, check_memory, n_axes
+from quadmodel._util.checks import InputError, as_integer, check_memory, n_axes
 from quadmodel._util.progress import progress_bar
 from quadmodel._util.results import attributes, variable
 from quadmodel._util.threads import workers
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
 from quadmodel.simulation._kernels.populations import Populations
-from quadmodel.simulation.populations import follow, growth_of_members, random_directions
+from quadmodel.simulation.populations import (
+    follow,
+    growth_of_members,
+    random_directions,
+    with_relaxation,
+)
 
 # The progress bar moves this often, in each of the two stretches.
 _BLOCKS = 16
@@ -58,6 +61,7 @@ def lyapunov_exponent(
     xarray.Dataset
         Per step: `lyapunov_exponent`, the growth of :math:`\log|z|`; `typical_growth`, that of
         :math:`\log|z|^2`, the log loss, twice as large; each with its ``..._standard_error``.
+        `settled`: whether growth before and after the end of the burn-in agree.
         `run_growth` (replica): :math:`\log|z|^2` of every run. -inf where batches annihilate the
         residual, +inf where one step overflows.
 
@@ -75,8 +79,13 @@ def lyapunov_exponent(
     residual in a random direction is stepped, its size set back to 1 after every step and the
     logarithms summed. It is kept in the range of the NTK: what lies in the null space never changes
     and would pin the exponent at 0. The mean over replicas has the standard error of independent
-    runs. `typical_growth` is measured as in :func:`quadmodel.phase_diagram` and predicted by
-    :func:`quadmodel.typical_growth`.
+    runs. Where it differs significantly from the growth in the second half of the burn-in, slow
+    modes have not yet taken over, and the difference is added to the standard error in quadrature:
+    as much may be missing still where it decays like 1/t, less if faster. With a burn-in of 0
+    nothing is known of it.
+
+    `typical_growth` is measured as in :func:`quadmodel.phase_diagram`, but from random residuals,
+    and predicted by :func:`quadmodel.typical_growth`.
 
     References
     ----------
@@ -140,7 +149,12 @@ def lyapunov_exponent(
     lost = growth[:_BLOCKS, :, 0].sum(axis=0)
     runs = np.where(np.isfinite(lost), runs, lost)
     typical = growth_of_members(runs[None, :])
+    half = _BLOCKS // 2
+    if before[_BLOCKS] > before[half]:
+        early = growth[half:_BLOCKS, :, 0].sum(axis=0) / (before[_BLOCKS] - before[half])
+        typical = with_relaxation(growth_of_members(early[None, :]), typical)
     rate, error = float(typical.rate[0]), float(typical.standard_error[0])
+    settled = bool(np.all(typical.settled))
 
     unit = "1 / step"
     return xr.Dataset(
@@ -153,6 +167,7 @@ def lyapunov_exponent(
             "typical_growth_standard_error": variable(
                 (), error, "standard error of the typical growth rate", unit
             ),
+            "settled": variable((), settled, "whether growth has settled", "1"),
             "run_growth": variable("replica", runs, "growth rate of the loss of each run", unit),
         },
         attrs=attributes(
@@ -164,25 +179,3 @@ def lyapunov_exponent(
             seed=seed,
         ),
     )
-
-
-def _labelled(rate: float, error: float, runs: FloatArray) -> dict[str, Any]:
-    """Return the variables; |z| grows half as fast as the loss."""
-    unit = {"units": "1 / step"}
-    numbers = {
-        "lyapunov_exponent": (rate / 2, "top Lyapunov exponent"),
-        "lyapunov_exponent_standard_error": (
-            error / 2,
-            "standard error of the top Lyapunov exponent",
-        ),
-        "typical_growth": (rate, "growth rate of the typical loss"),
-        "typical_growth_standard_error": (error, "standard error of the typical growth rate"),
-    }
-    per_run = ("replica", runs, {"long_name": "growth rate of the loss of each run", **unit})
-    return {
-        **{
-            name: ((), value, {"long_name": long, **unit})
-            for name, (value, long) in numbers.items()
-        },
-        "run_growth": per_run,
-    }

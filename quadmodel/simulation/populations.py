@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quadmodel._util.checks import FloatArray, IntArray, check_memory
 from quadmodel._util.threads import Workers, steps_at_once, stop_if_asked
@@ -18,8 +19,13 @@ from quadmodel.simulation._stepper import linear_model, options_of
 # The steps are cut into blocks; during the first half directions relax.
 _BLOCKS = 32
 _MEASURED = _BLOCKS // 2
-# Grid points handed to a thread at a time.
-_CHUNK = 12
+# Members handed to a thread at a time, in whole grid points, and the most of these.
+_CHUNK, _MOST_POINTS = 128, 12
+# Whose growth is measured: that of the mean loss, and that of a typical one.
+KINDS = ("mean", "typical")
+# Growth that differs between two stretches by so many standard errors gets a larger one, and by so
+# many is said not to have settled.
+_WIDENED, _UNSETTLED = 1.0, 3.0
 # Rounding leaks into the null space of the NTK and does not decay there: it is removed after so
 # many steps.
 _LEAK_STEPS = 8
@@ -27,10 +33,16 @@ _LEAK_STEPS = 8
 
 @dataclass(frozen=True)
 class Growth:
-    """Growth rates of the log loss per step, shape (grid points,), with standard errors."""
+    """Growth rates of the log loss per step, shape (grid points,), with standard errors.
+
+    `correction`, part of the rate of a mean, is what the logarithm of a noisy mean falls short of;
+    `settled` whether rates of earlier and later steps agree.
+    """
 
     rate: FloatArray
     standard_error: FloatArray
+    correction: FloatArray | float = 0.0
+    settled: NDArray[np.bool_] | bool = True
 
 
 def population_growth(
@@ -46,19 +58,22 @@ def population_growth(
     pool: Workers,
     precision: str = "float64",
     advance: Callable[[int], object] = lambda replica_steps: None,
-) -> tuple[Growth, Growth]:
-    r"""Return the growth rates per step of the mean log loss and of the typical one.
+    kinds: Sequence[str] = KINDS,
+) -> tuple[Growth, ...]:
+    r"""Return the growth rates per step of the log of the mean loss and of the typical log loss.
 
     Measured at (learning_rate, batch_size), both of shape (grid points,), with at least 32 steps
-    and at least 2 replicas per grid point for each of the two rates; replica numbers start at
-    `first_replica`, and `advance` is told how many replica-steps were done. Raises MemoryError if
-    the populations don't fit in memory.
+    and at least 2 replicas per grid point for each of the `kinds`, "mean" and "typical"; replica
+    numbers start at `first_replica`, and `advance` is told how many replica-steps were done. Raises
+    MemoryError if the populations don't fit in memory.
 
     Notes
     -----
     Stability is that of the homogeneous recursion, without the weight-decay force towards the
-    start, on the range of the NTK, from random directions. Sizes are set back to 1 on the way. The
-    first half of the steps is discarded; the second is cut into 16 blocks.
+    start, on the range of the NTK. It starts from residuals that random displacements of all
+    parameters leave, :math:`z = J\delta`: slow modes take part in them as little as in what noise
+    keeps alive, so that directions relax sooner than from random residuals. Sizes are set back to 1
+    on the way. The first half of the steps is discarded; the second is cut into 16 blocks.
 
     *Typical growth* is the mean over replicas of the growth of their log loss, with the standard
     error over replicas, which are independent.
@@ -70,6 +85,10 @@ def population_growth(
     unbiased mean is biased by minus half its variance; the variance between blocks corrects that
     bias and gives the standard error.
 
+    *Relaxation.* Where the growth of the second half differs from that of the quarter before it by
+    more than a standard error, the difference is added to the standard error in quadrature: as much
+    may be missing still if it decays like 1/t, less if faster.
+
     References
     ----------
     .. [1] A. Doucet, A. Johansen, "A tutorial on particle filtering and smoothing: fifteen years
@@ -79,22 +98,51 @@ def population_growth(
     check_memory("the populations", 8.0 * 4 * n_points * replicas * model.n_data)
     generator = np.random.default_rng([seed, first_replica])
     edges = np.linspace(0, steps, _BLOCKS + 1).astype(np.int64)
-    lengths = np.diff(edges)[_MEASURED:]
+    lengths = np.diff(edges)
 
-    def growth(select: bool, first: int) -> FloatArray:
+    def growth(kind: str, first: int) -> Growth:
         number = first + np.arange(n_points * replicas).reshape(n_points, replicas)
-        state = random_directions(model, generator, number.shape)
+        state = displaced_residuals(model, generator, number.shape)
         populations = Populations(state, state.copy(), learning_rate, batch_size, number)
         blocks = follow(
-            model, populations, sgd, edges, select=select, seed=seed, pool=pool,
+            model, populations, sgd, edges, select=kind == "mean", seed=seed, pool=pool,
             precision=precision, advance=advance,
         )  # fmt: skip
-        return blocks[_MEASURED:]
+        early, late = slice(_BLOCKS // 4, _MEASURED), slice(_MEASURED, None)
+        with np.errstate(invalid="ignore"):
+            before, after = (
+                _of_mean(blocks[part, :, 0], lengths[part])
+                if kind == "mean"
+                else growth_of_members(blocks[part].sum(axis=0) / lengths[part].sum())
+                for part in (early, late)
+            )
+            return with_relaxation(before, after)
 
-    blocks = growth(True, first_replica)[:, :, 0]
-    members = growth(False, first_replica + n_points * replicas).sum(axis=0) / lengths.sum()
-    with np.errstate(invalid="ignore"):
-        return _of_mean(blocks, lengths), growth_of_members(members)
+    return tuple(
+        growth(kind, first_replica + n * n_points * replicas) for n, kind in enumerate(kinds)
+    )
+
+
+def with_relaxation(before: Growth, after: Growth) -> Growth:
+    """Return the growth after, its error widened by what it has not settled since before."""
+    with np.errstate(invalid="ignore", divide="ignore"):  # inf - inf, no spread
+        drift = after.rate - before.rate
+        score = np.abs(drift) / np.hypot(before.standard_error, after.standard_error)
+    score = np.where(np.isfinite(drift), np.nan_to_num(score), 0.0)
+    error = np.hypot(after.standard_error, np.where(score > _WIDENED, drift, 0.0))
+    return replace(after, standard_error=error, settled=score <= _UNSETTLED)
+
+
+def displaced_residuals(
+    model: QuadraticModel, generator: np.random.Generator, shape: tuple[int, int]
+) -> FloatArray:
+    """Return residuals that random displacements of the parameters leave.
+
+    Shape (grid points, members, n_data).
+    """
+    eigenvalues, vectors = model.eigensystem
+    size = np.sqrt(np.maximum(eigenvalues, 0.0) / eigenvalues[0])
+    return np.asarray((generator.standard_normal((*shape, model.n_data)) * size) @ vectors.T)
 
 
 def random_directions(
@@ -145,7 +193,8 @@ def follow(
                 chunk.state[:] = chunk.state @ reached @ reached.T
                 chunk.old[:] = chunk.old @ reached @ reached.T
 
-    chunks = [slice(i, i + _CHUNK) for i in range(0, n_points, _CHUNK)]
+    size = min(max(_CHUNK // members, 1), _MOST_POINTS)
+    chunks = [slice(i, i + size) for i in range(0, n_points, size)]
     for block in range(len(edges) - 1):
         pool.map(partial(work, block=block), chunks)
         advance(n_points * members * int(edges[block + 1] - edges[block]))
@@ -169,7 +218,7 @@ def _of_mean(blocks: FloatArray, lengths: IntArray) -> Growth:
     of_plain = np.sqrt(variance / n_blocks) / length
     of_correction = correction * np.sqrt(2 / (n_blocks - 1))
     finite = np.isfinite(plain)  # else every run has vanished or exploded
+    correction = np.where(finite, correction, 0.0)
     return Growth(
-        np.where(finite, plain + correction, plain),
-        np.where(finite, np.hypot(of_plain, of_correction), 0.0),
+        plain + correction, np.where(finite, np.hypot(of_plain, of_correction), 0.0), correction
     )

@@ -15,7 +15,8 @@ from quadmodel.large_p.growth import check_runs, measure_growth_in_limit, system
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
 from quadmodel.spectra import IndependentGaussian
-from quadmodel.studies.phases import as_source, as_spec, stability_diagram
+from quadmodel.studies._spec import as_spec
+from quadmodel.studies.phases import as_source, stability_diagram
 
 
 def large_p_phase_diagram(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -11,24 +10,17 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from quadmodel._util.checks import (
-    FloatArray,
-    InputError,
-    IntArray,
-    as_batch_sizes,
-    as_choice,
-    as_integer,
-    as_learning_rates,
-    is_count,
-    n_axes,
-)
+from quadmodel._util.checks import FloatArray, InputError, IntArray, n_axes
 from quadmodel._util.results import attributes, variable
 from quadmodel._util.threads import Workers, workers
 from quadmodel.ensemble import Ensemble
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
-from quadmodel.simulation._stepper import PRECISIONS
-from quadmodel.simulation.growth import MIN_STEPS, GridPoints, Measurement, measure_growth
+from quadmodel.simulation.growth import GridPoints, Measurement, measure_growth
+from quadmodel.simulation.populations import KINDS
+from quadmodel.studies._close_up import POINTS
+from quadmodel.studies._scan import close_up_crossings, finer_scan
+from quadmodel.studies._spec import DiagramSpec, Variables, as_spec
 from quadmodel.theory._inputs import NORMS, Spectrum
 from quadmodel.theory._noise import norm_or_infinity
 from quadmodel.theory.noise_kernel import phase_boundaries
@@ -37,6 +29,9 @@ from quadmodel.theory.typical import typical_critical_on_spectrum
 PHASES = ("stable", "intermittent", "stochastically unstable", "deterministically unstable")
 # Predicted phase where the mean loss grows and the theory does not say what a typical one does.
 UNDECIDED = "undecided"
+
+# Learning rates of the finer scan: where close-ups follow, and where it is all there is.
+_SCAN_BEFORE_CLOSE_UP, _SCAN = 6, 12
 
 _LABELS = {
     "mean_growth": ("growth rate of the mean loss", "1 / step"),
@@ -47,6 +42,13 @@ _LABELS = {
     "final_loss": ("median final loss", "loss"),
     "noise_kernel_norm": ("noise kernel norm", "1"),
     "learning_rate": ("learning rate", "1 / NTK eigenvalue"),
+    "growth": ("growth rate", "1 / step"),
+    "growth_standard_error": ("standard error of the growth rate", "1 / step"),
+    "correction": ("part of the growth that corrects for the bias of a logarithm", "1 / step"),
+    "steps": ("steps of a run", "steps"),
+    "replicas": ("replicas per learning rate", "1"),
+    "settled": ("whether the growth has settled", "1"),
+    "needed_steps": ("steps to ask for, so that growth settles", "steps"),
 }
 
 
@@ -59,7 +61,7 @@ def phase_diagram(
     steps: int = 1000,
     replicas: int = 16,
     seed: int = 0,
-    refine: int = 12,
+    refine: int | None = None,
     precision: str = "float64",
     threads: int | None = None,
     progress: bool = False,
@@ -78,14 +80,16 @@ def phase_diagram(
     sgd : SGD, optional
         Momentum, weight decay and sampling scheme; its learning rate and batch size are not used.
     steps : int, optional
-        SGD steps per replica, at least 32.
+        SGD steps per replica, at least 32. Close to the edge of a linear model they are continued
+        to up to 16 times as many, where its growth has not settled.
     replicas : int, optional
         Replicas per grid point, at least 2.
     seed : int, optional
         Seed of the model and of all batches, below 2**64.
     refine : int, optional
         Learning rates of a second, finer scan per batch size, between the columns where the
-        simulated growth rates change sign; 0 for none.
+        simulated growth rates change sign: 12, but 6 for a linear model, which has close-ups after
+        it. 0 for neither.
     precision : {"float64", "mixed"}, optional
         As for :func:`quadmodel.simulate`.
     threads : int, optional
@@ -102,7 +106,10 @@ def phase_diagram(
         `predicted_phase`. Per batch size, predicted: `critical_learning_rate` (along `norm`),
         `typical_critical_learning_rate` (NaN where it does not hold), `edge_of_stability`; and the
         measurements of the finer scan, ``scan_...`` along `scan`. One number for the whole
-        diagram: `crossing_batch_size`.
+        diagram: `crossing_batch_size`. Of a linear model, measured close to where the growth of the
+        mean and of the typical loss crosses zero (along `kind`, per batch size): `close_growth` at
+        `close_learning_rate`, along `close`, in runs of `close_steps` steps and `close_replicas`
+        replicas; `close_settled`, and `close_needed_steps` for where it is not.
 
     Raises
     ------
@@ -132,7 +139,9 @@ def phase_diagram(
     size 1. The growth of the mean loss is that of a population of replicas, redrawn in proportion
     to their losses whenever fewer than half of them carry the mean, which leaves the mean's
     expectation as it is; 16 blocks of steps give the standard error and the correction for the bias
-    of a logarithm (:func:`quadmodel.simulation.populations.population_growth`). Growth of a
+    of a logarithm (:func:`quadmodel.simulation.populations.population_growth`). Where these cross
+    zero, close-ups follow with as many steps and replicas as the runs themselves turn out to need
+    (:func:`quadmodel.studies._close_up.close_up`). Growth of a
     quadratic model is that of independent replicas over the second half of their steps, or up to
     their divergence or convergence (:func:`quadmodel.simulation.growth.measure_growth`).
 
@@ -148,6 +157,9 @@ def phase_diagram(
     {'learning_rate': 6, 'batch_size': 3}
     """
     checked = as_source(source)
+    linear = checked.curvature is None
+    if refine is None:
+        refine = _SCAN_BEFORE_CLOSE_UP if linear else _SCAN
     spec = as_spec(
         checked.n_data,
         learning_rates,
@@ -164,47 +176,8 @@ def phase_diagram(
     model = checked.sample(spec.seed) if isinstance(checked, Ensemble) else checked
     described = checked.spec() if isinstance(checked, Ensemble) else {"model": repr(checked)}
     described |= model.spec(with_curvature=True)
-    return stability_diagram(model, partial(measure_growth, model), spec, described)
-
-
-@dataclass(frozen=True)
-class DiagramSpec:
-    """The grid of a phase diagram and how to measure it; every field has been checked.
-
-    `learning_rates` are the values, or how many are to be spread around the edges; `sgd` gives
-    momentum, weight decay and sampling scheme.
-    """
-
-    learning_rates: int | FloatArray
-    batch_sizes: IntArray
-    sgd: SGD
-    steps: int
-    replicas: int
-    seed: int
-    refine: int
-    precision: str
-    threads: int | None
-    progress: bool
-
-    @property
-    def n_measured(self) -> int:
-        """Number of replicas of grid and finer scan together, at most."""
-        given = self.learning_rates
-        n_rates = given if isinstance(given, int) else given.size
-        return (n_rates + self.refine) * self.batch_sizes.size * self.replicas
-
-    def points(self, rates: FloatArray, sizes: IntArray, first_replica: int) -> GridPoints:
-        """Return grid points, one per pair of learning rate and batch size."""
-        return GridPoints(
-            rates, sizes, self.sgd, self.steps, self.replicas, self.seed, first_replica,
-            self.precision,
-        )  # fmt: skip
-
-    def sgd_attributes(self) -> dict[str, Any]:
-        """Return what attributes of the result say about SGD."""
-        spec = self.sgd.spec()
-        del spec["learning_rate"], spec["batch_size"]
-        return spec
+    measure = partial(measure_growth, model)
+    return stability_diagram(model, measure, spec, described, close_ups=linear)
 
 
 class Measure(Protocol):
@@ -229,46 +202,19 @@ def as_source(source: Any) -> Ensemble | QuadraticModel:
     return QuadraticModel.from_ntk(source)
 
 
-def as_spec(
-    n_data: int,
-    learning_rates: int | Sequence[float] | ArrayLike,
-    batch_sizes: int | Sequence[int] | ArrayLike,
-    *,
-    sgd: SGD | None,
-    steps: int,
-    replicas: int,
-    seed: int,
-    refine: int,
-    threads: int | None,
-    progress: bool,
-    precision: str = "float64",
-) -> DiagramSpec:
-    """Check what a phase diagram of `n_data` points is asked for."""
-    if not isinstance(sgd, SGD | None):
-        raise InputError(f"sgd must be an SGD, got {type(sgd).__name__}")
-    return DiagramSpec(
-        as_integer("learning_rates", learning_rates, low=2, high=100_000)
-        if is_count("learning_rates", learning_rates)
-        else as_learning_rates(learning_rates),
-        as_batch_sizes(batch_sizes, n_data),
-        replace(sgd or SGD(1.0, 1), learning_rate=1.0, batch_size=1),
-        steps=as_integer("steps", steps, low=MIN_STEPS, high=2**31),
-        replicas=as_integer("replicas", replicas, low=2, high=2**20),
-        seed=as_integer("seed", seed, low=0, high=2**64 - 1),
-        refine=as_integer("refine", refine, low=0, high=1000),
-        precision=as_choice("precision", precision, PRECISIONS),
-        threads=None if threads is None else as_integer("threads", threads),
-        progress=progress,
-    )
-
-
-Variables = dict[str, FloatArray]
-
-
 def stability_diagram(
-    model: QuadraticModel, measure: Measure, spec: DiagramSpec, described: dict[str, Any]
+    model: QuadraticModel,
+    measure: Measure,
+    spec: DiagramSpec,
+    described: dict[str, Any],
+    *,
+    close_ups: bool = False,
 ) -> xr.Dataset:
-    """Predict the edges of a model, measure a grid and a finer scan, and label all of it."""
+    """Predict the edges of a model, measure a grid and a finer scan, and label all of it.
+
+    With `close_ups`, which only a linear model has, the growth is measured once more where it
+    crosses zero.
+    """
     sizes = spec.batch_sizes
     with workers(spec.threads) as pool:
         spectrum = Spectrum(*model.eigensystem)
@@ -277,8 +223,11 @@ def stability_diagram(
 
         def evaluate(points: GridPoints, what: str) -> tuple[Variables, int]:
             measured = measure(points, pool, what=what, show=spec.progress)
-            norms = {"noise_kernel_norm": _norms(spectrum, points, pool)}
+            norms = {"noise_kernel_norm": norms_at(points)}
             return measured.variables() | norms, measured.replica_steps
+
+        def norms_at(points: GridPoints) -> FloatArray:
+            return _norms(spectrum, points, pool)
 
         boundaries = _boundaries(spectrum, sizes, spec.sgd, pool)
         rates = spec.learning_rates
@@ -287,7 +236,15 @@ def stability_diagram(
         points = spec.points(np.repeat(rates, sizes.size), np.tile(sizes, rates.size), 0)
         on_grid, steps_of_grid = evaluate(points, "grid")
         grid = {k: v.reshape(*v.shape[:-1], rates.size, sizes.size) for k, v in on_grid.items()}
-        scan, steps_of_scan = _finer_scan(rates, grid, spec, evaluate)
+        scan, steps_of_scan = finer_scan(rates, grid, spec, evaluate)
+        close, steps_of_close = (
+            close_up_crossings(model, rates, grid, scan, spec, pool) if close_ups else ({}, 0)
+        )
+        if close:
+            shape = close["learning_rate"].shape
+            at = np.broadcast_to(sizes[:, None], shape)
+            norms = norms_at(spec.points(close["learning_rate"].ravel(), at.ravel(), 0))
+            close["noise_kernel_norm"] = norms.reshape(-1, *shape)
     attrs = attributes(
         "phase diagram",
         described | spec.sgd_attributes(),
@@ -295,10 +252,10 @@ def stability_diagram(
         replicas=spec.replicas,
         refine=spec.refine,
         precision=spec.precision,
-        replica_steps=steps_of_grid + steps_of_scan,
+        replica_steps=steps_of_grid + steps_of_scan + steps_of_close,
         seed=spec.seed,
     )
-    return _dataset(rates, grid, scan, boundaries, attrs)
+    return _dataset(rates, grid, scan, close, boundaries, attrs)
 
 
 def _spread_learning_rates(boundaries: xr.Dataset, count: int) -> FloatArray:
@@ -338,44 +295,6 @@ def _norms(spectrum: Spectrum, points: GridPoints, pool: Workers) -> FloatArray:
     return norms
 
 
-def _finer_scan(
-    rates: FloatArray,
-    grid: Variables,
-    spec: DiagramSpec,
-    evaluate: Callable[[GridPoints, str], tuple[Variables, int]],
-) -> tuple[Variables, int]:
-    """Measure learning rates around the simulated boundaries; NaN where there is none."""
-    sizes, count = spec.batch_sizes, spec.refine
-    scan_rates = _scan_learning_rates(rates, grid, count)
-    found = np.isfinite(scan_rates).all(axis=1)
-    scan = {k: np.full((*v.shape[:-2], sizes.size, count), np.nan) for k, v in grid.items()}
-    replica_steps = 0
-    if count and found.any():
-        # Replica numbers beyond those of the grid: three sets of replicas per grid point at most.
-        first = 3 * rates.size * sizes.size * spec.replicas
-        points = spec.points(scan_rates[found].ravel(), np.repeat(sizes[found], count), first)
-        on_scan, replica_steps = evaluate(points, "finer scan")
-        for name, value in on_scan.items():
-            scan[name][..., found, :] = value.reshape(*value.shape[:-1], -1, count)
-    return scan | {"learning_rate": scan_rates}, replica_steps
-
-
-def _scan_learning_rates(rates: FloatArray, grid: Variables, count: int) -> FloatArray:
-    """Return, per batch size, learning rates between the columns where growth changes sign."""
-    scan = np.full((grid["mean_growth"].shape[1], count), np.nan)
-    for j in range(len(scan)):
-        brackets = []
-        for name in ("mean_growth", "typical_growth"):
-            positive = np.flatnonzero(grid[name][:, j] > 0)
-            negative = np.flatnonzero(grid[name][:, j] < 0)
-            if positive.size and negative.size and negative[0] < positive[-1]:
-                brackets.append((max(positive[0] - 1, 0), min(negative[-1] + 1, rates.size - 1)))
-        if brackets:
-            low, high = min(b[0] for b in brackets), max(b[1] for b in brackets)
-            scan[j] = np.geomspace(rates[low], rates[high], count + 2)[1:-1]
-    return scan
-
-
 def _phases(rates: FloatArray, grid: Variables, boundaries: xr.Dataset) -> np.ndarray:
     """Return the phase of every grid point from its measured growth rates."""
     mean, typical = grid["mean_growth"] > 0, grid["typical_growth"] > 0
@@ -410,14 +329,19 @@ def _dataset(
     rates: FloatArray,
     grid: Variables,
     scan: Variables,
+    close: dict[str, np.ndarray],
     boundaries: xr.Dataset,
     attrs: dict[str, Any],
 ) -> xr.Dataset:
     """Label predictions and measurements."""
 
     def labelled(name: str, value: FloatArray, dims: tuple[str, ...]) -> Any:
-        lead = ("norm",) if value.ndim > len(dims) else ()
+        lead = ("norm",) if name == "noise_kernel_norm" else ()
         return variable((*lead, *dims), value, *_LABELS[name])
+
+    def close_dims(value: np.ndarray) -> tuple[str, ...]:
+        per_size = ("kind", "batch_size")
+        return (*per_size, "close") if value.shape[-1] == POINTS else per_size
 
     plane = ("learning_rate", "batch_size")
     predicted = _predicted_phases(rates, boundaries)
@@ -426,11 +350,13 @@ def _dataset(
         | {"phase": variable(plane, _phases(rates, grid, boundaries), "phase, simulated")}
         | {"predicted_phase": variable(plane, predicted, "phase, predicted")}
         | {f"scan_{name}": labelled(name, v, ("batch_size", "scan")) for name, v in scan.items()}
+        | {f"close_{name}": labelled(name, v, close_dims(v)) for name, v in close.items()}
         | {str(name): values for name, values in boundaries.data_vars.items()},
         coords={
             "learning_rate": labelled("learning_rate", rates, ("learning_rate",)),
             "batch_size": boundaries.batch_size,
             "norm": boundaries.norm,
-        },
+        }
+        | ({"kind": list(KINDS)} if close else {}),
         attrs=attrs,
     )

@@ -23,6 +23,10 @@ MEASURED = (
     "mean_growth", "mean_growth_standard_error", "typical_growth", "typical_growth_standard_error",
     "fraction_diverged", "final_loss",
 )  # fmt: skip
+CLOSE = ("close_learning_rate", "close_growth", "close_growth_standard_error")
+ABOUT_CLOSE = tuple(
+    f"close_{name}" for name in ("correction", "steps", "replicas", "settled", "needed_steps")
+)
 ENSEMBLE = qm.Ensemble(12, 24, qm.spectra.PowerLaw(0.5))
 MOMENTUM = qm.SGD(1.0, 1, momentum=0.3, weight_decay=0.05, sampling="with_replacement")
 
@@ -38,6 +42,7 @@ def grid():
 
 def test_layout(grid):
     plane, scan = ("learning_rate", "batch_size"), ("batch_size", "scan")
+    close = ("kind", "batch_size")
     assert {name: grid[name].dims for name in grid.data_vars} == {
         **dict.fromkeys(MEASURED, plane),
         **{f"scan_{name}": scan for name in MEASURED},
@@ -50,12 +55,16 @@ def test_layout(grid):
         "typical_critical_learning_rate": ("batch_size",),
         "edge_of_stability": ("batch_size",),
         "crossing_batch_size": (),
+        **dict.fromkeys(CLOSE, (*close, "close")),
+        "close_noise_kernel_norm": ("norm", *close, "close"),
+        **dict.fromkeys(ABOUT_CLOSE, close),
     }
-    assert dict(grid.sizes) == {"learning_rate": 9, "batch_size": 3, "norm": 3, "scan": 12}
+    sizes = {"learning_rate": 9, "batch_size": 3, "norm": 3, "scan": 6, "kind": 2, "close": 8}
+    assert dict(grid.sizes) == sizes
     assert grid.norm.values.tolist() == list(NORMS)
     assert grid.batch_size.values.tolist() == [1, 4, 12]
     assert all("long_name" in grid[name].attrs for name in grid.data_vars)
-    expected = {"kind": "phase diagram", "seed": "3", "steps": 256, "replicas": 8, "refine": 12}
+    expected = {"kind": "phase diagram", "seed": "3", "steps": 256, "replicas": 8, "refine": 6}
     assert {name: grid.attrs[name] for name in expected} == expected
     assert "learning_rate" not in grid.attrs
     assert "batch_size" not in grid.attrs
@@ -229,7 +238,7 @@ def test_scan_lies_between_the_columns_that_change_sign(grid):
         high = max(
             min(len(rates) - 1 - np.argmin(sign[::-1]) + 1, len(rates) - 1) for sign in signs
         )
-        np.testing.assert_allclose(fine, np.geomspace(rates[low], rates[high], 14)[1:-1])
+        np.testing.assert_allclose(fine, np.geomspace(rates[low], rates[high], 8)[1:-1])
         for name in MEASURED:
             assert not np.isnan(grid[f"scan_{name}"][j]).any()
 

@@ -1,0 +1,216 @@
+"""A close-up of where simulated growth crosses zero, at one batch size of the linear model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from quadmodel._util.checks import FloatArray
+from quadmodel._util.crossing import LineCrossing, rising_line
+from quadmodel._util.threads import Workers
+from quadmodel.model import QuadraticModel
+from quadmodel.optimizer import SGD
+from quadmodel.simulation.populations import population_growth
+
+# Learning rates of a close-up: enough for a line, its errors, and a test that it is one.
+POINTS = 8
+_ROUNDS = 10
+# Steps in units of the time in which the loss grows e-fold per e-fold of the learning rate: the
+# dynamics' own unit, whatever batch size and spectrum. Relaxation takes some tens of it. Rounds
+# that look for the place make do with the share.
+_DURATION, _LOOKING = 250.0, 0.25
+# Never fewer steps; and up to so many times what was asked for.
+_SHORTEST, _LONGEST = 128, 16
+# Replicas of a population that carries a mean: at least, at most.
+_FEWEST, _MOST = 64, 512
+# Correction for the bias of a logarithm, as a relative learning rate, above which more replicas are
+# taken: it is good to leading order only.
+_TOLERATED = 0.01
+# Half the width in learning rate, in standard errors of the crossing: wide enough for the slope to
+# be seen in every round, since lines that are believed by luck have too small an error.
+_HALF_WIDTH = 10.0
+# The whole width at most: farther away from the crossing growth bends, where slow modes begin to
+# take part in the noise, or the deterministic edge is near.
+_WIDEST = 25.0
+
+
+class Guess(NamedTuple):
+    """Where a first scan sees the crossing, in log learning rate, and the growth around it."""
+
+    at: float
+    standard_error: float
+    slope: float
+    low: float  # the ends of the scan
+    high: float
+
+
+@dataclass(frozen=True)
+class CloseUp:
+    """Growth at learning rates around its crossing, each from runs of its own.
+
+    `correction` is the part of the growth that corrects for the bias of a logarithm.
+    """
+
+    learning_rate: FloatArray
+    growth: FloatArray
+    growth_standard_error: FloatArray
+    correction: float
+    steps: int
+    replicas: int
+    settled: bool
+    needed_steps: int  # what to ask for
+    replica_steps: int
+
+
+class _Window(NamedTuple):
+    """Log learning rates to measure, and the runs to do so with."""
+
+    low: float
+    high: float
+    steps: int
+    replicas: int
+
+    def learning_rates(self) -> FloatArray:
+        """Return the logarithms of the learning rates."""
+        return np.linspace(self.low, self.high, POINTS)
+
+
+def close_up(
+    model: QuadraticModel,
+    batch_size: int,
+    sgd: SGD,
+    guess: Guess,
+    *,
+    kind: str,
+    steps: int,
+    replicas: int,
+    seed: int,
+    first_replica: int,
+    pool: Workers,
+    precision: str = "float64",
+) -> CloseUp:
+    r"""Measure growth so near to its crossing that it rises as a straight line there.
+
+    Notes
+    -----
+    Eight learning rates within some standard errors of the crossing, each with runs of its own. A
+    round is repeated, at most ten times, at other learning rates or with more runs, until
+
+    - growth rises significantly and, from its crossing upwards, without significant curvature: what
+      lies below may be a plateau, where a slow mode outlives the noise;
+    - steps times the slope of growth over log learning rate, :math:`T\,dg/d\log\eta`, is at least
+      250. In the linear model 1 - K is growth in units of that slope, to leading order, so that its
+      inverse is the time in which directions relax;
+    - for the mean, the correction below moves the crossing by less than 1 %; else more replicas are
+      taken;
+    - all of them lie within 25 standard errors of each other;
+    - the crossing agrees with that of the round before within three standard errors.
+
+    Otherwise it is not settled, and `needed_steps` says how many to ask for.
+
+    What a population's loss grows by in n steps, :math:`e^G`, has the growth of the mean as its
+    expectation, whatever the number of replicas; but :math:`E\,G` falls short of its logarithm by
+    :math:`\mathrm{Var}(G)/2`, to leading order. The variance is that of the eight around their
+    line.
+    """
+    longest, carried = _LONGEST * steps, kind == "mean"
+    fewest = max(replicas, _FEWEST) if carried else replicas
+    done, replica_steps = 0, 0
+    line: LineCrossing | None = None
+    slope, correction, settled, final = guess.slope, 0.0, False, False
+    half = 0.5 * _HALF_WIDTH * guess.standard_error
+    window = _Window(guess.at - half, guess.at + half, steps, fewest)
+    for _ in range(_ROUNDS):
+        needed = math.ceil(max(_DURATION / slope, _SHORTEST))
+        asked = needed if final else max(math.ceil(_LOOKING * needed), _SHORTEST)
+        window = window._replace(steps=min(asked, longest))
+        x = window.learning_rates()
+        (found,) = population_growth(
+            model, np.exp(x), np.full(POINTS, batch_size), sgd, steps=window.steps,
+            replicas=window.replicas, seed=seed, first_replica=first_replica + done, pool=pool,
+            precision=precision, kinds=(kind,),
+        )  # fmt: skip
+        done += POINTS * window.replicas
+        replica_steps += POINTS * window.replicas * window.steps
+        growth = found.rate - found.correction
+        if not np.isfinite(growth).all():  # residuals annihilated, or exploding in one step
+            break
+        before, line = line, rising_line(x, growth, found.standard_error)
+        if line is None:
+            window, final = _elsewhere(window, growth, guess), False
+            continue
+        slope = line.slope
+        if carried:
+            line, correction = _corrected(line, window.steps)
+        rare = correction > _TOLERATED * slope and window.replicas < _MOST
+        enough = window.steps * slope >= 0.7 * _DURATION or window.steps == _SHORTEST
+        near = window.high - window.low < _WIDEST * line.standard_error
+        done_with = near and not rare and (enough or window.steps == longest)
+        if final and done_with and _agree(line, before):
+            settled = enough and correction <= _TOLERATED * slope
+            break
+        window, final = _around(line, window), True
+        if rare:
+            window = window._replace(replicas=min(2 * window.replicas, _MOST))
+    needed = max(steps, math.ceil(_DURATION / slope / _LONGEST))
+    return CloseUp(
+        np.exp(x),
+        growth + correction,
+        found.standard_error,
+        correction,
+        window.steps,
+        window.replicas,
+        settled,
+        needed,
+        replica_steps,
+    )
+
+
+def most_replicas(replicas: int) -> int:
+    """Return how many replicas, with batches of their own, a close-up has at most."""
+    return _ROUNDS * POINTS * max(_MOST, replicas)
+
+
+def _corrected(line: LineCrossing, steps: int) -> tuple[LineCrossing, float]:
+    """Return the line lifted by half the variance of a run's growth over half its steps."""
+    correction = 0.5 * line.variance * (steps / 2)
+    shift = correction / line.slope
+    error = math.hypot(line.standard_error, shift * math.sqrt(2 / line.freedom))
+    return line._replace(at=line.at - shift, standard_error=error), correction
+
+
+def _agree(line: LineCrossing, before: LineCrossing | None) -> bool:
+    """Whether two rounds see the same crossing."""
+    if before is None:
+        return False
+    return abs(line.at - before.at) < 3 * math.hypot(line.standard_error, before.standard_error)
+
+
+def _around(line: LineCrossing, window: _Window) -> _Window:
+    """Return a window around the crossing of a line; above it where there was a kink below."""
+    below, above = (1.0, 1.0) if line.left_out == 0 else (0.3, 1.7)
+    width, reach = window.high - window.low, _HALF_WIDTH * line.standard_error
+    return window._replace(
+        low=line.at - min(below * reach, width), high=line.at + min(above * reach, width)
+    )
+
+
+def _elsewhere(window: _Window, growth: FloatArray, guess: Guess) -> _Window:
+    """Return a window where growth may be seen to rise: wider, and moved towards zero."""
+    width = window.high - window.low
+    positive = growth > 0
+    low, high = window.low, window.high
+    if positive.all():
+        low, high = low - 2 * width, high - 0.5 * width
+    elif not positive.any():
+        low, high = low + 0.5 * width, high + 2 * width
+    else:
+        crossing = window.learning_rates()[int(np.argmax(positive))]
+        # Curved, or lost in noise: nearer if growth is clearly positive above, else wider.
+        low, high = crossing - 0.35 * width, crossing + 0.35 * width
+        if growth[-1] < 4 * np.abs(growth[:4]).max():
+            low, high = crossing - width, crossing + width
+    return window._replace(low=max(low, guess.low - 1), high=min(high, guess.high + 1))
