@@ -116,12 +116,12 @@ def _table(grid: xr.Dataset) -> str:
         }
     )
     pooled = [float(mean[f"pooled_noise_kernel_norm{end}"]) for end in ("", "_low", "_high")]
-    verdict = (
-        "simulated critical K, all batch sizes: not found inside the grid"
-        if np.isnan(pooled[0])
-        else "simulated critical K, all batch sizes: "
-        f"{pooled[0]:.4f} [{pooled[1]:.4f}, {pooled[2]:.4f}] (95%), {_beside(grid)}"
-    )
+    verdict = "simulated critical K, all batch sizes: "
+    if np.isfinite(pooled[0]):
+        verdict += f"{pooled[0]:.4f} [{pooled[1]:.4f}, {pooled[2]:.4f}] (95%), {_beside(grid)}"
+    else:
+        crosses = np.isfinite(mean.noise_kernel_norm).any()
+        verdict += "none settled" if crosses else "not found inside the grid"
     title = "critical learning rate (1 / NTK eigenvalue)"
     if "limit" in grid.attrs:
         order, q = grid.attrs["truncation_order"], grid.attrs["curvature_strength"]

@@ -177,7 +177,7 @@ def phase_diagram(
     described = checked.spec() if isinstance(checked, Ensemble) else {"model": repr(checked)}
     described |= model.spec(with_curvature=True)
     measure = partial(measure_growth, model)
-    return stability_diagram(model, measure, spec, described, close_ups=linear)
+    return stability_diagram(model, measure, spec, described, close_ups=linear and spec.refine > 0)
 
 
 class Measure(Protocol):
