@@ -29,8 +29,8 @@ SMALL = suite.Effort(
 )
 PARTS = {part.__name__: part for part in suite.SUITE}
 COUNTS = {
-    "linear": 32, "closure": 8, "floor": 7, "norms": 9, "rate": 25, "edge": 6, "one_step": 12,
-    "typical": 2, "threshold": 2, "sharpening": 48, "response": 20, "conservative": 2, "large_p": 3,
+    "linear": 32, "closure": 8, "floor": 7, "norms": 9, "crossing": 1, "rate": 33, "edge": 8, "one_step": 12,
+    "typical": 4, "threshold": 2, "sharpening": 48, "response": 20, "conservative": 2, "large_p": 3,
 }  # fmt: skip
 
 
@@ -113,7 +113,7 @@ def test_seed_changes_every_part(effort, tables):
     effort(TINY)
     other = qm.validate(quick=True, seed=2**63)
     assert other.attrs["seed"] == str(2**63)
-    random = ~table_rows(other, "at the edge of stability")
+    random = ~table_rows(other, "at the edge of stability", "full batches, learning")
     assert (other.measured != tables[0].measured).values[random].all()
 
 

@@ -10,6 +10,7 @@ SUITE: tuple[Callable[[Effort], Iterator[Row]], ...] = (
     moments.closure,
     moments.floor,
     moments.norms,
+    moments.crossing,
     growth.rate,
     growth.edge,
     growth.one_step,

@@ -15,7 +15,7 @@ from quadmodel.simulation.trajectories import simulate
 from quadmodel.spectra import GivenEigenvalues
 from quadmodel.studies._validation._rows import Effort, Row, gentle, mean_row, ring_ntk
 from quadmodel.theory.moments import loss_floor
-from quadmodel.theory.noise_kernel import noise_kernel_norm
+from quadmodel.theory.noise_kernel import noise_kernel_norm, phase_boundaries
 from quadmodel.theory.prediction import predict
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
@@ -113,6 +113,28 @@ def norms(effort: Effort) -> Iterator[Row]:
         if norm != "exact":
             value = noise_kernel_norm(law, sgd, norm=norm, n_data=12)
             yield _by_floor(f"the same of the spectral law, {of}", value, late)
+
+
+def crossing(effort: Effort) -> Iterator[Row]:
+    """Batch size where both edges meet if K were as it is at small learning rates.
+
+    There K is in proportion to the learning rate; measured by two floors, extrapolated to none.
+    """
+    eigenvalues = np.append(_RING[:-1], 0.0)
+    model = QuadraticModel.from_ntk(ring_ntk(12, eigenvalues), np.resize([1.0, -1.0], 12))
+    slopes = []
+    for rate in (0.04, 0.02):
+        sgd = SGD(rate, 1, 0.4, sampling="bernoulli")
+        floor = _by_floor("", 1.0, _late(model, sgd, effort))
+        per_rate = 12 / 11 / rate  # over gamma / D
+        slopes.append((floor.measured * per_rate, floor.standard_error * per_rate))
+    edge = 2 * 1.4 / eigenvalues.max()
+    yield Row(
+        "batch size where both edges meet",
+        float(phase_boundaries(model.ntk(), [1], SGD(1.0, 1, 0.4)).crossing_batch_size),
+        edge * (2 * slopes[1][0] - slopes[0][0]),
+        edge * float(np.hypot(2 * slopes[1][1], slopes[0][1])),
+    )
 
 
 def _by_floor(name: str, norm: float, late: FloatArray) -> Row:
