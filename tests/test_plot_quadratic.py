@@ -210,7 +210,7 @@ def test_growth_within_its_errors_is_marked(grid):
 
 @pytest.mark.parametrize("quantity", QUANTITIES)
 def test_diagram_without_any_prediction(grid, quantity):
-    nothing = grid.assign(predicted_growth=np.nan * grid.predicted_growth)
+    nothing = grid.drop_vars("valid").assign(predicted_growth=np.nan * grid.predicted_growth)
     nothing.predicted_growth.attrs = grid.predicted_growth.attrs
     artists, ax = draw(qm.plot.sharpening_diagram, nothing, quantity=quantity)
     assert legend(ax)[-4:] == ["deterministic edge", *INITIAL[::-1]]

@@ -323,9 +323,8 @@ def test_wrong_typical_growth_is_named(failed, monkeypatch):
 @pytest.mark.statistical
 def test_wrong_noise_kernel_norm_is_named(failed, monkeypatch):
     def wrong(grid):
-        larger = {
-            name: 1.2 * grid[name] for name in ("noise_kernel_norm", "scan_noise_kernel_norm")
-        }
+        places = ("", "scan_", "close_")
+        larger = {f"{p}noise_kernel_norm": 1.2 * grid[f"{p}noise_kernel_norm"] for p in places}
         return qm.critical_noise_kernel_norm(grid.assign(larger))
 
     monkeypatch.setattr(growth, "critical_noise_kernel_norm", wrong)
