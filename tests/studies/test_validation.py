@@ -29,8 +29,9 @@ SMALL = suite.Effort(
 )
 PARTS = {part.__name__: part for part in suite.SUITE}
 COUNTS = {
-    "linear": 32, "closure": 8, "floor": 7, "norms": 9, "crossing": 1, "rate": 33, "edge": 8, "one_step": 12,
-    "typical": 4, "threshold": 2, "sharpening": 48, "response": 20, "conservative": 2, "large_p": 3,
+    "linear": 32, "closure": 8, "floor": 7, "norms": 9, "crossing": 1, "rate": 33, "edge": 8,
+    "one_step": 12, "typical": 4, "threshold": 2, "sharpening": 48, "response": 20,
+    "conservative": 2, "large_p": 3,
 }  # fmt: skip
 
 

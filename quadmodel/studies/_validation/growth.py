@@ -27,19 +27,24 @@ from quadmodel.theory.typical import typical_growth
 # About where the mean loss turns unstable; what is simulated doesn't depend on the theory that it
 # is set beside.
 _RATES_OF_A_MATRIX = {
-    "SGD": 0.301,
-    "with replacement": 0.278,
-    "heavy ball": 0.0787,
-    "Nesterov": 0.0929,
-    "weight decay": 0.3275,
-    "Nesterov, decay": 0.1413,
+    "SGD": 0.5634,
+    "with replacement": 0.4659,
+    "heavy ball": 0.194,
+    "Nesterov": 0.2483,
+    "weight decay": 0.5716,
+    "Nesterov, decay": 0.3156,
 }
 _RATES_ON_A_RING = {
-    ("SGD", "finite"): 0.506,
-    ("Nesterov, decay", "finite"): 0.254,
-    ("Bernoulli", "paper"): 0.5005,
+    ("SGD", "finite"): 0.9817,
+    ("Nesterov, decay", "finite"): 0.5545,
+    ("Bernoulli", "paper"): 0.9692,
 }
 _NEAR = np.array([0.96, 1.0, 1.04, 0.6])
+# Of 12 points: in smaller batches the mean hangs on rarer runs than a population has.
+_BATCH = 4
+# Populations per learning rate: the standard error of one is from 16 blocks of steps, too few for
+# the far tail of a normal distribution.
+_POPULATIONS = 8
 
 
 def rate(effort: Effort) -> Iterator[Row]:
@@ -62,25 +67,27 @@ def _growth(
     with workers(effort.threads) as pool:
         mean, _ = population_growth(
             model,
-            rates,
-            np.full(rates.size, 2),
-            SGD(1.0, 2, **options),
+            np.repeat(rates, _POPULATIONS),
+            np.full(rates.size * _POPULATIONS, _BATCH),
+            SGD(1.0, _BATCH, **options),
             steps=effort.growth_steps,
-            replicas=64,
+            replicas=48,
             seed=effort.seed,
             first_replica=0,
             pool=pool,
         )
-    growth, error = mean.rate, mean.standard_error
+    growth = mean.rate.reshape(-1, _POPULATIONS).mean(axis=1)
+    squares = (mean.standard_error**2).reshape(-1, _POPULATIONS)
+    error = np.sqrt(squares.mean(axis=1) / _POPULATIONS)
     if norm != "paper":
         for k, side in ((3, "far below"), (0, "below"), (2, "above")):
-            predicted = late_time_rate(ntk, SGD(rates[k], 2, **options), norm=norm)
+            predicted = late_time_rate(ntk, SGD(rates[k], _BATCH, **options), norm=norm)
             label = f"log growth of the mean loss ({norm}), {name}, {side} the edge"
             yield Row(label, float(np.log(predicted)), float(growth[k]), float(error[k]))
     growth, error, rates = growth[:3], error[:3], rates[:3]
     found = _zero(growth, rates)
     moved = [_zero(growth + shift, rates) - found for shift in np.diag(error)]
-    predicted = critical_learning_rate(ntk, SGD(1.0, 2, **options), norm=norm)
+    predicted = critical_learning_rate(ntk, SGD(1.0, _BATCH, **options), norm=norm)
     spread = float(np.linalg.norm(moved))
     yield Row(f"critical learning rate ({norm}), {name}", predicted, found, spread)
 
