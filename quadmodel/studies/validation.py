@@ -13,8 +13,8 @@ from quadmodel._util.progress import progress_bar
 from quadmodel._util.results import attributes, variable
 from quadmodel.studies._validation import SUITE, Effort, Row
 
-_QUICK = Effort(8000, 300, 40, 2000, None, 0)
-_FULL = Effort(60000, 4000, 300, 16000, None, 0)
+_QUICK = Effort(8000, 300, 40, 1000, None, 0)
+_FULL = Effort(60000, 4000, 300, 8000, None, 0)
 
 
 def validate(
