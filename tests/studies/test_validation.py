@@ -208,8 +208,8 @@ def test_progress_changes_nothing(effort, capsys):
 def failed(effort):
     """Run a part of the suite; return the rows that failed."""
 
-    def failed(part):
-        effort(SMALL, PARTS[part])
+    def failed(part, size=SMALL):
+        effort(size, PARTS[part])
         table = qm.validate(quick=True)
         assert table.sizes["row"] == COUNTS[part]
         names = set(table.row.values[~table.agrees.values].tolist())
@@ -314,7 +314,7 @@ def test_wrong_typical_growth_is_named(failed, monkeypatch):
         )
 
     monkeypatch.setattr(growth, "typical_growth", wrong)
-    assert len(failed("typical")) == COUNTS["typical"]
+    assert len(failed("typical", replace(SMALL, replicas=16000))) == COUNTS["typical"]
     names = failed("one_step")
     assert names
     assert all("variance" in name for name in names)
