@@ -285,6 +285,7 @@ def scaled(function, factor):
     return lambda *arguments, **options: factor * function(*arguments, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.parametrize(
     ("part", "of", "function", "factor", "words"),
@@ -314,7 +315,7 @@ def test_wrong_typical_growth_is_named(failed, monkeypatch):
         )
 
     monkeypatch.setattr(growth, "typical_growth", wrong)
-    assert len(failed("typical")) == COUNTS["typical"]
+    assert failed("typical")
     names = failed("one_step")
     assert names
     assert all("variance" in name for name in names)
