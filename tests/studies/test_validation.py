@@ -285,6 +285,7 @@ def scaled(function, factor):
     return lambda *arguments, **options: factor * function(*arguments, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.parametrize(
     ("part", "of", "function", "factor", "words"),
