@@ -18,7 +18,6 @@ from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
 from quadmodel.simulation.growth import GridPoints, Measurement, measure_growth
 from quadmodel.simulation.populations import KINDS
-from quadmodel.studies._close_up import POINTS
 from quadmodel.studies._scan import close_up_crossings, finer_scan
 from quadmodel.studies._spec import DiagramSpec, Variables, as_spec
 from quadmodel.theory._inputs import NORMS, Spectrum
@@ -340,8 +339,7 @@ def _dataset(
         return variable((*lead, *dims), value, *_LABELS[name])
 
     def close_dims(value: np.ndarray) -> tuple[str, ...]:
-        per_size = ("kind", "batch_size")
-        return (*per_size, "close") if value.shape[-1] == POINTS else per_size
+        return ("kind", "batch_size", "close")[: value.ndim]
 
     plane = ("learning_rate", "batch_size")
     predicted = _predicted_phases(rates, boundaries)

@@ -13,6 +13,7 @@ import xarray as xr
 import quadmodel as qm
 from quadmodel._util.checks import InputError
 from quadmodel.simulation.growth import measure_growth
+from quadmodel.studies._close_up import POINTS
 from quadmodel.studies.phases import PHASES, UNDECIDED
 from quadmodel.theory.typical import typical_critical_learning_rate
 from tests.assertions import assert_same_bits
@@ -68,6 +69,13 @@ def test_layout(grid):
     assert {name: grid.attrs[name] for name in expected} == expected
     assert "learning_rate" not in grid.attrs
     assert "batch_size" not in grid.attrs
+
+
+def test_layout_with_as_many_batch_sizes_as_points_of_a_close_up():
+    grid = diagram(rates=5, sizes=tuple(range(1, POINTS + 1)), steps=128)
+    per_size = ("kind", "batch_size")
+    assert grid.close_growth.dims == (*per_size, "close")
+    assert {grid[name].dims for name in ABOUT_CLOSE} == {per_size}
 
 
 def test_spread_axes():
