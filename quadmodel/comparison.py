@@ -250,7 +250,8 @@ def critical_noise_kernel_norm(
     *Close-up* (linear model). Growth close to its crossing is a straight line in log learning rate,
     and every learning rate has runs of its own: least squares through them, with the error that
     follows from their scatter and Student's quantile
-    (:func:`quadmodel._util.crossing.rising_line`).
+    (:func:`quadmodel._util.crossing.rising_line`). What the correction for the bias of a logarithm
+    moves the crossing by counts as one more standard error, independent of that one.
     Where it has not settled, the interval is widened to hold the scan's crossing as well.
 
     *Scan* (all other diagrams). Growth rates of the grid and of its finer scan are made monotone in
@@ -327,9 +328,11 @@ def _interval(column: xr.Dataset, growth: str, confidence: float) -> _Interval:
     )
     if line is None:
         return _Interval(of_scan, False, float(close.close_needed_steps))
-    of_correction = float(close.close_correction) / line.slope * math.sqrt(2 / line.freedom)
-    error = math.hypot(line.standard_error, of_correction)
-    found = line.at + stdtrit(line.freedom, 0.5 + confidence / 2) * error * ends
+    of_correction = float(close.close_correction) / line.slope
+    # Student's quantile is that of the scatter alone.
+    of_scatter = stdtrit(line.freedom, 0.5 + confidence / 2) * line.standard_error
+    half = math.hypot(of_scatter, ndtri(0.5 + confidence / 2) * of_correction)
+    found = line.at + half * ends
     if settled:
         return _Interval(found, True)
     found[1], found[2] = np.fmin(found[1], of_scan[1]), np.fmax(found[2], of_scan[2])
