@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 from scipy.special import ndtri, stdtrit
 
 from quadmodel._util.checks import FloatArray, InputError, as_choice, as_number, shown
@@ -238,7 +239,8 @@ def critical_noise_kernel_norm(
         grid, or where only the deterministic edge is crossed and K jumps from 0. `resolved`: false
         where steps or replicas were too few to tell (`needed_steps` is what to ask for).
         Numbers `pooled_noise_kernel_norm` with ``_low`` and ``_high``: the mean over resolved
-        batch sizes.
+        batch sizes. The attribute `unresolved` says in a line which batch sizes need how many
+        steps, or more replicas; empty if none does.
 
     Raises
     ------
@@ -300,8 +302,26 @@ def critical_noise_kernel_norm(
             "needed_steps": ("batch_size", needed, {"units": "steps"}),
         },
         coords={"batch_size": grid.batch_size},
-        attrs={"norm": norm, "growth": growth, "confidence": confidence},
+        attrs={
+            "norm": norm,
+            "growth": growth,
+            "confidence": confidence,
+            "unresolved": _unresolved(grid, value, np.array(resolved), needed),
+        },
     )
+
+
+def _unresolved(
+    grid: xr.Dataset, value: FloatArray, resolved: NDArray[np.bool_], needed: list[float]
+) -> str:
+    """Return a line that says which batch sizes need more, and of what; empty if none does."""
+    few = np.flatnonzero(np.isfinite(value) & ~resolved)
+    if not few.size:
+        return ""
+    names = ", ".join(str(b) for b in grid.batch_size.values[few])
+    had = int(grid.attrs.get("steps", 0))
+    steps = int(np.nanmax([had, *np.array(needed)[few]]))
+    return f"batch size {names}: " + (f"steps={steps}" if steps > had else "more replicas")
 
 
 class _Interval(NamedTuple):
