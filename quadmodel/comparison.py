@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 from scipy.special import ndtri, stdtrit
 
 from quadmodel._util.checks import FloatArray, InputError, as_choice, as_number, shown
@@ -238,7 +239,8 @@ def critical_noise_kernel_norm(
         grid, or where only the deterministic edge is crossed and K jumps from 0. `resolved`: false
         where steps or replicas were too few to tell (`needed_steps` is what to ask for).
         Numbers `pooled_noise_kernel_norm` with ``_low`` and ``_high``: the mean over resolved
-        batch sizes.
+        batch sizes. The attribute `unresolved` says in a line which batch sizes need how many
+        steps, or more replicas; empty if none does.
 
     Raises
     ------
@@ -250,7 +252,8 @@ def critical_noise_kernel_norm(
     *Close-up* (linear model). Growth close to its crossing is a straight line in log learning rate,
     and every learning rate has runs of its own: least squares through them, with the error that
     follows from their scatter and Student's quantile
-    (:func:`quadmodel._util.crossing.rising_line`).
+    (:func:`quadmodel._util.crossing.rising_line`). What the correction for the bias of a logarithm
+    moves the crossing by counts as one more standard error, independent of that one.
     Where it has not settled, the interval is widened to hold the scan's crossing as well.
 
     *Scan* (all other diagrams). Growth rates of the grid and of its finer scan are made monotone in
@@ -299,8 +302,26 @@ def critical_noise_kernel_norm(
             "needed_steps": ("batch_size", needed, {"units": "steps"}),
         },
         coords={"batch_size": grid.batch_size},
-        attrs={"norm": norm, "growth": growth, "confidence": confidence},
+        attrs={
+            "norm": norm,
+            "growth": growth,
+            "confidence": confidence,
+            "unresolved": _unresolved(grid, value, np.array(resolved), needed),
+        },
     )
+
+
+def _unresolved(
+    grid: xr.Dataset, value: FloatArray, resolved: NDArray[np.bool_], needed: list[float]
+) -> str:
+    """Return a line that says which batch sizes need more, and of what; empty if none does."""
+    few = np.flatnonzero(np.isfinite(value) & ~resolved)
+    if not few.size:
+        return ""
+    names = ", ".join(str(b) for b in grid.batch_size.values[few])
+    had = int(grid.attrs.get("steps", 0))
+    steps = int(np.nanmax([had, *np.array(needed)[few]]))
+    return f"batch size {names}: " + (f"steps={steps}" if steps > had else "more replicas")
 
 
 class _Interval(NamedTuple):
@@ -327,9 +348,11 @@ def _interval(column: xr.Dataset, growth: str, confidence: float) -> _Interval:
     )
     if line is None:
         return _Interval(of_scan, False, float(close.close_needed_steps))
-    of_correction = float(close.close_correction) / line.slope * math.sqrt(2 / line.freedom)
-    error = math.hypot(line.standard_error, of_correction)
-    found = line.at + stdtrit(line.freedom, 0.5 + confidence / 2) * error * ends
+    of_correction = float(close.close_correction) / line.slope
+    # Student's quantile is that of the scatter alone.
+    of_scatter = stdtrit(line.freedom, 0.5 + confidence / 2) * line.standard_error
+    half = math.hypot(of_scatter, ndtri(0.5 + confidence / 2) * of_correction)
+    found = line.at + half * ends
     if settled:
         return _Interval(found, True)
     found[1], found[2] = np.fmin(found[1], of_scan[1]), np.fmax(found[2], of_scan[2])

@@ -43,6 +43,8 @@ class LineCrossing(NamedTuple):
 _RISING, _BENT = 4.0, 2.5
 # Scatter over the values' own errors, beyond which it is not theirs alone.
 _SCATTERED = 2.5
+# How far beyond the values, in units of their extent, a line may cross zero: its error knows.
+_BEYOND = 0.15
 # Values that a line is drawn through, at least.
 _FEWEST = 5
 
@@ -53,8 +55,8 @@ def rising_line(x: FloatArray, y: FloatArray, error: FloatArray) -> LineCrossing
     `error` is each value's own estimate of its standard error, which the scatter must not undercut:
     the scatter of so few is small by luck at times.
 
-    None if they don't rise significantly, don't cross zero among the `x`, or are curved above the
-    crossing: by a quadratic term, or by a scatter that is 2.5 times what `error` explains.
+    None if they don't rise significantly, don't cross zero among the `x` or nearby, or are curved
+    above it: by a quadratic term, or by a scatter that is 2.5 times what `error` explains.
 
     Notes
     -----
@@ -70,10 +72,21 @@ def rising_line(x: FloatArray, y: FloatArray, error: FloatArray) -> LineCrossing
             continue
         if line.variance > _SCATTERED**2 * least:
             continue
-        if line.at > x[-1] or line.at < x[max(left_out - 1, 0)]:
+        beyond = 0.0 if left_out else _BEYOND * (x[-1] - x[0])
+        if line.at > x[-1] + beyond or line.at < x[max(left_out - 1, 0)] - beyond:
             continue
         return line._replace(left_out=left_out)
     return None
+
+
+def straightness(
+    x: FloatArray, y: FloatArray, error: FloatArray
+) -> tuple[LineCrossing, bool, bool]:
+    """Return the line through all values, and whether they rise significantly, and are bent."""
+    least = float(np.median(error)) ** 2
+    line, slope_error, bend = _line(x, y, least)
+    bent = abs(bend) > _BENT or line.variance > _SCATTERED**2 * least
+    return line, line.slope >= _RISING * slope_error, bent
 
 
 def _line(x: FloatArray, y: FloatArray, least: float) -> tuple[LineCrossing, float, float]:

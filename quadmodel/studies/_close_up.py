@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from quadmodel._util.checks import FloatArray
-from quadmodel._util.crossing import LineCrossing, rising_line
+from quadmodel._util.crossing import LineCrossing, rising_line, straightness
 from quadmodel._util.threads import Workers
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
@@ -17,7 +17,7 @@ from quadmodel.simulation.populations import population_growth
 
 # Learning rates of a close-up: enough for a line, its errors, and a test that it is one.
 POINTS = 8
-_ROUNDS = 10
+_ROUNDS = 14
 # Steps in units of the time in which the loss grows e-fold per e-fold of the learning rate: the
 # dynamics' own unit, whatever batch size and spectrum. Relaxation takes some tens of it. Rounds
 # that look for the place make do with the share.
@@ -25,16 +25,20 @@ _DURATION, _LOOKING = 250.0, 0.25
 # Never fewer steps; and up to so many times what was asked for.
 _SHORTEST, _LONGEST = 128, 16
 # Replicas of a population that carries a mean: at least, at most.
-_FEWEST, _MOST = 64, 512
+_FEWEST, _MOST = 64, 1024
 # Correction for the bias of a logarithm, as a relative learning rate, above which more replicas are
-# taken: it is good to leading order only.
-_TOLERATED = 0.01
+# taken: it is good to leading order only. With no more replicas to take, one that is somewhat
+# larger makes the interval wide; beyond that, the crossing is not settled.
+_TOLERATED, _WIDENING = 0.01, 0.04
 # Half the width in learning rate, in standard errors of the crossing: wide enough for the slope to
 # be seen in every round, since lines that are believed by luck have too small an error.
 _HALF_WIDTH = 10.0
 # The whole width at most: farther away from the crossing growth bends, where slow modes begin to
 # take part in the noise, or the deterministic edge is near.
 _WIDEST = 25.0
+# Of the window: its half where growth was bent in it. And what more runs narrow it to at most, as
+# the errors that say so are themselves known badly.
+_NEARER, _LEAST_SHRINKING = 0.3, 0.5
 
 
 class Guess(NamedTuple):
@@ -97,7 +101,7 @@ def close_up(
     Notes
     -----
     Eight learning rates within some standard errors of the crossing, each with runs of its own. A
-    round is repeated, at most ten times, at other learning rates or with more runs, until
+    round is repeated, at most fourteen times, at other learning rates or with more runs, until
 
     - growth rises significantly and, from its crossing upwards, without significant curvature: what
       lies below may be a plateau, where a slow mode outlives the noise;
@@ -105,7 +109,7 @@ def close_up(
       250. In the linear model 1 - K is growth in units of that slope, to leading order, so that its
       inverse is the time in which directions relax;
     - for the mean, the correction below moves the crossing by less than 1 %; else more replicas are
-      taken;
+      taken, up to 1024, with which 4 % are accepted;
     - all of them lie within 25 standard errors of each other;
     - the crossing agrees with that of the round before within three standard errors.
 
@@ -114,7 +118,7 @@ def close_up(
     What a population's loss grows by in n steps, :math:`e^G`, has the growth of the mean as its
     expectation, whatever the number of replicas; but :math:`E\,G` falls short of its logarithm by
     :math:`\mathrm{Var}(G)/2`, to leading order. The variance is that of the eight around their
-    line.
+    line. What the correction moves the crossing by counts as an error of it, too.
     """
     longest, carried = _LONGEST * steps, kind == "mean"
     fewest = max(replicas, _FEWEST) if carried else replicas
@@ -140,7 +144,8 @@ def close_up(
             break
         before, line = line, rising_line(x, growth, found.standard_error)
         if line is None:
-            window, final = _elsewhere(window, growth, guess), False
+            window, slope = _elsewhere(window, growth, found.standard_error, guess, slope)
+            final = final and bool((growth < 0).any() and (growth > 0).any())
             continue
         slope = line.slope
         if carried:
@@ -150,11 +155,13 @@ def close_up(
         near = window.high - window.low < _WIDEST * line.standard_error
         done_with = near and not rare and (enough or window.steps == longest)
         if final and done_with and _agree(line, before):
-            settled = enough and correction <= _TOLERATED * slope
+            settled = enough and correction <= _WIDENING * slope
             break
-        window, final = _around(line, window), True
+        final = True
+        ahead = window._replace(steps=min(math.ceil(max(_DURATION / slope, _SHORTEST)), longest))
         if rare:
-            window = window._replace(replicas=min(2 * window.replicas, _MOST))
+            ahead = ahead._replace(replicas=min(2 * window.replicas, _MOST))
+        window = _around(line, window, ahead)
     needed = max(steps, math.ceil(_DURATION / slope / _LONGEST))
     return CloseUp(
         np.exp(x),
@@ -175,10 +182,13 @@ def most_replicas(replicas: int) -> int:
 
 
 def _corrected(line: LineCrossing, steps: int) -> tuple[LineCrossing, float]:
-    """Return the line lifted by half the variance of a run's growth over half its steps."""
+    """Return the line lifted by half the variance of a run's growth over half its steps.
+
+    The shift is added to the error: tails make it as large as what it leaves out, at times.
+    """
     correction = 0.5 * line.variance * (steps / 2)
     shift = correction / line.slope
-    error = math.hypot(line.standard_error, shift * math.sqrt(2 / line.freedom))
+    error = math.hypot(line.standard_error, shift)
     return line._replace(at=line.at - shift, standard_error=error), correction
 
 
@@ -189,28 +199,41 @@ def _agree(line: LineCrossing, before: LineCrossing | None) -> bool:
     return abs(line.at - before.at) < 3 * math.hypot(line.standard_error, before.standard_error)
 
 
-def _around(line: LineCrossing, window: _Window) -> _Window:
-    """Return a window around the crossing of a line; above it where there was a kink below."""
+def _around(line: LineCrossing, window: _Window, ahead: _Window) -> _Window:
+    """Return the window of the runs ahead, around the crossing of a line.
+
+    Above it where there was a kink below; as wide as the error expected of more runs asks for.
+    """
     below, above = (1.0, 1.0) if line.left_out == 0 else (0.3, 1.7)
-    width, reach = window.high - window.low, _HALF_WIDTH * line.standard_error
-    return window._replace(
+    runs = window.steps * window.replicas / (ahead.steps * ahead.replicas)
+    error = line.standard_error * min(max(math.sqrt(runs), _LEAST_SHRINKING), 1.0)
+    width, reach = window.high - window.low, _HALF_WIDTH * error
+    return ahead._replace(
         low=line.at - min(below * reach, width), high=line.at + min(above * reach, width)
     )
 
 
-def _elsewhere(window: _Window, growth: FloatArray, guess: Guess) -> _Window:
-    """Return a window where growth may be seen to rise: wider, and moved towards zero."""
-    width = window.high - window.low
-    positive = growth > 0
+def _elsewhere(
+    window: _Window, growth: FloatArray, error: FloatArray, guess: Guess, slope: float
+) -> tuple[_Window, float]:
+    """Return a window where growth may be seen to rise straight through zero, and its slope."""
+    x, width = window.learning_rates(), window.high - window.low
+    line, rises, bent = straightness(x, growth, error)
     low, high = window.low, window.high
-    if positive.all():
+    clear = growth > 2 * error
+    first = x.size - int(np.argmin(clear[::-1])) if not clear.all() else 0  # clear from here on
+    if rises and not bent:  # a line that crosses outside
+        centre = min(max(line.at, low - width), high + width)
+        low, high = centre - width / 2, centre + width / 2
+    elif clear.all():
         low, high = low - 2 * width, high - 0.5 * width
-    elif not positive.any():
+    elif not clear.any() and (growth < 0).all():
         low, high = low + 0.5 * width, high + 2 * width
-    else:
-        crossing = window.learning_rates()[int(np.argmax(positive))]
-        # Curved, or lost in noise: nearer if growth is clearly positive above, else wider.
-        low, high = crossing - 0.35 * width, crossing + 0.35 * width
-        if growth[-1] < 4 * np.abs(growth[:4]).max():
-            low, high = crossing - width, crossing + width
-    return window._replace(low=max(low, guess.low - 1), high=min(high, guess.high + 1))
+    elif bent and first < x.size:  # nearer to where growth begins to be clearly positive
+        last = min(first + 1, x.size - 1)
+        slope = max(float((growth[last] - growth[first - 1]) / (x[last] - x[first - 1])), 1e-9)
+        centre = (x[first - 1] + x[first]) / 2
+        low, high = centre - _NEARER * width, centre + _NEARER * width
+    else:  # lost in noise
+        low, high = low - 0.5 * width, high + 0.5 * width
+    return window._replace(low=max(low, guess.low - 1), high=min(high, guess.high + 1)), slope

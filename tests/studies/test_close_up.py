@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 
 import quadmodel as qm
-from quadmodel.studies._close_up import POINTS
+from quadmodel._util.crossing import rising_line
+from quadmodel.studies._close_up import POINTS, Guess, _elsewhere, _Window
 
 # Standard errors that a right pooled K stays within, but for a probability below 1e-6.
 BOUND = 5.0
 SIZES = (1, 2, 4, 8)
+# Standard error of growth in the tests of windows.
+ERROR = 1e-3
 
 
 def pooled(grid, norm="exact"):
@@ -58,8 +61,42 @@ def test_too_few_steps_are_said_and_left_out():
     few = qm.phase_diagram((vectors * lam) @ vectors.T, 12, [1], steps=32, replicas=4)
     found = qm.critical_noise_kernel_norm(few)
     assert not found.resolved.any()
-    assert float(found.needed_steps[0]) > 32
+    needed = int(found.needed_steps[0])
+    assert needed > 32
+    assert found.attrs["unresolved"] == f"batch size 1: steps={needed}"
     assert np.isnan(found.pooled_noise_kernel_norm)
+
+
+def rounds(curve, error=ERROR):
+    """Return where windows lead that are chosen by noisy values of a curve, round after round."""
+    rng = np.random.default_rng(0)
+    window, guess = _Window(-1.0, 1.0, 128, 64), Guess(0.0, 0.1, 1.0, -2.0, 2.0)
+    for _ in range(12):
+        x = window.learning_rates()
+        errors = np.full(x.size, error)
+        growth = curve(x) + error * rng.standard_normal(x.size)
+        line = rising_line(x, growth, errors)
+        if line is not None:
+            return line
+        window, _slope = _elsewhere(window, growth, errors, guess, 1.0)
+    return None
+
+
+@pytest.mark.parametrize(
+    "curve",
+    [
+        lambda x: np.where(x > 0.3, np.expm1(4 * (x - 0.3)), -1e-4),  # a plateau, then bent
+        lambda x: np.expm1(5 * (x - 0.3)),  # bent throughout
+        lambda x: 0.3 * (x - 1.4),  # crosses above all values
+        lambda x: 0.3 * (x + 1.4),  # and below
+        lambda x: 1.2e-3 * (x - 0.3),  # lost in noise
+    ],
+)
+def test_windows_end_where_growth_is_straight(curve):
+    line = rounds(curve)
+    assert line is not None
+    # Growth there: zero within the errors of a line through five values, times the bound.
+    assert abs(float(curve(np.array(line.at)))) < BOUND * ERROR
 
 
 def test_noise_free_columns_have_no_close_up():
