@@ -14,6 +14,7 @@ from quadmodel.symbolic.algebra.sampling import SamplingScheme as SamplingScheme
 from quadmodel.symbolic.algebra.sampling import average_batches as average_batches
 from quadmodel.symbolic.algebra.sampling import weight_covariance as weight_covariance
 from quadmodel.symbolic.algebra.sampling import weight_moment as weight_moment
+from quadmodel.symbolic.curvature_average import mean_field_kernels as mean_field_kernels
 from quadmodel.symbolic.dynamics import difference as difference
 from quadmodel.symbolic.dynamics import expected as expected
 from quadmodel.symbolic.fock import fock_inner_product as fock_inner_product
