@@ -28,12 +28,17 @@ from quadmodel.symbolic.late_time import (
 )
 from quadmodel.symbolic.late_time import volterra_kernel as volterra_kernel
 from quadmodel.symbolic.late_time import volterra_sum as volterra_sum
+from quadmodel.symbolic.given_forces import two_time_functions as two_time_functions
 from quadmodel.symbolic.linear import HEAVY_BALL as HEAVY_BALL
 from quadmodel.symbolic.linear import NESTEROV as NESTEROV
 from quadmodel.symbolic.linear import PLAIN_SGD as PLAIN_SGD
 from quadmodel.symbolic.linear import LinearOptimizer as LinearOptimizer
 from quadmodel.symbolic.linear import linear_optimizer as linear_optimizer
 from quadmodel.symbolic.linear import second_moment_equation as second_moment_equation
+from quadmodel.symbolic.mean_field import MeanField as MeanField
+from quadmodel.symbolic.mode_ring import modes_of_moments as modes_of_moments
+from quadmodel.symbolic.mode_ring import modes_of_values as modes_of_values
+from quadmodel.symbolic.ntk_bulk import bulk_moments as bulk_moments
 from quadmodel.symbolic.sharpening import (
     expected_jacobian_difference as expected_jacobian_difference,
 )

@@ -16,7 +16,7 @@ memory.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import sympy as sp
@@ -26,6 +26,7 @@ from quadmodel.symbolic.algebra.indices import (
     DATA,
     PARAMETERS,
     Factor,
+    TensorType,
     data_indices,
     parameter_indices,
 )
@@ -39,9 +40,10 @@ mode_factor = sp.Symbol("c", nonnegative=True)
 _POINT, _ITERATE, _STEP = "y", "x", r"\hat x"
 _FORCE, _RESIDUAL, _SEEN = "zeta", r"\hat z", r"\hat z^x"
 
-Dot = tuple[str, Hashable, str, Hashable]  # of two vectors: family and time of each
+Time = Any  # an integer or a symbol
+Dot = tuple[str, Time, str, Time]  # of two vectors: family and time of each
 Exponent = dict[tuple[Dot, ...], sp.Expr]
-Pair = tuple[Hashable, Hashable]
+Pair = tuple[Time, Time]
 
 
 class Kernels(NamedTuple):
@@ -66,7 +68,7 @@ class Kernels(NamedTuple):
     back_reaction: list[sp.Expr]
 
 
-def curvature_exponent(times: Sequence[Hashable], *, iterate: bool = False) -> Polynomial:
+def curvature_exponent(times: Sequence[Time], *, iterate: bool = False) -> Polynomial:
     r"""Return S of the factor :math:`e^{iS}` that holds the curvature.
 
     Parameters
@@ -92,7 +94,7 @@ def curvature_exponent(times: Sequence[Hashable], *, iterate: bool = False) -> P
     return total
 
 
-def averaged_exponent(times: Sequence[Hashable], *, iterate: bool = False) -> Exponent:
+def averaged_exponent(times: Sequence[Time], *, iterate: bool = False) -> Exponent:
     r"""Return the exponent :math:`-\tfrac12E S^2` after the average over the curvature.
 
     Parameters
@@ -115,7 +117,7 @@ def averaged_exponent(times: Sequence[Hashable], *, iterate: bool = False) -> Ex
     law = kronecker_curvature(lambda a, b: sigma**2 * MODE_FACTOR(a) * delta(a, b), delta)
     exponent = curvature_exponent(times, iterate=iterate)
     mean = average(exponent * exponent, law) * sp.Rational(-1, 2)
-    known = {
+    known: dict[TensorType, tuple[str, Time]] = {
         _vector(family, t): (family, t)
         for family in (_POINT, _ITERATE, _STEP, _FORCE, _RESIDUAL, _SEEN)
         for t in times
@@ -128,7 +130,7 @@ def averaged_exponent(times: Sequence[Hashable], *, iterate: bool = False) -> Ex
     return total
 
 
-def mean_field_kernels(times: Sequence[Hashable], *, iterate: bool = False) -> Kernels:
+def mean_field_kernels(times: Sequence[Time], *, iterate: bool = False) -> Kernels:
     r"""Derive the four kernels of the mean-field theory.
 
     Parameters
@@ -204,18 +206,18 @@ def mean_field_kernels(times: Sequence[Hashable], *, iterate: bool = False) -> K
     )
 
 
-def _vector(family: str, time: Hashable) -> Tensor:
+def _vector(family: str, time: Time) -> Tensor:
     over_data = family in (_FORCE, _RESIDUAL, _SEEN)
     return Tensor(f"{family}_{time}", (DATA if over_data else PARAMETERS,))
 
 
 def _dots(
     factors: Sequence[Factor],
-    known: dict[Tensor, tuple[str, Hashable]],
-    order: dict[Hashable, int],
+    known: dict[TensorType, tuple[str, Time]],
+    order: dict[Time, int],
 ) -> Iterator[Dot]:
     """Join vectors that share an index."""
-    joined: dict[Any, list[tuple[str, Hashable]]] = {}
+    joined: dict[Any, list[tuple[str, Time]]] = {}
     for tensor, (index,) in factors:
         if tensor != MODE_FACTOR:
             joined.setdefault(index, []).append(known[tensor])
@@ -223,14 +225,14 @@ def _dots(
         yield _dot(one, other, order)
 
 
-def _dot(one: tuple[str, Hashable], other: tuple[str, Hashable], order: dict[Any, int]) -> Dot:
+def _dot(one: tuple[str, Time], other: tuple[str, Time], order: dict[Any, int]) -> Dot:
     """Put response fields first, then later times."""
     families = [_STEP, _SEEN, _RESIDUAL, _ITERATE, _POINT, _FORCE]
     first, second = sorted((one, other), key=lambda v: (families.index(v[0]), -order[v[1]]))
     return (*first, *second)
 
 
-def _saddle(dot: Dot, order: dict[Hashable, int]) -> sp.Expr:
+def _saddle(dot: Dot, order: dict[Time, int]) -> sp.Expr:
     """Return the mean of an inner product."""
     one, t, other, s = dot
     two_times = {
