@@ -19,6 +19,7 @@ from quadmodel.symbolic.dynamics import difference as difference
 from quadmodel.symbolic.dynamics import expected as expected
 from quadmodel.symbolic.fock import fock_inner_product as fock_inner_product
 from quadmodel.symbolic.fock import fock_moment as fock_moment
+from quadmodel.symbolic.given_forces import two_time_functions as two_time_functions
 from quadmodel.symbolic.large_p import large_p_step as large_p_step
 from quadmodel.symbolic.late_time import loss_floor as loss_floor
 from quadmodel.symbolic.late_time import mode_energy_equation as mode_energy_equation
@@ -28,7 +29,6 @@ from quadmodel.symbolic.late_time import (
 )
 from quadmodel.symbolic.late_time import volterra_kernel as volterra_kernel
 from quadmodel.symbolic.late_time import volterra_sum as volterra_sum
-from quadmodel.symbolic.given_forces import two_time_functions as two_time_functions
 from quadmodel.symbolic.linear import HEAVY_BALL as HEAVY_BALL
 from quadmodel.symbolic.linear import NESTEROV as NESTEROV
 from quadmodel.symbolic.linear import PLAIN_SGD as PLAIN_SGD
