@@ -77,7 +77,7 @@ def check_first_order(module, name, t, noisy=True, optimizer="SGD", decay=0):
         ("loss", 2, False),
         pytest.param("loss", 2, True, marks=pytest.mark.slow),
         ("C", 2, True),
-        ("C", 3, False),
+        pytest.param("C", 3, False, marks=pytest.mark.slow),
     ],
 )
 def test_first_order_in_the_curvature(name, t, noisy):
