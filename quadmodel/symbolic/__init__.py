@@ -14,10 +14,12 @@ from quadmodel.symbolic.algebra.sampling import SamplingScheme as SamplingScheme
 from quadmodel.symbolic.algebra.sampling import average_batches as average_batches
 from quadmodel.symbolic.algebra.sampling import weight_covariance as weight_covariance
 from quadmodel.symbolic.algebra.sampling import weight_moment as weight_moment
+from quadmodel.symbolic.curvature_average import mean_field_kernels as mean_field_kernels
 from quadmodel.symbolic.dynamics import difference as difference
 from quadmodel.symbolic.dynamics import expected as expected
 from quadmodel.symbolic.fock import fock_inner_product as fock_inner_product
 from quadmodel.symbolic.fock import fock_moment as fock_moment
+from quadmodel.symbolic.given_forces import two_time_functions as two_time_functions
 from quadmodel.symbolic.large_p import large_p_step as large_p_step
 from quadmodel.symbolic.late_time import loss_floor as loss_floor
 from quadmodel.symbolic.late_time import mode_energy_equation as mode_energy_equation
@@ -33,6 +35,10 @@ from quadmodel.symbolic.linear import PLAIN_SGD as PLAIN_SGD
 from quadmodel.symbolic.linear import LinearOptimizer as LinearOptimizer
 from quadmodel.symbolic.linear import linear_optimizer as linear_optimizer
 from quadmodel.symbolic.linear import second_moment_equation as second_moment_equation
+from quadmodel.symbolic.mean_field import MeanField as MeanField
+from quadmodel.symbolic.mode_ring import modes_of_moments as modes_of_moments
+from quadmodel.symbolic.mode_ring import modes_of_values as modes_of_values
+from quadmodel.symbolic.ntk_bulk import bulk_moments as bulk_moments
 from quadmodel.symbolic.sharpening import (
     expected_jacobian_difference as expected_jacobian_difference,
 )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 
-from quadmodel.symbolic.output import _equations
+from quadmodel.symbolic.output import _equations, _mean_field
 
 _PLACE = re.compile(r"\{\{ ([a-z0-9_]+) \}\}")
 
@@ -80,4 +80,5 @@ def documents() -> list[Document]:
         Document("06-expected-ntk", _equations.expected_ntk),
         Document("07-typical-stability", _equations.typical_stability),
         Document("08-large-p", _equations.large_p_limit),
+        Document("09-mean-field", _mean_field.mean_field_theory),
     ]
