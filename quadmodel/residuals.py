@@ -45,6 +45,26 @@ class ResidualLaw(ABC):
             If the law doesn't fit this NTK.
         """
 
+    def mean_mode_energies(self, eigenvalues: FloatArray) -> FloatArray:
+        r"""Return the mean squared residual along every mode, :math:`E(v_\alpha^\top z)^2`.
+
+        Parameters
+        ----------
+        eigenvalues : ndarray, shape (n_data,)
+            Of the NTK, descending; those of the null space are exactly zero.
+
+        Returns
+        -------
+        ndarray, shape (n_data,)
+            In units of the squared residual.
+
+        Raises
+        ------
+        InputError
+            If the law doesn't fit this NTK, or does not know them.
+        """
+        raise InputError(f"residual must know its mean mode energies, got {self!r}")
+
 
 @dataclass(frozen=True)
 class GaussianResidual(ResidualLaw):
@@ -94,6 +114,13 @@ class GaussianResidual(ResidualLaw):
         null_part = _null_part(residual, eigenvalues, eigenvectors, self.null_fraction)
         norm = float(np.linalg.norm(residual))
         return _mix(residual - null_part, null_part, self.null_fraction, norm)
+
+    def mean_mode_energies(self, eigenvalues: FloatArray) -> FloatArray:
+        """Return the same for all modes, or for all of each part with a `null_fraction`."""
+        energies = np.full(len(eigenvalues), self.scale**2)
+        if self.null_fraction is None:
+            return energies
+        return _shared_out(energies, eigenvalues, self.null_fraction, energies.sum())
 
 
 @dataclass(frozen=True)
@@ -150,11 +177,7 @@ class AlignedResidual(ResidualLaw):
         self, rng: np.random.Generator, eigenvalues: FloatArray, eigenvectors: FloatArray
     ) -> FloatArray:
         """Draw the residual; see `ResidualLaw.sample`."""
-        rank = int(np.count_nonzero(eigenvalues))
-        if max(self.modes) >= rank:
-            raise InputError(
-                f"modes must be among the {rank} with non-zero eigenvalue, got {max(self.modes)}"
-            )
+        self._check_rank(int(np.count_nonzero(eigenvalues)))
         gaussian = rng.standard_normal(len(self.modes))
         background = rng.standard_normal(len(eigenvalues))
         if self.coefficients is None:
@@ -165,6 +188,25 @@ class AlignedResidual(ResidualLaw):
         in_range = eigenvectors[:, list(self.modes)] @ coefficients
         null_part = _null_part(background, eigenvalues, eigenvectors, self.null_fraction)
         return _mix(in_range, null_part, self.null_fraction, norm)
+
+    def mean_mode_energies(self, eigenvalues: FloatArray) -> FloatArray:
+        """Return those of the chosen modes, and of the null space."""
+        rank = int(np.count_nonzero(eigenvalues))
+        self._check_rank(rank)
+        energies = np.zeros(len(eigenvalues))
+        if self.coefficients is None:
+            energies[list(self.modes)] = 1.0
+            total = self.scale**2 * len(eigenvalues)
+        else:
+            energies[list(self.modes)] = (self.scale * np.array(self.coefficients)) ** 2
+            total = float(energies.sum()) / (1.0 - self.null_fraction)
+        return _shared_out(energies, eigenvalues, self.null_fraction, total)
+
+    def _check_rank(self, rank: int) -> None:
+        if max(self.modes) >= rank:
+            raise InputError(
+                f"modes must be among the {rank} with non-zero eigenvalue, got {max(self.modes)}"
+            )
 
 
 def _as_fraction(value: float) -> float:
@@ -194,3 +236,20 @@ def _mix(in_range: FloatArray, null: FloatArray, fraction: float, norm: float) -
         if share > 0.0 and size > 0.0:
             mixed += part * (norm * share**0.5 / size)
     return mixed
+
+
+def _shared_out(
+    energies: FloatArray, eigenvalues: FloatArray, fraction: float, total: float
+) -> FloatArray:
+    """Return energies of sum `total`, a `fraction` of it shared by the modes of the null space."""
+    null = eigenvalues == 0.0
+    if null.all() or (fraction > 0.0 and not null.any()):
+        raise InputError(
+            "null_fraction must be 0 where the NTK has no null space or is zero, "
+            f"got {fraction:g}: take fewer parameters than data points"
+        )
+    shared = np.where(null, 0.0, energies)
+    shared *= total * (1.0 - fraction) / shared.sum()
+    if fraction > 0.0:
+        shared[null] = total * fraction / np.count_nonzero(null)
+    return shared

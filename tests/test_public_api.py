@@ -33,6 +33,7 @@ NAMES = [
     "late_time_rate",
     "loss_floor",
     "lyapunov_exponent",
+    "mean_field",
     "noise_kernel_norm",
     "outcome_table",
     "persistent_edge",

@@ -97,7 +97,7 @@ def bare_response(
         if growth == 1.0 and of_mode is not None:
             # On the diagonal numerator and denominator can vanish together at the edge.
             response = np.where(x == y, of_mode(x, mu), response)
-        return np.where(squared_step > 0, squared_step * response, 0.0)
+        return np.where(squared_step != 0, squared_step * response, 0.0)
 
 
 def dressed_response(bare: FloatArray, gamma: float, kappa: float, n_data: int) -> FloatArray:

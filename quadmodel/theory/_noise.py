@@ -57,6 +57,17 @@ def norm_on_spectrum(spectrum: Spectrum | LimitSpectrum, sgd: SGD, norm: str) ->
     return gamma * float(_dressed(lam, lam, sgd, gamma, kappa, n_data).mean())
 
 
+def norm_of_bins(lam: FloatArray, weight: FloatArray, n_data: int, sgd: SGD, norm: str) -> float:
+    """Return K of eigenvalues with weights; +inf at and above the deterministic edge."""
+    if sgd.learning_rate >= formulas.noiseless_edge(float(lam.max()), sgd):
+        return math.inf
+    covariance = (
+        formulas.paper_weight_covariance if norm == "paper" else formulas.batch_weight_covariance
+    )
+    gamma, kappa = covariance(sgd, n_data)
+    return gamma * float(weight @ _dressed(lam, lam, sgd, gamma, kappa, n_data)) if gamma else 0.0
+
+
 def _dressed(
     lam: FloatArray,
     other: FloatArray,
@@ -83,6 +94,14 @@ def _law_average(spectrum: LimitSpectrum, sgd: SGD, gamma: float, kappa: float) 
     if q * spectrum.edge <= 1e-8 * p:  # far from the pole the difference below cancels
         return float(eta * law.mean / p)
     return float(eta * generated.mean_over_law(p / q, q, law.stieltjes(p / q)))
+
+
+def perron_vector(spectrum: Spectrum, sgd: SGD) -> FloatArray:
+    """Return the Perron vector of the noise kernel matrix: how noise spreads over the data."""
+    lam, vectors = need_vectors(spectrum)
+    gamma, kappa = formulas.batch_weight_covariance(sgd, spectrum.n_data)
+    response = _dressed(lam[:, None], lam[None, :], sgd, gamma, kappa, spectrum.n_data)
+    return perron(vectors, response).vector
 
 
 def critical_on_spectrum(
