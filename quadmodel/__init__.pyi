@@ -25,6 +25,7 @@ from .studies.phases import phase_diagram as phase_diagram
 from .studies.sharpening import sharpening_diagram as sharpening_diagram
 from .studies.validation import validate as validate
 from .theory.mean_field import mean_field as mean_field
+from .theory.mean_field_edge import mean_field_edge as mean_field_edge
 from .theory.moments import late_time_rate as late_time_rate
 from .theory.moments import loss_floor as loss_floor
 from .theory.noise_kernel import critical_learning_rate as critical_learning_rate

@@ -34,6 +34,7 @@ NAMES = [
     "loss_floor",
     "lyapunov_exponent",
     "mean_field",
+    "mean_field_edge",
     "noise_kernel_norm",
     "outcome_table",
     "persistent_edge",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -158,6 +159,43 @@ class MeanField:
         self.columns += 1
         return found
 
+    def merge(self, memory: int) -> None:
+        """Average pairs of neighbouring columns whose age is more than `memory` of their widths.
+
+        What is averaged are functions of time, and noises as such: what acts later only through
+        functions that vary little over a column is kept as it is.
+        """
+        n = self.columns
+        width = self.width[:n]
+        starts = _mergeable(width, memory)
+        if starts.size == n:
+            return
+        merged = np.add.reduceat(width, starts)
+        m = merged.size
+
+        def averaged(values: FloatArray, axis: int) -> FloatArray:
+            shape = [1] * values.ndim
+            shape[axis] = n
+            total = np.add.reduceat(values * width.reshape(shape), starts, axis=axis)
+            shape[axis] = m
+            return np.asarray(total / merged.reshape(shape))
+
+        for array in (*self.shared.values(), *self.responses, *self.followed):
+            square = averaged(averaged(array[:n, :n], 0), 1)
+            array[:n, :n] = 0.0
+            array[:m, :m] = square
+        for array in (self.noise, self.shared_noise, self.levels):
+            of_mean = np.add.reduceat(array[:, :n] * width**2, starts, axis=1) / merged**2
+            array[:, :n] = 0.0
+            array[:, :m] = of_mean
+        for array in (self._iterate, self._before):
+            mean = averaged(array[:n], 0)
+            array[:n] = 0.0
+            array[:m] = mean
+        self.width[:m] = merged
+        self.width[m:n] = 1.0
+        self.columns = m
+
     # ---- functions between now and the past
 
     def _row(self, response: FloatArray) -> _Row:
@@ -213,7 +251,7 @@ class MeanField:
             return found
         width, scale = self.width[:n], self.sgd.learning_rate**2 * known.strength / known.n_data
         to_now = row.mean_response * width
-        before, overlap = np.tril(self.shared["u"][:n, :n], -1), self.shared["C"][:n, :n]
+        before, overlap = self.shared["u"][:n, :n], self.shared["C"][:n, :n]
         for k, a in enumerate(self.follow):
             c, zeta = known.over_data[a], self.followed[k, :n, :n]
             qc = known.strength * c
@@ -310,3 +348,21 @@ class MeanField:
         self._before[:n] = now
         self._iterate[:n] = following
         self._iterate[n] = 1.0
+
+
+def columns_needed(steps: int, memory: int | None) -> int:
+    """Return how many columns a run has at most."""
+    if memory is None or steps <= 3 * memory:
+        return steps + 1
+    return min(steps + 1, memory * (4 + math.ceil(math.log2(steps / memory))))
+
+
+def _mergeable(width: FloatArray, memory: int) -> IntArray:
+    """Return where columns start once those that are old enough for their width are joined."""
+    ages = np.cumsum(width[::-1])[::-1] - width  # of the youngest step of each column
+    starts, k = [], 0
+    while k < width.size:
+        starts.append(k)
+        joined = k + 1 < width.size and width[k] == width[k + 1]
+        k += 2 if joined and ages[k + 1] >= memory * width[k] else 1
+    return np.array(starts, np.int64)

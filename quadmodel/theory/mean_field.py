@@ -11,7 +11,7 @@ import xarray as xr
 from numpy.typing import ArrayLike
 
 from quadmodel._util.blas import one_blas_thread
-from quadmodel._util.checks import IntArray, as_integer, as_number, check_memory
+from quadmodel._util.checks import InputError, IntArray, as_integer, as_number, check_memory
 from quadmodel._util.results import (
     Variable,
     attributes,
@@ -28,7 +28,7 @@ from quadmodel.theory import _formulas as formulas
 from quadmodel.theory import _noise
 from quadmodel.theory._information_plus_noise import InformationPlusNoise
 from quadmodel.theory._inputs import LimitSpectrum, check_sgd
-from quadmodel.theory._mean_field import MeanField, Means, Statistics
+from quadmodel.theory._mean_field import MeanField, Means, Statistics, columns_needed
 from quadmodel.theory._mean_field_source import (
     EnsembleLike,
     Modes,
@@ -63,6 +63,7 @@ def mean_field(
     ratio: float | None = None,
     bins: int = 40,
     groups: int = 1,
+    memory: int | None = None,
     record_every: int | None = None,
     two_time: bool = False,
 ) -> xr.Dataset:
@@ -94,6 +95,11 @@ def mean_field(
         Groups of data points with noise levels of their own, chosen by the Perron vector of the
         noise kernel matrix: they recover the exact noise kernel norm where points are uneven. Needs
         the eigenvectors.
+    memory : int, optional
+        Recent steps that are kept one by one; older ones are averaged over a share 1/memory of
+        their age, so that long runs cost little more than proportionally. All are kept if left out.
+        At 100, distances changed by less than 1e-4 and losses by less than 1 %, while these fell
+        to 1e-4 of the initial loss.
     record_every : int, optional
         Steps between two entries of the result; by default about fifty entries.
     two_time : bool, optional
@@ -151,12 +157,17 @@ def mean_field(
     steps = as_integer("steps", steps)
     bins, groups = as_integer("bins", bins), as_integer("groups", groups, high=modes.n_data)
     density = density_of(modes, ratio)
+    if memory is not None:
+        memory = as_integer("memory", memory, low=10)
+        if two_time:
+            raise InputError(f"memory must be left out with two_time, got {memory}")
     if record_every is None:
         record_every = max(1, steps // 50)
     record_every = as_integer("record_every", record_every)
+    capacity = columns_needed(steps, memory)
     check_memory(
         "the mean-field theory",
-        8.0 * (steps + 1) ** 2 * (min(bins, modes.n_data) + 20)
+        8.0 * capacity**2 * (min(bins, modes.n_data) + 20)
         + 16.0 * count_records(steps, record_every) * modes.n_data,
     )
     recorded = recorded_steps(steps, record_every)
@@ -165,8 +176,8 @@ def mean_field(
     in_bin = bins_of(modes, bins, alone)
     with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
         known = statistics(modes, in_bin, scaled, density, groups)
-        solver = MeanField(known, scaled, steps + 1, follow=in_bin[alone], keep=two_time)
-        found, stopped = run(solver, recorded)
+        solver = MeanField(known, scaled, capacity, follow=in_bin[alone], keep=two_time)
+        found, stopped = run(solver, recorded, memory)
         values = _values(modes, in_bin, solver, found, recorded.size)
     coords: dict[str, Any] = {
         "step": step_coordinate(recorded),
@@ -199,7 +210,7 @@ def density_of(modes: Modes, ratio: float | None) -> float:
     return 1 / as_number("ratio", ratio, least=rank)
 
 
-def run(solver: MeanField, recorded: IntArray) -> tuple[list[Means], int]:
+def run(solver: MeanField, recorded: IntArray, memory: int | None) -> tuple[list[Means], int]:
     """Return the means at recorded steps, up to where they diverge, and the step of that or -1."""
     found: list[Means] = []
     wanted = set(recorded.tolist())
@@ -208,6 +219,8 @@ def run(solver: MeanField, recorded: IntArray) -> tuple[list[Means], int]:
         means = solver.step(measure=step in wanted)
         if not solver.level <= DIVERGED * start:
             return found, step
+        if memory is not None and step % (memory // 2) == 0:
+            solver.merge(memory)
         if means is not None:
             if not np.isfinite(means.squared_residual).all():
                 return found, step
