@@ -8,7 +8,15 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from quadmodel._util.checks import FloatArray, InputError, IntArray, as_array, as_integer, n_axes
+from quadmodel._util.checks import (
+    FloatArray,
+    InputError,
+    IntArray,
+    as_array,
+    as_integer,
+    n_axes,
+    shown,
+)
 from quadmodel._util.results import checksum
 from quadmodel.curvature import CurvatureLaw, IndependentCurvature
 from quadmodel.model import QuadraticModel
@@ -99,12 +107,11 @@ def as_modes(
     source: Any,
     curvature: CurvatureLaw | float | None,
     residual: Any,
-    n_data: int | None,
     n_params: int | None,
 ) -> Modes:
     """Check and unify what the theory may be asked about."""
     if isinstance(source, QuadraticModel | EnsembleLike):
-        for name, value in (("residual", residual), ("n_data", n_data), ("n_params", n_params)):
+        for name, value in (("residual", residual), ("n_params", n_params)):
             if value is not None:
                 kind = type(source).__name__
                 raise InputError(f"{name} must be left out, the {kind} has its own, got {value!r}")
@@ -114,7 +121,7 @@ def as_modes(
             else (_of_ensemble(source, curvature))
         )
     else:
-        found = _of_ntk(source, curvature, residual, n_data, n_params)
+        found = _of_ntk(source, curvature, residual, n_params)
     return _in_units(found)
 
 
@@ -142,26 +149,14 @@ def _of_ensemble(ensemble: EnsembleLike, curvature: CurvatureLaw | float | None)
 
 
 def _of_ntk(
-    source: Any,
-    curvature: CurvatureLaw | float | None,
-    residual: Any,
-    n_data: int | None,
-    n_params: int | None,
+    source: Any, curvature: CurvatureLaw | float | None, residual: Any, n_params: int | None
 ) -> Modes:
     if isinstance(source, SpectralLaw):
-        if n_data is None or n_params is None:
-            raise InputError(
-                "n_data and n_params must be given with a spectral law, "
-                f"got {n_data!r} and {n_params!r}"
-            )
-        n_data, n_params = as_integer("n_data", n_data), as_integer("n_params", n_params)
-        spectrum = Spectrum(source.eigenvalues(n_data, n_params))
-        spec: dict[str, Any] = {"n_data": n_data, "jacobian": repr(source)}
-    else:
-        spectrum = as_finite_spectrum(source)
-        if n_data not in (None, spectrum.n_data):
-            raise InputError(f"n_data must be that of ntk, {spectrum.n_data}, got {n_data!r}")
-        spec = spectrum.spec()
+        raise InputError(
+            f"source must be an Ensemble with this law as its jacobian, got {shown(source)} alone"
+        )
+    spectrum = as_finite_spectrum(source)
+    spec = spectrum.spec()
     lam, vectors = spectrum.eigenvalues, spectrum.vectors
     law = _as_law(curvature)
     if n_params is None:

@@ -23,7 +23,6 @@ from quadmodel._util.results import (
 from quadmodel.curvature import CurvatureLaw
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
-from quadmodel.spectra import SpectralLaw
 from quadmodel.theory import _formulas as formulas
 from quadmodel.theory import _noise
 from quadmodel.theory._information_plus_noise import InformationPlusNoise
@@ -52,13 +51,12 @@ _TWO_TIME = {
 
 
 def mean_field(
-    source: QuadraticModel | EnsembleLike | SpectralLaw | ArrayLike,
+    source: QuadraticModel | EnsembleLike | ArrayLike,
     sgd: SGD,
     steps: int,
     *,
     curvature: CurvatureLaw | float | None = None,
     residual: ArrayLike | None = None,
-    n_data: int | None = None,
     n_params: int | None = None,
     ratio: float | None = None,
     bins: int = 40,
@@ -71,9 +69,9 @@ def mean_field(
 
     Parameters
     ----------
-    source : QuadraticModel, Ensemble, array_like (n_data, n_data) or (n_data,), or SpectralLaw
-        A model; an ensemble, of which the mean is predicted; or an NTK, its eigenvalues or their
-        law, in units of 1 / learning rate.
+    source : QuadraticModel, Ensemble, or array_like of shape (n_data, n_data) or (n_data,)
+        A model; an ensemble, whose spectral law is taken at its quantiles; or an NTK or its
+        eigenvalues, in units of 1 / learning rate.
     sgd : SGD
         Learning rate, batch size, momentum, weight decay and sampling scheme.
     steps : int
@@ -84,8 +82,8 @@ def mean_field(
     residual : float or array_like, shape (n_data,), optional
         With an NTK: the initial residual, or the standard deviation of random entries (1 if left
         out). With eigenvalues: its components along the modes.
-    n_data, n_params : int, optional
-        With a spectral law: data points D and parameters P. With an NTK and a curvature: P.
+    n_params : int, optional
+        With an NTK and a curvature: parameters P.
     ratio : float, optional
         P/D, if another than that of the source is meant, at the same curvature strength
         :math:`\hat q^2 = \sigma^2P/D`; ``np.inf`` for the limit of many parameters.
@@ -152,7 +150,7 @@ def mean_field(
     >>> bool(curve.ntk_trace[-1] > curve.ntk_trace[0])
     True
     """
-    modes = as_modes(source, curvature, residual, n_data, n_params)
+    modes = as_modes(source, curvature, residual, n_params)
     check_sgd(sgd, modes.n_data)
     steps = as_integer("steps", steps)
     bins, groups = as_integer("bins", bins), as_integer("groups", groups, high=modes.n_data)

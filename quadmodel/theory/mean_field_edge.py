@@ -17,7 +17,6 @@ from quadmodel._util.results import attributes, variable
 from quadmodel.curvature import CurvatureLaw
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
-from quadmodel.spectra import SpectralLaw
 from quadmodel.theory import _noise
 from quadmodel.theory._inputs import Spectrum
 from quadmodel.theory._mean_field import MeanField, columns_needed
@@ -41,13 +40,12 @@ _NEAR = 1.2
 
 
 def mean_field_edge(
-    source: QuadraticModel | EnsembleLike | SpectralLaw | ArrayLike,
+    source: QuadraticModel | EnsembleLike | ArrayLike,
     batch_sizes: Sequence[int] | NDArray[np.integer],
     sgd: SGD | None = None,
     *,
     curvature: CurvatureLaw | float | None = None,
     residual: ArrayLike | None = None,
-    n_data: int | None = None,
     n_params: int | None = None,
     ratio: float | None = None,
     bins: int = 24,
@@ -58,7 +56,7 @@ def mean_field_edge(
 
     Parameters
     ----------
-    source : QuadraticModel, Ensemble, array_like (n_data, n_data) or (n_data,), or SpectralLaw
+    source : QuadraticModel, Ensemble, or array_like of shape (n_data, n_data) or (n_data,)
         What is trained, as for :func:`quadmodel.mean_field`.
     batch_sizes : sequence of int
         Batch sizes, between 1 and n_data.
@@ -68,8 +66,8 @@ def mean_field_edge(
         Law of the curvature; a model's or ensemble's own if left out.
     residual : float or array_like, shape (n_data,), optional
         With an NTK: the initial residual, or the standard deviation of random entries.
-    n_data, n_params : int, optional
-        With a spectral law: data points and parameters. With an NTK and a curvature: parameters.
+    n_params : int, optional
+        With an NTK and a curvature: parameters P.
     ratio : float, optional
         P/D, if another than that of the source is meant; ``np.inf`` for many parameters.
     bins : int, optional
@@ -112,7 +110,7 @@ def mean_field_edge(
     >>> bool(edge.noise_kernel_norm_finite[0] < 0.95)
     True
     """
-    modes = as_modes(source, curvature, residual, n_data, n_params)
+    modes = as_modes(source, curvature, residual, n_params)
     template = SGD(1.0, 1) if sgd is None else sgd
     if not isinstance(template, SGD):
         raise InputError(f"sgd must be an SGD, got {type(template).__name__}")

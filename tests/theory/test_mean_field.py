@@ -217,6 +217,9 @@ def test_heavy_mode():
     [
         ({"source": "ntk"}, "ntk must hold real numbers"),
         ({"source": np.ones((3, 2))}, "ntk must be"),
+        ({"source": qm.spectra.PowerLaw(1.0)}, "source must be an Ensemble with this law"),
+        ({"memory": 5}, "memory must be an integer >= 10, got 5"),
+        ({"memory": 50, "two_time": True}, "memory must be left out with two_time"),
         ({"steps": 0}, "steps must be an integer >= 1, got 0"),
         ({"sgd": 3}, "sgd must be an SGD, got int"),
         ({"sgd": qm.SGD(0.1, 9)}, "batch_size must be between 1 and n_data=4, got 9"),
