@@ -68,6 +68,10 @@ def report(found: xr.Dataset, elapsed: float, outputs: Outputs) -> None:
     click.echo(outputs)
 
 
+# Share of the deterministic edge up to which predicted values of K are printed.
+_NEAR_THE_EDGE = 0.9
+
+
 def _draw(found: xr.Dataset, figure: Figure) -> None:
     from quadmodel import plot
 
@@ -81,7 +85,16 @@ def _beside(grid: xr.Dataset) -> str:
 
     if is_linear(grid.attrs):
         return "predicted: 1"
-    return "K of the initial NTK; 1 is the linear model's value, not a prediction"
+    predicted = grid.get("mean_field_noise_kernel_norm")
+    if predicted is None or not np.isfinite(predicted).any():
+        return "K of the initial NTK; 1 is the linear model's value, not a prediction"
+    # Where the largest eigenvalue is near its own edge, K means little.
+    below = grid.mean_field_critical_learning_rate < _NEAR_THE_EDGE * grid.edge_of_stability
+    inside = predicted.sel(norm="exact").values[below.values]
+    if not inside.size:
+        return "K of the initial NTK"
+    low, high = inside.min(), inside.max()
+    return f"K of the initial NTK; predicted by mean-field theory: {low:.3g} to {high:.3g}"
 
 
 def _table(grid: xr.Dataset) -> str:
@@ -115,6 +128,11 @@ def _table(grid: xr.Dataset) -> str:
             "critical K": interval(mean, "noise_kernel_norm"),
         }
     )
+    if "mean_field_noise_kernel_norm" in grid:
+        rates = grid.mean_field_critical_learning_rate.values
+        norms = grid.mean_field_noise_kernel_norm.sel(norm="exact").values
+        rows["predicted (mean field)"] = [number(v) for v in rates]
+        rows["its K"] = [number(v) for v in norms]
     pooled = [float(mean[f"pooled_noise_kernel_norm{end}"]) for end in ("", "_low", "_high")]
     verdict = "simulated critical K, all batch sizes: "
     if np.isfinite(pooled[0]):

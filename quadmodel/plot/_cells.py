@@ -9,7 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from quadmodel._util.checks import FloatArray
-from quadmodel.plot._common import GREEN, ORANGE, PURPLE, Line, draw_lines, halo, ticks
+from quadmodel.plot._common import GREEN, ORANGE, PURPLE, SKY, Line, draw_lines, halo, ticks
 from quadmodel.plot._setting import is_linear
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ _NORMS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 _TYPICAL = {"color": PURPLE, "linewidth": 1.3, "dashes": (8, 2, 2, 2)}
+_NONLINEAR = {"color": SKY, "linewidth": 2.0, "dashes": (1.2, 1.2)}
 _DETERMINISTIC = {"color": GREEN, "linewidth": 5.0, "solid_capstyle": "butt"}
 
 
@@ -147,6 +148,10 @@ def edges(grid: xr.Dataset, ax: Axes, deterministic: str) -> list[Artist]:
     if typical is not None:
         style = cased(_TYPICAL, "black")
         artists += draw_lines(ax, [line("typical edge, predicted", typical, style, 2.4)])
+    nonlinear = grid.get("mean_field_critical_learning_rate")
+    if nonlinear is not None:
+        style = cased(_NONLINEAR, "black")
+        artists += draw_lines(ax, [line("nonlinear edge, mean field", nonlinear, style, 2.5)])
     return artists
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -11,12 +12,14 @@ from numpy.typing import ArrayLike
 
 from quadmodel._util.checks import as_integer
 from quadmodel.ensemble import Ensemble
+from quadmodel.large_p._system import law_of
 from quadmodel.large_p.growth import check_runs, measure_growth_in_limit, system_of
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
 from quadmodel.spectra import IndependentGaussian
 from quadmodel.studies._spec import as_spec
 from quadmodel.studies.phases import as_source, stability_diagram
+from quadmodel.theory.mean_field_edge import nonlinear_edges
 
 
 def large_p_phase_diagram(
@@ -127,7 +130,10 @@ def large_p_phase_diagram(
         "truncation_order": truncation_order,
         "curvature_strength": system.curvature_strength,
     }
-    return stability_diagram(model, partial(measure_growth_in_limit, system), spec, described)
+    measure = partial(measure_growth_in_limit, system)
+    law = law_of(checked, "source")
+    nonlinear = partial(nonlinear_edges, model, curvature=law, ratio=math.inf)
+    return stability_diagram(model, measure, spec, described, nonlinear=nonlinear)
 
 
 def _described(source: Ensemble | QuadraticModel) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from quadmodel.studies._scan import close_up_crossings, finer_scan
 from quadmodel.studies._spec import DiagramSpec, Variables, as_spec
 from quadmodel.theory._inputs import NORMS, Spectrum
 from quadmodel.theory._noise import norm_or_infinity
+from quadmodel.theory.mean_field_edge import nonlinear_edges
 from quadmodel.theory.noise_kernel import phase_boundaries
 from quadmodel.theory.typical import typical_critical_on_spectrum
 
@@ -105,7 +106,10 @@ def phase_diagram(
         `predicted_phase`. Per batch size, predicted: `critical_learning_rate` (along `norm`),
         `typical_critical_learning_rate` (NaN where it does not hold), `edge_of_stability`; and the
         measurements of the finer scan, ``scan_...`` along `scan`. One number for the whole
-        diagram: `crossing_batch_size`. Of a linear model, measured close to where the growth of the
+        diagram: `crossing_batch_size`. Of a quadratic model whose curvature has a known law:
+        `mean_field_critical_learning_rate`, where :func:`quadmodel.mean_field_edge` says that runs
+        diverge, and `mean_field_noise_kernel_norm` (also along `norm`), K of the
+        initial NTK there. Of a linear model, measured close to where the growth of the
         mean and of the typical loss crosses zero (along `kind`, per batch size): `close_growth` at
         `close_learning_rate`, along `close`, in runs of `close_steps` steps and `close_replicas`
         replicas; `close_settled`, and `close_needed_steps` for where it is not.
@@ -176,7 +180,14 @@ def phase_diagram(
     described = checked.spec() if isinstance(checked, Ensemble) else {"model": repr(checked)}
     described |= model.spec(with_curvature=True)
     measure = partial(measure_growth, model)
-    return stability_diagram(model, measure, spec, described, close_ups=linear and spec.refine > 0)
+    return stability_diagram(
+        model,
+        measure,
+        spec,
+        described,
+        nonlinear=partial(nonlinear_edges, model),
+        close_ups=linear and spec.refine > 0,
+    )
 
 
 class Measure(Protocol):
@@ -207,12 +218,13 @@ def stability_diagram(
     spec: DiagramSpec,
     described: dict[str, Any],
     *,
+    nonlinear: Callable[[Sequence[int], SGD], FloatArray | None],
     close_ups: bool = False,
 ) -> xr.Dataset:
     """Predict the edges of a model, measure a grid and a finer scan, and label all of it.
 
     With `close_ups`, which only a linear model has, the growth is measured once more where it
-    crosses zero.
+    crosses zero. `nonlinear` predicts the edges of the nonlinear model, where it can.
     """
     sizes = spec.batch_sizes
     with workers(spec.threads) as pool:
@@ -229,6 +241,10 @@ def stability_diagram(
             return _norms(spectrum, points, pool)
 
         boundaries = _boundaries(spectrum, sizes, spec.sgd, pool)
+        critical = nonlinear(sizes.tolist(), spec.sgd)
+        if critical is not None:
+            at_edge = norms_at(spec.points(critical, sizes, 0))
+            boundaries = boundaries.assign(_labelled_edges(critical, at_edge))
         rates = spec.learning_rates
         if isinstance(rates, int):
             rates = _spread_learning_rates(boundaries, rates)
@@ -278,6 +294,22 @@ def _boundaries(spectrum: Spectrum, sizes: IntArray, template: SGD, pool: Worker
     name = "learning rate above which typical runs diverge"
     labelled = variable(("batch_size",), typical, name, "1 / NTK eigenvalue")
     return edges.assign(typical_critical_learning_rate=labelled)
+
+
+def _labelled_edges(rates: FloatArray, norms: FloatArray) -> dict[str, Any]:
+    """Label the edge of the nonlinear model, and K of the initial NTK there."""
+    norms = np.where(np.isnan(rates), np.nan, norms)
+    return {
+        "mean_field_critical_learning_rate": variable(
+            "batch_size",
+            rates,
+            "learning rate above which the nonlinear model diverges, by mean-field theory",
+            "1 / NTK eigenvalue",
+        ),
+        "mean_field_noise_kernel_norm": variable(
+            ("norm", "batch_size"), norms, "noise kernel norm of the initial NTK there", "1"
+        ),
+    }
 
 
 def _norms(spectrum: Spectrum, points: GridPoints, pool: Workers) -> FloatArray:

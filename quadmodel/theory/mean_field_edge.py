@@ -17,12 +17,15 @@ from quadmodel._util.results import attributes, variable
 from quadmodel.curvature import CurvatureLaw
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
+from quadmodel.theory import _formulas as formulas
 from quadmodel.theory import _noise
 from quadmodel.theory._inputs import Spectrum
-from quadmodel.theory._mean_field import MeanField, columns_needed
+from quadmodel.theory._mean_field import MeanField, Statistics, columns_needed
 from quadmodel.theory._mean_field_source import EnsembleLike, Modes, as_modes, bins_of, statistics
 from quadmodel.theory.mean_field import DIVERGED, density_of
 
+# In diagrams: equations for modes, relative width of the last bracket, groups of points.
+_BINS, _COARSE, _GROUPS = 24, 0.02, 8
 # The past is kept as coarse as a decision allows.
 _MEMORY = 40
 # A loss that has fallen by so much does not come back.
@@ -105,7 +108,7 @@ def mean_field_edge(
     Examples
     --------
     >>> import quadmodel as qm
-    >>> ensemble = qm.Ensemble(n_data=50, n_params=100, curvature=0.05)
+    >>> ensemble = qm.Ensemble(n_data=50, n_params=100, curvature=0.1)
     >>> edge = qm.mean_field_edge(ensemble, [5], steps=100, rtol=0.05)
     >>> bool(edge.noise_kernel_norm_finite[0] < 0.95)
     True
@@ -119,12 +122,8 @@ def mean_field_edge(
     steps = None if steps is None else as_integer("steps", steps)
     rtol = as_number("rtol", rtol, least=1e-6, below=1.0)
     density = density_of(modes, ratio)
-    search = _Search(modes, modes.in_units(template), density, bins, steps, rtol)
-    with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
-        found, before = [], 1.0
-        for size in sizes:
-            found.append(search.edge(size, before))
-            before = found[-1].fraction
+    search = _Search(modes, modes.in_units(template), density, bins, rtol, steps)
+    found = search.edges(sizes)
     unit = modes.unit_of_ntk
     columns = {
         "critical_learning_rate": (
@@ -160,6 +159,32 @@ def mean_field_edge(
     )
 
 
+def nonlinear_edges(
+    model: QuadraticModel,
+    batch_sizes: Sequence[int],
+    sgd: SGD,
+    *,
+    curvature: CurvatureLaw | None = None,
+    ratio: float | None = None,
+) -> NDArray[np.float64] | None:
+    """Return the critical learning rates of a model, with noise levels of groups of points.
+
+    None if the model is linear, or its curvature's law is not known or has another covariance.
+    """
+    try:
+        modes = as_modes(model, curvature, None, None)
+    except InputError:
+        return None
+    if modes.strength == 0:
+        return None
+    search = _Search(
+        modes, modes.in_units(sgd), density_of(modes, ratio), _BINS, _COARSE, None,
+        groups=min(_GROUPS, modes.n_data),
+    )  # fmt: skip
+    found = [edge.middle / modes.unit_of_ntk for edge in search.edges(batch_sizes)]
+    return np.where(np.isfinite(found), found, np.nan)
+
+
 @dataclass(frozen=True)
 class _Edge:
     low: float
@@ -184,8 +209,18 @@ class _Search:
     template: SGD
     density: float
     bins: int
-    steps: int | None
     rtol: float
+    steps: int | None
+    groups: int = 1
+
+    def edges(self, batch_sizes: Sequence[int]) -> list[_Edge]:
+        """Return the edges of several batch sizes, each begun near the one before."""
+        found, near = [], 1.0
+        with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
+            for size in batch_sizes:
+                found.append(self.edge(size, near))
+                near = found[-1].fraction
+        return found
 
     def edge(self, batch_size: int, near: float) -> _Edge:
         """Return the last bracket, begun around a fraction of the linear model's edge."""
@@ -195,7 +230,10 @@ class _Search:
         steps = self._steps(reference)
         if not math.isfinite(reference):
             return _Edge(math.inf, math.inf, math.inf, steps)
-        diverges = partial(self._diverges, sgd, reference, steps)
+        bins = bins_of(self.modes, self.bins, np.arange(min(_SINGLE, self.modes.n_data)))
+        at = sgd._at(learning_rate=reference)
+        known = statistics(self.modes, bins, at, self.density, self.groups)
+        diverges = partial(_diverges, known, at, steps)
         low, high = (_LOW, _HIGH) if near == 1.0 else (near / _NEAR, near * _NEAR)
         while diverges(low):
             low, high = low / 2, low
@@ -222,25 +260,25 @@ class _Search:
             return self.steps
         per_step = reference * float(self.modes.lam.mean()) / (1 - self.template.momentum)
         wanted = _DURATION / per_step if per_step > 0 else _LONGEST
-        return int(np.clip(math.ceil(wanted), _SHORTEST, _LONGEST))
+        return int(np.clip(math.ceil(min(wanted, _LONGEST)), _SHORTEST, _LONGEST))
 
-    def _diverges(self, sgd: SGD, reference: float, steps: int, fraction: float) -> bool:
-        at = sgd._at(learning_rate=fraction * reference)
-        if at.learning_rate * (self.modes.lam[0] + at.weight_decay) > 1e50:
+
+def _diverges(known: Statistics, reference: SGD, steps: int, fraction: float) -> bool:
+    """Whether a run diverges at a fraction of the reference's learning rate."""
+    at = reference._at(learning_rate=fraction * reference.learning_rate)
+    if formulas.beyond_floats(float(known.lam.max()), at):
+        return True
+    start = float(known.weight @ known.energy)
+    solver = MeanField(known, at, columns_needed(steps, _MEMORY))
+    levels = []
+    for step in range(steps + 1):
+        solver.step(measure=False)
+        if not solver.level <= DIVERGED * start:
             return True
-        bins = bins_of(self.modes, self.bins, np.arange(min(_SINGLE, self.modes.n_data)))
-        known = statistics(self.modes, bins, at, self.density, 1)
-        start = float(known.weight @ known.energy)
-        solver = MeanField(known, at, columns_needed(steps, _MEMORY))
-        levels = []
-        for step in range(steps + 1):
-            solver.step(measure=False)
-            if not solver.level <= DIVERGED * start:
-                return True
-            levels.append(solver.level)
-            if solver.level < _CONVERGED * start:
-                return False
-            if step % (_MEMORY // 2) == 0:
-                solver.merge(_MEMORY)
-        early, middle, late = (levels[int(share * steps)] for share in (0.5, 0.75, 1.0))
-        return late > _RISING * middle and late - middle > middle - early
+        levels.append(solver.level)
+        if solver.level < _CONVERGED * start:
+            return False
+        if step % (_MEMORY // 2) == 0:
+            solver.merge(_MEMORY)
+    early, middle, late = (levels[int(share * steps)] for share in (0.5, 0.75, 1.0))
+    return late > _RISING * middle and late - middle > middle - early

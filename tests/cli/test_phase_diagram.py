@@ -257,6 +257,20 @@ def test_help_of_the_group_and_version(run):
     assert run("--version")[:2] == (0, f"quadmodel, version {quadmodel.__version__}\n")
 
 
+def test_what_the_critical_norm_of_a_quadratic_model_is_set_beside():
+    grid = phase_grid(np.geomspace(0.01, 2, 12), [1, 4, 16], curvature="law")
+    rates = np.array([0.2, 0.5, 0.99]) * grid.edge_of_stability.values
+    norms = np.array([[0.6, 0.7, 5.0]] * grid.sizes["norm"])
+    grid = grid.assign(
+        mean_field_critical_learning_rate=("batch_size", rates),
+        mean_field_noise_kernel_norm=(("norm", "batch_size"), norms),
+    )
+    lines = _table(grid).splitlines()
+    assert lines[-1].endswith("predicted by mean-field theory: 0.6 to 0.7")
+    assert lines[1].endswith("predicted (mean field) its K")
+    assert lines[2].endswith(" 0.6")
+
+
 @pytest.mark.parametrize(
     ("attrs", "beside"),
     [

@@ -419,3 +419,23 @@ def test_stability_of_digits(batch_size, which):
         assert float(mean.learning_rate_high) < finite
     if np.isfinite(typical.learning_rate):  # it may lie beyond the scan
         assert float(typical.learning_rate_high) > float(mean.learning_rate_low)
+
+
+def test_nonlinear_edge_beside_the_simulation():
+    """Growth changes sign within 15 % of the mean-field edge; K = 1 is not where."""
+    curved = qm.Ensemble(60, 120, jacobian=np.linspace(1, 0.1, 60), curvature=0.2)
+    grid = qm.phase_diagram(curved, 12, [3], steps=300, replicas=8, seed=1)
+    found = qm.critical_noise_kernel_norm(grid).isel(batch_size=0)
+    edge = float(grid.mean_field_critical_learning_rate[0])
+    assert found.learning_rate == pytest.approx(edge, rel=0.15)
+    assert edge < 0.95 * float(grid.critical_learning_rate.sel(norm="exact")[0])
+    norm = float(grid.mean_field_noise_kernel_norm.sel(norm="exact")[0])
+    assert 0.3 < norm < 0.95
+    linear = qm.phase_diagram(replace(curved, curvature=None), 4, [3], steps=64, replicas=2)
+    assert "mean_field_critical_learning_rate" not in linear
+
+
+def test_no_nonlinear_edge_where_the_theory_has_none():
+    law = qm.curvature.RandomLowRankCurvature(2, 0.05)
+    grid = qm.phase_diagram(qm.Ensemble(8, 16, curvature=law), 4, [2], steps=64, replicas=2)
+    assert "mean_field_critical_learning_rate" not in grid
