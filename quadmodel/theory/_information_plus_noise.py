@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -92,6 +92,12 @@ class InformationPlusNoise(SpectralLaw):
             if high - low < _EDGE * high:
                 break
         return high
+
+    def analytic_up_to(self, pole: float) -> InformationPlusNoise:
+        """Return this law for averages of functions that have their first pole at `pole`."""
+        law = replace(self, analytic_below=pole)
+        law.__dict__["edge"] = self.edge  # not to be looked for again
+        return law
 
     def stieltjes(self, x: float) -> float:
         """Return the mean of 1/(x - lambda) above the edge; see `SpectralLaw.stieltjes`."""

@@ -12,6 +12,9 @@ from quadmodel._util.checks import FloatArray, IntArray
 from quadmodel.optimizer import SGD
 from quadmodel.theory import _formulas as formulas
 
+# Rows of a triangle that are multiplied at once, at least.
+_BLOCK = 64
+
 
 @dataclass(frozen=True)
 class Groups:
@@ -228,15 +231,19 @@ class MeanField:
 
     def _times_row(self, vectors: FloatArray) -> FloatArray:
         """Return every bin's row vector times its R."""
-        n = vectors.shape[1]
-        product: FloatArray = np.matmul(vectors[:, None, :], self.responses[:, :n, :n])
-        return product[:, 0]
+        product = np.zeros_like(vectors)
+        for rows, end in _parts(vectors.shape[1]):
+            part = vectors[:, None, rows]
+            product[:, :end] += np.matmul(part, self.responses[:, rows, :end])[:, 0]
+        return product
 
     def _times_column(self, vectors: FloatArray) -> FloatArray:
         """Return every bin's R times its column vector."""
-        n = vectors.shape[1]
-        product: FloatArray = np.matmul(self.responses[:, :n, :n], vectors[:, :, None])
-        return product[:, :, 0]
+        product = np.empty_like(vectors)
+        for rows, end in _parts(vectors.shape[1]):
+            column = vectors[:, :end, None]
+            product[:, rows] = np.matmul(self.responses[:, rows, :end], column)[:, :, 0]
+        return product
 
     def _own_motion(self, row: _Row) -> FloatArray:
         r"""Return what the followed modes' own residuals add to their diagonal NTK elements.
@@ -348,6 +355,12 @@ class MeanField:
         self._before[:n] = now
         self._iterate[:n] = following
         self._iterate[n] = 1.0
+
+
+def _parts(n: int) -> list[tuple[slice, int]]:
+    """Return blocks of rows of a lower triangle, each with where its columns end."""
+    size = max(_BLOCK, -(-n // 8))
+    return [(slice(k, min(k + size, n)), min(k + size, n)) for k in range(0, n, size)]
 
 
 def columns_needed(steps: int, memory: int | None) -> int:

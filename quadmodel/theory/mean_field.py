@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -292,7 +291,7 @@ def noise_kernel_norm_of(law: InformationPlusNoise, n_data: int, sgd: SGD, norm:
         return math.inf
     # Where the learning rate is at the edge of a single eigenvalue.
     critical = edge * (law.edge + sgd.weight_decay) / sgd.learning_rate - sgd.weight_decay
-    law = replace(law, analytic_below=critical)
+    law = law.analytic_up_to(critical)
     return _noise.norm_on_spectrum(LimitSpectrum(law, n_data), sgd, norm)
 
 

@@ -277,7 +277,7 @@ def test_spectrum_of_the_ntk(e, density):
     assert law.edge == pytest.approx(eigenvalues[-1], rel=0.04)
     x = 1.1 * law.edge
     assert law.stieltjes(x) == pytest.approx(np.mean(1 / (x - eigenvalues)), rel=0.02)
-    bounded = replace(law, analytic_below=x)
+    bounded = law.analytic_up_to(x)
     smooth = bounded.average(lambda lam: lam / (x - lam))
     assert smooth == pytest.approx(x * law.stieltjes(x) - 1, rel=1e-6)
     assert law.average(lambda lam: lam + 0j) == pytest.approx(law.mean, rel=1e-8)
