@@ -96,7 +96,7 @@ def mean_field(
         Recent steps that are kept one by one; older ones are averaged over a share 1/memory of
         their age, so that long runs cost little more than proportionally. All are kept if left out.
         At 100, distances changed by less than 1e-4 and losses by less than 1 %, while these fell
-        to 1e-4 of the initial loss.
+        to 1e-4 of the initial loss. Losses that a coarse past does not resolve may be NaN.
     record_every : int, optional
         Steps between two entries of the result; by default about fifty entries.
     two_time : bool, optional
@@ -247,6 +247,7 @@ def _values(
     for k, means in enumerate(found):
         own = (means.response_to_start**2)[in_bin] * (modes.energy - known.energy[in_bin])
         energy[k] = means.squared_residual[in_bin] + own
+        energy[k][energy[k] < 0] = np.nan  # below what a coarse past resolves
         distance[k] = means.squared_distance
         law = ntk_spectrum(known, means, solver.follow)
         ntk["ntk_largest_eigenvalue"][k] = law.edge

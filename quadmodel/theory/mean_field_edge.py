@@ -108,7 +108,7 @@ def mean_field_edge(
     Examples
     --------
     >>> import quadmodel as qm
-    >>> ensemble = qm.Ensemble(n_data=50, n_params=100, curvature=0.1)
+    >>> ensemble = qm.Ensemble(n_data=50, n_params=100, curvature=0.3)
     >>> edge = qm.mean_field_edge(ensemble, [5], steps=100, rtol=0.05)
     >>> bool(edge.noise_kernel_norm_finite[0] < 0.95)
     True
