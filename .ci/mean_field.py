@@ -256,7 +256,7 @@ def settings(draws: int, replicas: int, seed: int) -> list[str]:
 
 
 STABILISING = Setting(
-    "k^-0.5, C proportional to the NTK", 300, 600, 6, "k^-0.5", 0.4, 0.3, True, {}, 500, 20
+    "k^-0.5, C proportional to the NTK", 300, 600, 6, "k^-0.5", 0.4, 0.3, True, {}, 500, 40
 )
 STABILISATIONS = (
     STABILISING,
@@ -264,7 +264,7 @@ STABILISATIONS = (
     replace(STABILISING, strength=3.0),
     Setting(
         "spread, momentum 0.5, C proportional to the NTK", 300, 600, 12, "spread", 0.25, 0.4, True,
-        {"momentum": 0.5}, 500, 20,
+        {"momentum": 0.5}, 500, 40,
     ),
 )  # fmt: skip
 
@@ -313,12 +313,11 @@ def show_stabilisation(
             cells[name] = (float(of_draws.mean()), float(error), theory)
         norm, trace, loss = cells.values()
         worst = max(worst, abs(norm[0] - norm[2])) if np.isfinite(norm[2]) else np.inf
-        if int(step) % 40 == 0 or k == len(steps) - 1:
-            print(
-                f"{int(step):6d} {norm[0]:9.4f}±{norm[1]:.4f} {norm[2]:12.4f} "
-                f"{trace[0]:8.3f}/{trace[2]:.3f} {loss[0]:10.3g}±{loss[1]:.1g} / {loss[2]:.3g}",
-                flush=True,
-            )
+        print(
+            f"{int(step):6d} {norm[0]:9.4f}±{norm[1]:.4f} {norm[2]:12.4f} "
+            f"{trace[0]:8.3f}/{trace[2]:.3f} {loss[0]:10.3g}±{loss[1]:.1g} / {loss[2]:.3g}",
+            flush=True,
+        )
     print(f"largest difference of K: {worst:.4f}", flush=True)
     return [] if worst <= NORM else [f"{title}: K off by {worst:.3f}"]
 
