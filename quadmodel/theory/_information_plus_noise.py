@@ -13,6 +13,8 @@ from quadmodel._util.checks import FloatArray, InputError, as_number
 from quadmodel.spectra import SpectralLaw
 
 _STEPS = 60
+# Where a density is asked for, the height above the axis falls by so much at a time.
+_DESCENT = 0.4
 # Points of a round that looks for the edge, and the relative width at which it ends.
 _SECTIONS, _ROUNDS, _EDGE = 32, 12, 1e-8
 
@@ -22,6 +24,8 @@ class _Solution(NamedTuple):
 
     resolvent: np.ndarray  # (points, bins)
     found: np.ndarray
+    a: np.ndarray  # (points, 1)
+    p: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,17 +131,36 @@ class InformationPlusNoise(SpectralLaw):
                 return found
             before, count = found, 2 * count
 
-    def _solve(self, x: np.ndarray) -> _Solution:
+    def smoothed_density(self, x: FloatArray, width: float) -> FloatArray:
+        r"""Return the density at `x`, smoothed by a Cauchy law of half width `width`.
+
+        Notes
+        -----
+        :math:`\operatorname{Im} m(x+iw)/\pi`: the mean over eigenvalues of
+        :math:`(w/\pi)/((x-\lambda)^2+w^2)`. Solved far above the axis first, then nearer and nearer
+        from the solution before.
+        """
+        height, found = max(self.edge, width), None
+        while True:
+            found = self._solve(x + 1j * height, found)
+            if height == width:
+                return np.asarray((found.resolvent @ self.weight).imag / np.pi)
+            height = max(_DESCENT * height, width)
+
+    def _solve(self, x: np.ndarray, near: _Solution | None = None) -> _Solution:
         """Solve at points outside the support, by Newton's steps from the noise-free solution.
 
-        Right of the support the steps rise monotonically to the physical solution.
+        Right of the support the steps rise monotonically to the physical solution. At complex
+        points they start from the solution `near` them, if there is one.
         """
         x = np.asarray(x)[:, None]
         lam, c, w, e, delta = self.lam, self.over_data, self.weight, self.noise, self.density
         complex_valued = np.iscomplexobj(x)
         a = np.ones_like(x, dtype=complex if complex_valued else float)
         p = np.zeros_like(a)
-        if complex_valued:  # far from the axis the iteration contracts
+        if near is not None:
+            a, p = near.a, near.p
+        elif complex_valued:  # far from the axis the iteration contracts
             for _ in range(20):
                 resolvent = 1 / (p * c + lam / a - x)
                 a, p = self._iterate(x, a, p, resolvent)
@@ -166,7 +189,7 @@ class InformationPlusNoise(SpectralLaw):
                 if (small | left).all():
                     break
             resolvent = 1 / (p * c + lam / a - x)
-        return _Solution(resolvent, small & ~left)
+        return _Solution(resolvent, small & ~left, a, p)
 
     def _iterate(
         self, x: np.ndarray, a: np.ndarray, p: np.ndarray, resolvent: np.ndarray
