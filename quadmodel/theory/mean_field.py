@@ -347,7 +347,8 @@ def noise_kernel_norm_of(law: InformationPlusNoise, n_data: int, sgd: SGD, norm:
         return math.inf
     # Where the learning rate is at the edge of a single eigenvalue.
     critical = edge * (law.edge + sgd.weight_decay) / sgd.learning_rate - sgd.weight_decay
-    law = law.analytic_up_to(critical)
+    left = -sgd.weight_decay if sgd.weight_decay > 0 else -math.inf
+    law = law.analytic_between(left, critical)
     return _noise.norm_on_spectrum(LimitSpectrum(law, n_data), sgd, norm)
 
 

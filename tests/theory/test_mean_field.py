@@ -257,14 +257,15 @@ def test_bad_input(changes, message):
     assert "\n" not in str(caught.value)
 
 
-def noisy(seed, e, density, n_data=300):
+def noisy(seed, e, density, n_data=300, flat=False):
     rng = np.random.default_rng(seed)
-    lam = np.sort(rng.uniform(0.1, 1, n_data))[::-1]
-    c = rng.uniform(0.2, 2, n_data)
+    lam = np.sort(rng.uniform(0.1, 1, n_data))[::-1].copy()
+    c = np.ones(n_data) if flat else rng.uniform(0.2, 2, n_data)
     c /= c.mean()
     n_params = int(n_data / density)
+    lam[n_params:] = 0.0
     root = np.zeros((n_data, n_params))
-    root[:, :n_data] = np.diag(np.sqrt(n_data * lam))
+    np.fill_diagonal(root, np.sqrt(n_data * lam))
     noise = rng.standard_normal(root.shape) * np.sqrt(e * density * c)[:, None]
     law = InformationPlusNoise(lam, np.full(n_data, 1 / n_data), c, e, density)
     return law, np.linalg.eigvalsh((root + noise) @ (root + noise).T / n_data)
@@ -278,11 +279,28 @@ def test_spectrum_of_the_ntk(e, density):
     assert law.edge == pytest.approx(eigenvalues[-1], rel=0.04)
     x = 1.1 * law.edge
     assert law.stieltjes(x) == pytest.approx(np.mean(1 / (x - eigenvalues)), rel=0.02)
-    bounded = law.analytic_up_to(x)
+    bounded = law.analytic_between(-np.inf, x)
     smooth = bounded.average(lambda lam: lam / (x - lam))
     assert smooth == pytest.approx(x * law.stieltjes(x) - 1, rel=1e-6)
     assert law.average(lambda lam: lam + 0j) == pytest.approx(law.mean, rel=1e-8)
     assert law.edge > 1.02 * (law.lam[0] + 0.5 * e * law.over_data.min())
+
+
+@pytest.mark.parametrize("density", [0.5, 1.0, 1.5])
+@pytest.mark.parametrize("decay", [0.003, 0.03, 0.3])
+@pytest.mark.parametrize("e", [0.01, 1.0])
+def test_averages_keep_out_the_pole_of_weight_decay(e, decay, density):
+    """Against one large matrix, with eigenvalues down to zero; the control: the pole inside."""
+    law, eigenvalues = noisy(2, e, density, flat=True)
+
+    def share(lam):
+        return decay / (lam + decay)
+
+    expected = share(np.maximum(eigenvalues, 0)).mean()
+    found = law.analytic_between(-decay, np.inf).average(share)
+    assert found == pytest.approx(expected, rel=0.03)
+    if decay < 0.04 * law.edge:
+        assert law.average(share) != pytest.approx(expected, rel=0.03)
 
 
 def smoothed(eigenvalues, x, width):
