@@ -26,8 +26,10 @@ from quadmodel.theory.mean_field import DIVERGED, density_of
 
 # In diagrams: equations for modes, relative width of the last bracket, groups of points.
 _BINS, _COARSE, _GROUPS = 24, 0.02, 8
-# The past is kept as coarse as a decision allows.
-_MEMORY = 40
+# The past is kept as coarse as a decision allows: whole if it is short, finer where modes go on
+# oscillating (until they have decayed by so much), or where a small loss rises.
+_WHOLE, _MEMORY, _FINER, _SMALL = 300, 20, 80, 1e-2
+_DECAYED = 1e-3
 # A loss that has fallen by so much does not come back.
 _CONVERGED = 1e-5
 # A loss rises at the end if it has grown by so much over the last quarter.
@@ -38,8 +40,9 @@ _SINGLE = 3
 _DURATION, _SHORTEST, _LONGEST = 20.0, 100, 2000
 # The first bracket, in units of the linear model's edge, and the last.
 _LOW, _HIGH, _LOWEST, _HIGHEST = 0.4, 1.2, 1e-3, 4.0
-# Around what the batch size before has shown.
-_NEAR = 1.2
+# Around what the batch size before has shown: at most, and in units of the last bracket and of
+# what the last change of batch size has done.
+_NEAR, _BRACKETS, _CHANGES = 1.2, 2.0, 2.0
 
 
 def mean_field_edge(
@@ -214,16 +217,26 @@ class _Search:
     groups: int = 1
 
     def edges(self, batch_sizes: Sequence[int]) -> list[_Edge]:
-        """Return the edges of several batch sizes, each begun near the one before."""
-        found, near = [], 1.0
-        with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
-            for size in batch_sizes:
-                found.append(self.edge(size, near))
-                near = found[-1].fraction
-        return found
+        """Return the edges of several batch sizes, each begun near the next larger one's.
 
-    def edge(self, batch_size: int, near: float) -> _Edge:
-        """Return the last bracket, begun around a fraction of the linear model's edge."""
+        Small batches come last, since their runs are longest.
+        """
+        found: dict[int, _Edge] = {}
+        bracket, width, before = (_LOW, _HIGH), math.log(_NEAR), math.nan
+        with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
+            for size in sorted(set(batch_sizes), reverse=True):
+                found[size] = self.edge(size, bracket)
+                near = found[size].fraction
+                if near == 1.0:
+                    continue
+                if math.isfinite(before):
+                    change = _CHANGES * abs(math.log(near / before))
+                    width = min(change + _BRACKETS * self.rtol, math.log(_NEAR))
+                bracket, before = (near * math.exp(-width), near * math.exp(width)), near
+        return [found[size] for size in batch_sizes]
+
+    def edge(self, batch_size: int, bracket: tuple[float, float]) -> _Edge:
+        """Return the last bracket, from a first one in units of the linear model's edge."""
         sgd = self.template._at(batch_size=batch_size)
         spectrum = Spectrum(self.modes.lam)
         reference = _noise.critical_on_spectrum(spectrum, sgd, "finite")
@@ -234,13 +247,16 @@ class _Search:
         at = sgd._at(learning_rate=reference)
         known = statistics(self.modes, bins, at, self.density, self.groups)
         diverges = partial(_diverges, known, at, steps)
-        low, high = (_LOW, _HIGH) if near == 1.0 else (near / _NEAR, near * _NEAR)
+        low, high = bracket
+        further = (high / low) ** 2
         while diverges(low):
-            low, high = low / 2, low
+            low, high = low / min(further, 2.0), low
+            further *= further
             if low < _LOWEST:
                 return _Edge(0.0, high * reference, reference, steps)
         while not diverges(high):
-            low, high = high, 1.5 * high
+            low, high = high, high * min(further, 1.5)
+            further *= further
             if low > _HIGHEST:
                 return _Edge(low * reference, math.inf, reference, steps)
         while high > (1 + self.rtol) * low:
@@ -269,16 +285,41 @@ def _diverges(known: Statistics, reference: SGD, steps: int, fraction: float) ->
     if formulas.beyond_floats(float(known.lam.max()), at):
         return True
     start = float(known.weight @ known.energy)
-    solver = MeanField(known, at, columns_needed(steps, _MEMORY))
-    levels = []
+    memory = _memory(known, at, steps)
+    diverged, least = _run(known, at, steps, memory)
+    # What a coarse past does not resolve may rise.
+    if diverged and least < _SMALL * start and memory < min(_FINER, steps):
+        diverged, _ = _run(known, at, steps, _FINER)
+    return diverged
+
+
+def _memory(known: Statistics, sgd: SGD, steps: int) -> int:
+    """Return how many steps of the past are to be kept one by one."""
+    share = sgd.learning_rate / formulas.noiseless_edge(float(known.lam.max()), sgd)
+    if steps <= _WHOLE or share >= 1:
+        return steps
+    if share <= 0.5:
+        return _MEMORY
+    # From here on the fastest mode changes sign at every step: how much of it is left one later.
+    left = max(2 * share - 1, max(sgd.momentum, 0.0) ** 0.5)
+    kept = math.ceil(math.log(_DECAYED) / math.log(left))
+    return steps if kept > _FINER else max(_MEMORY, kept)
+
+
+def _run(known: Statistics, sgd: SGD, steps: int, memory: int) -> tuple[bool, float]:
+    """Return whether a run diverges, and its smallest loss."""
+    start = float(known.weight @ known.energy)
+    solver = MeanField(known, sgd, columns_needed(steps, memory))
+    levels: list[float] = []
     for step in range(steps + 1):
         solver.step(measure=False)
         if not solver.level <= DIVERGED * start:
-            return True
+            return True, min(levels, default=start)
         levels.append(solver.level)
         if solver.level < _CONVERGED * start:
-            return False
-        if step % (_MEMORY // 2) == 0:
-            solver.merge(_MEMORY)
+            return False, solver.level
+        if step % (memory // 2) == 0:
+            solver.merge(memory)
     early, middle, late = (levels[int(share * steps)] for share in (0.5, 0.75, 1.0))
-    return late > _RISING * middle and late - middle > middle - early
+    rises = late > _RISING * middle and late - middle > middle - early
+    return rises, min(levels)

@@ -9,6 +9,7 @@ import pytest
 
 import quadmodel as qm
 from quadmodel._util.checks import InputError
+from quadmodel.theory import mean_field_edge as module
 
 LAM = np.sort(0.07 + 0.93 * ((np.arange(100) + 0.5) / 100) ** 2)[::-1]
 
@@ -116,3 +117,24 @@ def test_a_coarse_past_changes_little(name):
         near, far = (np.abs(run[variable] / exact[variable] - 1).max() for run in (coarse, coarser))
         assert near < tolerance
         assert far > near
+
+
+@pytest.mark.slow
+def test_coarse_past_does_not_hide_overshooting_modes():
+    """Where the largest mode changes sign at every step, averages over two steps would hide it.
+
+    The control: they do, and runs are then said to diverge below the deterministic edge.
+    """
+    lam = np.arange(1, 401) ** -0.7
+    ensemble = qm.Ensemble(400, 800, jacobian=lam / lam.mean(), curvature=0.15**0.5)
+    arguments = {"steps": 231, "rtol": 0.02, "bins": 24}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_WHOLE", 100)
+        found = qm.mean_field_edge(ensemble, [100], **arguments)
+        patch.setattr(module, "_memory", lambda known, sgd, steps: 10_000)
+        whole = qm.mean_field_edge(ensemble, [100], **arguments)
+        patch.setattr(module, "_memory", lambda known, sgd, steps: 20)
+        patch.setattr(module, "_FINER", 20)
+        coarse = qm.mean_field_edge(ensemble, [100], **arguments)
+    np.testing.assert_allclose(found.low, whole.low, rtol=1e-12)
+    assert coarse.high.item() < 0.98 * whole.low.item()
