@@ -21,6 +21,7 @@ JOBS = {
     "single": ("job_dense", "single"),
     "large-p": ("job_large_p", "large_p"),
     "exact": ("job_exact", "exact"),
+    "mean-field": ("job_mean_field", "mean_field"),
     "scaling": ("job_scaling", "scaling"),
     "cold-start": ("cold_start", "cold_start"),
 }

@@ -13,6 +13,10 @@ from quadmodel._util.checks import FloatArray, InputError, as_number
 from quadmodel.spectra import SpectralLaw
 
 _STEPS = 60
+# Half the height of a contour in the logarithm of the eigenvalue, below pi.
+_LOG_HEIGHT = 1.5
+# Where a density is asked for, the height above the axis falls by so much at a time.
+_DESCENT = 0.4
 # Points of a round that looks for the edge, and the relative width at which it ends.
 _SECTIONS, _ROUNDS, _EDGE = 32, 12, 1e-8
 
@@ -22,6 +26,8 @@ class _Solution(NamedTuple):
 
     resolvent: np.ndarray  # (points, bins)
     found: np.ndarray
+    a: np.ndarray  # (points, 1)
+    p: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +66,8 @@ class InformationPlusNoise(SpectralLaw):
     over_data: FloatArray
     noise: float
     density: float
-    # Functions to be averaged are analytic in the half plane left of this eigenvalue.
+    # Functions to be averaged are analytic in the strip between these eigenvalues.
+    analytic_above: float = -np.inf
     analytic_below: float = np.inf
 
     def eigenvalues(self, n_data: int, n_params: int) -> FloatArray:
@@ -93,9 +100,9 @@ class InformationPlusNoise(SpectralLaw):
                 break
         return high
 
-    def analytic_up_to(self, pole: float) -> InformationPlusNoise:
-        """Return this law for averages of functions that have their first pole at `pole`."""
-        law = replace(self, analytic_below=pole)
+    def analytic_between(self, left: float, right: float) -> InformationPlusNoise:
+        """Return this law for averages of functions that have their first poles there."""
+        law = replace(self, analytic_above=left, analytic_below=right)
         law.__dict__["edge"] = self.edge  # not to be looked for again
         return law
 
@@ -110,34 +117,62 @@ class InformationPlusNoise(SpectralLaw):
         Notes
         -----
         :math:`\frac{1}{2\pi i}\oint f(x)\,m(x)\,dx` along an ellipse around the support, by the
-        trapezoidal rule, which converges geometrically.
+        trapezoidal rule, which converges geometrically. Where a pole at -w is near on the left, the
+        ellipse is one of :math:`\log(x+w)`.
         """
-        right = self.edge + 0.5 * min(self.analytic_below - self.edge, self.edge)
-        left = -0.05 * self.edge
         before, count = np.nan, 64
         while True:
-            angle = 2 * np.pi * (np.arange(count) + 0.5) / count
-            centre, width = 0.5 * (left + right), 0.5 * (right - left)
-            height = 0.5 * self.edge
-            x = centre + width * np.cos(angle) + 1j * height * np.sin(angle)
-            slope = -width * np.sin(angle) + 1j * height * np.cos(angle)
+            x, slope = self._contour(2 * np.pi * (np.arange(count) + 0.5) / count)
             m = -(self._solve(x).resolvent @ self.weight)
             found = float(np.mean(function(x) * m * slope / 1j).real)
             if abs(found - before) <= 1e-9 * abs(found) or count > 2000:
                 return found
             before, count = found, 2 * count
 
-    def _solve(self, x: np.ndarray) -> _Solution:
+    def _contour(self, angle: FloatArray) -> tuple[np.ndarray, np.ndarray]:
+        """Return points around the support and, but no pole, and their derivative by the angle."""
+        edge, pole = self.edge, -self.analytic_above
+        left = -0.05 * edge
+        right = edge + 0.5 * min(self.analytic_below - edge, edge)
+        near = pole < -4 * left
+        height = _LOG_HEIGHT if near else 0.5 * edge
+        if near:
+            left, right = np.log(pole) - 1, np.log(right + pole)
+        centre, width = 0.5 * (left + right), 0.5 * (right - left)
+        x = centre + width * np.cos(angle) + 1j * height * np.sin(angle)
+        slope = -width * np.sin(angle) + 1j * height * np.cos(angle)
+        return (np.exp(x) - pole, np.exp(x) * slope) if near else (x, slope)
+
+    def smoothed_density(self, x: FloatArray, width: float) -> FloatArray:
+        r"""Return the density at `x`, smoothed by a Cauchy law of half width `width`.
+
+        Notes
+        -----
+        :math:`\operatorname{Im} m(x+iw)/\pi`: the mean over eigenvalues of
+        :math:`(w/\pi)/((x-\lambda)^2+w^2)`. Solved far above the axis first, then nearer and nearer
+        from the solution before.
+        """
+        height, found = max(self.edge, width), None
+        while True:
+            found = self._solve(x + 1j * height, found)
+            if height == width:
+                return np.asarray((found.resolvent @ self.weight).imag / np.pi)
+            height = max(_DESCENT * height, width)
+
+    def _solve(self, x: np.ndarray, near: _Solution | None = None) -> _Solution:
         """Solve at points outside the support, by Newton's steps from the noise-free solution.
 
-        Right of the support the steps rise monotonically to the physical solution.
+        Right of the support the steps rise monotonically to the physical solution. At complex
+        points they start from the solution `near` them, if there is one.
         """
         x = np.asarray(x)[:, None]
         lam, c, w, e, delta = self.lam, self.over_data, self.weight, self.noise, self.density
         complex_valued = np.iscomplexobj(x)
         a = np.ones_like(x, dtype=complex if complex_valued else float)
         p = np.zeros_like(a)
-        if complex_valued:  # far from the axis the iteration contracts
+        if near is not None:
+            a, p = near.a, near.p
+        elif complex_valued:  # far from the axis the iteration contracts
             for _ in range(20):
                 resolvent = 1 / (p * c + lam / a - x)
                 a, p = self._iterate(x, a, p, resolvent)
@@ -166,7 +201,7 @@ class InformationPlusNoise(SpectralLaw):
                 if (small | left).all():
                     break
             resolvent = 1 / (p * c + lam / a - x)
-        return _Solution(resolvent, small & ~left)
+        return _Solution(resolvent, small & ~left, a, p)
 
     def _iterate(
         self, x: np.ndarray, a: np.ndarray, p: np.ndarray, resolvent: np.ndarray

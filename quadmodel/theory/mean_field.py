@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,16 @@ import xarray as xr
 from numpy.typing import ArrayLike
 
 from quadmodel._util.blas import one_blas_thread
-from quadmodel._util.checks import InputError, IntArray, as_integer, as_number, check_memory
+from quadmodel._util.checks import (
+    FloatArray,
+    InputError,
+    IntArray,
+    as_choice,
+    as_integer,
+    as_list,
+    as_number,
+    check_memory,
+)
 from quadmodel._util.results import (
     Variable,
     attributes,
@@ -36,6 +46,10 @@ from quadmodel.theory._mean_field_source import (
     statistics,
 )
 
+# What may be asked for besides.
+ALSO = ("ntk_density", "two_time")
+# Points of a density, its half width as a share of the largest edge, and the most modes behind it.
+_POINTS, _WIDTH, _MOST_MODES = 200, 0.01, 1000
 # A mean loss so many times the one at the start has diverged.
 DIVERGED = 1e8
 _TWO_TIME = {
@@ -62,7 +76,7 @@ def mean_field(
     groups: int = 1,
     memory: int | None = None,
     record_every: int | None = None,
-    two_time: bool = False,
+    also: Sequence[str] = (),
 ) -> xr.Dataset:
     r"""Predict loss, NTK and noise kernel norm of the nonlinear model, without simulation.
 
@@ -99,8 +113,8 @@ def mean_field(
         to 1e-4 of the initial loss. Losses that a coarse past does not resolve may be NaN.
     record_every : int, optional
         Steps between two entries of the result; by default about fifty entries.
-    two_time : bool, optional
-        Also return the functions of two steps, see below.
+    also : sequence of {"ntk_density", "two_time"}, optional
+        What else to return, see below.
 
     Returns
     -------
@@ -109,8 +123,12 @@ def mean_field(
         `ntk_largest_eigenvalue`, `noise_kernel_norm` (the paper's), `noise_kernel_norm_finite`
         (step), `mode_energy` (step, mode). From the step on at which the loss overflows or exceeds
         1e8 times that at the start, loss, energies and distance are +inf and the rest NaN;
-        attribute `divergence_step` (-1 if there is none). With `two_time`: `parameter_overlap`
-        (all_steps, other_steps), :math:`\theta_t\cdot\theta_s` where gradients are taken.
+        attribute `divergence_step` (-1 if there is none). With "ntk_density": `ntk_density` (step,
+        eigenvalue), the density of the NTK's eigenvalues, smoothed by a Cauchy law whose half width
+        w is the attribute `density_half_width`: the mean over eigenvalues of
+        :math:`(w/\pi)/((x-\lambda)^2+w^2)`. With "two_time", over (later_step, earlier_step):
+        `displacement_correlation` C, `parameter_response` u, `residual_response` G,
+        `residual_correlation` Z and `ntk_residual_correlation`, where gradients are taken.
 
     Raises
     ------
@@ -154,9 +172,11 @@ def mean_field(
     steps = as_integer("steps", steps)
     bins, groups = as_integer("bins", bins), as_integer("groups", groups, high=modes.n_data)
     density = density_of(modes, ratio)
+    if also not in ((), []):
+        also = as_list("also", also, lambda name: as_choice("also", name, ALSO))
     if memory is not None:
         memory = as_integer("memory", memory, low=10)
-        if two_time:
+        if "two_time" in also:
             raise InputError(f"memory must be left out with two_time, got {memory}")
     if record_every is None:
         record_every = max(1, steps // 50)
@@ -173,14 +193,18 @@ def mean_field(
     in_bin = bins_of(modes, bins, alone)
     with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
         known = statistics(modes, in_bin, scaled, density, groups)
-        solver = MeanField(known, scaled, capacity, follow=in_bin[alone], keep=two_time)
+        solver = MeanField(known, scaled, capacity, follow=in_bin[alone], keep="two_time" in also)
         found, stopped = run(solver, recorded, memory)
         values = _values(modes, in_bin, solver, found, recorded.size)
+        if "ntk_density" in also:
+            of_bins = bins_of(modes, _MOST_MODES, alone)
+            finer = statistics(modes, of_bins, scaled, density, 1)
+            values |= _densities(finer, of_bins[alone], found, values, modes.unit_of_ntk)
     coords: dict[str, Any] = {
         "step": step_coordinate(recorded),
         "mode": np.arange(modes.n_data),
     }
-    if two_time:
+    if "two_time" in also:
         values |= _of_pairs(modes, solver, steps)
         for name in ("later_step", "earlier_step"):
             coords[name] = variable(name, np.arange(steps + 1), units="SGD steps")
@@ -194,6 +218,9 @@ def mean_field(
         groups=groups,
         divergence_step=stopped,
     )
+    if "ntk_density" in also:
+        coords["eigenvalue"] = _density_grid(values)
+        attrs["density_half_width"] = _WIDTH * float(coords["eigenvalue"][1][-1])
     return xr.Dataset(values, coords=coords, attrs=attrs)
 
 
@@ -280,6 +307,34 @@ def _values(
     }
 
 
+def _density_grid(values: dict[str, Variable]) -> Variable:
+    """Return the eigenvalues at which densities are given, the same at all steps."""
+    top = float(np.nanmax(values["ntk_largest_eigenvalue"][1]))
+    grid = np.linspace(0.0, 1.1 * top, _POINTS)
+    return variable("eigenvalue", grid, "eigenvalue of the NTK", "1 / learning rate")
+
+
+def _densities(
+    finer: Statistics,
+    follow: IntArray,
+    found: list[Means],
+    values: dict[str, Variable],
+    unit: float,
+) -> dict[str, Variable]:
+    """Return the smoothed density of the NTK's eigenvalues at recorded steps.
+
+    Of all modes rather than bins of them, which would show between the bins.
+    """
+    grid: FloatArray = _density_grid(values)[1] / unit
+    density = np.full((values["ntk_trace"][1].size, grid.size), np.nan)
+    for k, means in enumerate(found):
+        law = ntk_spectrum(finer, means, follow)
+        if np.isfinite(law.edge):
+            density[k] = law.smoothed_density(grid, _WIDTH * grid[-1]) / unit
+    long_name, dims = "density of the NTK's eigenvalues, smoothed", ("step", "eigenvalue")
+    return {"ntk_density": variable(dims, density, long_name, "learning rate")}
+
+
 def noise_kernel_norm_of(law: InformationPlusNoise, n_data: int, sgd: SGD, norm: str) -> float:
     """Return K of a spectrum of the NTK."""
     if law.noise == 0 or law.density == 0:
@@ -292,7 +347,8 @@ def noise_kernel_norm_of(law: InformationPlusNoise, n_data: int, sgd: SGD, norm:
         return math.inf
     # Where the learning rate is at the edge of a single eigenvalue.
     critical = edge * (law.edge + sgd.weight_decay) / sgd.learning_rate - sgd.weight_decay
-    law = law.analytic_up_to(critical)
+    left = -sgd.weight_decay if sgd.weight_decay > 0 else -math.inf
+    law = law.analytic_between(left, critical)
     return _noise.norm_on_spectrum(LimitSpectrum(law, n_data), sgd, norm)
 
 

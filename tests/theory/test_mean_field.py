@@ -184,7 +184,7 @@ def test_divergence_is_a_result():
 
 def test_two_time():
     ensemble = qm.Ensemble(20, 40, curvature=0.05)
-    found = qm.mean_field(ensemble, qm.SGD(0.1, 4), 10, two_time=True, record_every=1)
+    found = qm.mean_field(ensemble, qm.SGD(0.1, 4), 10, also=["two_time"], record_every=1)
     overlap = found.displacement_correlation.values
     np.testing.assert_allclose(np.diagonal(overlap), found.squared_distance, rtol=1e-12)
     assert np.array_equal(overlap, overlap.T)
@@ -219,7 +219,8 @@ def test_heavy_mode():
         ({"source": np.ones((3, 2))}, "ntk must be"),
         ({"source": qm.spectra.PowerLaw(1.0)}, "source must be an Ensemble with this law"),
         ({"memory": 5}, "memory must be an integer >= 10, got 5"),
-        ({"memory": 50, "two_time": True}, "memory must be left out with two_time"),
+        ({"memory": 50, "also": "two_time"}, "memory must be left out with two_time"),
+        ({"also": ["ntk"]}, "also must be one of ntk_density, two_time, got 'ntk'"),
         ({"steps": 0}, "steps must be an integer >= 1, got 0"),
         ({"sgd": 3}, "sgd must be an SGD, got int"),
         ({"sgd": qm.SGD(0.1, 9)}, "batch_size must be between 1 and n_data=4, got 9"),
@@ -256,14 +257,15 @@ def test_bad_input(changes, message):
     assert "\n" not in str(caught.value)
 
 
-def noisy(seed, e, density, n_data=300):
+def noisy(seed, e, density, n_data=300, flat=False):
     rng = np.random.default_rng(seed)
-    lam = np.sort(rng.uniform(0.1, 1, n_data))[::-1]
-    c = rng.uniform(0.2, 2, n_data)
+    lam = np.sort(rng.uniform(0.1, 1, n_data))[::-1].copy()
+    c = np.ones(n_data) if flat else rng.uniform(0.2, 2, n_data)
     c /= c.mean()
     n_params = int(n_data / density)
+    lam[n_params:] = 0.0
     root = np.zeros((n_data, n_params))
-    root[:, :n_data] = np.diag(np.sqrt(n_data * lam))
+    np.fill_diagonal(root, np.sqrt(n_data * lam))
     noise = rng.standard_normal(root.shape) * np.sqrt(e * density * c)[:, None]
     law = InformationPlusNoise(lam, np.full(n_data, 1 / n_data), c, e, density)
     return law, np.linalg.eigvalsh((root + noise) @ (root + noise).T / n_data)
@@ -277,8 +279,71 @@ def test_spectrum_of_the_ntk(e, density):
     assert law.edge == pytest.approx(eigenvalues[-1], rel=0.04)
     x = 1.1 * law.edge
     assert law.stieltjes(x) == pytest.approx(np.mean(1 / (x - eigenvalues)), rel=0.02)
-    bounded = law.analytic_up_to(x)
+    bounded = law.analytic_between(-np.inf, x)
     smooth = bounded.average(lambda lam: lam / (x - lam))
     assert smooth == pytest.approx(x * law.stieltjes(x) - 1, rel=1e-6)
     assert law.average(lambda lam: lam + 0j) == pytest.approx(law.mean, rel=1e-8)
     assert law.edge > 1.02 * (law.lam[0] + 0.5 * e * law.over_data.min())
+
+
+@pytest.mark.parametrize("density", [0.5, 1.0, 1.5])
+@pytest.mark.parametrize("decay", [0.003, 0.03, 0.3])
+@pytest.mark.parametrize("e", [0.01, 1.0])
+def test_averages_keep_out_the_pole_of_weight_decay(e, decay, density):
+    """Against one large matrix, with eigenvalues down to zero; the control: the pole inside."""
+    law, eigenvalues = noisy(2, e, density, flat=True)
+
+    def share(lam):
+        return decay / (lam + decay)
+
+    expected = share(np.maximum(eigenvalues, 0)).mean()
+    found = law.analytic_between(-decay, np.inf).average(share)
+    assert found == pytest.approx(expected, rel=0.03)
+    if decay < 0.04 * law.edge:
+        assert law.average(share) != pytest.approx(expected, rel=0.03)
+
+
+def smoothed(eigenvalues, x, width):
+    return np.mean(width / np.pi / ((x[:, None] - eigenvalues) ** 2 + width**2), axis=1)
+
+
+@pytest.mark.parametrize(("e", "density"), [(1e-6, 0.5), (0.05, 0.5), (0.4, 0.9), (2.0, 0.2)])
+def test_smoothed_density(e, density):
+    """Against one large matrix, whose eigenvalues hardly fluctuate; the control: other noise."""
+    law, eigenvalues = noisy(1, e, density)
+    x = np.linspace(0, 1.2 * law.edge, 100)
+    width = 0.03 * law.edge
+    expected = smoothed(eigenvalues, x, width)
+    noises = (e, 1.5 * e + 0.1)
+    found = [replace(law, noise=e).smoothed_density(x, width) for e in noises]
+    right, wrong = (np.abs(one - expected).mean() / expected.mean() for one in found)
+    assert right < 0.02
+    assert wrong > 0.06
+
+
+@pytest.mark.parametrize("ratio", [2.0, np.inf])
+def test_density_along_training(ratio):
+    """That of the recorded eigenvalues of runs, smoothed alike, while the trace grows by a third.
+
+    In the limit of many parameters the spectrum is narrower: the control.
+    """
+    lam = np.sort(0.07 + 0.93 * ((np.arange(100) + 0.5) / 100) ** 2)[::-1]
+    model = qm.Ensemble(100, 200, jacobian=lam, curvature=0.2).sample(3)
+    sgd = qm.SGD(0.3, 10)
+    found = qm.mean_field(model, sgd, 40, ratio=ratio, also="ntk_density", record_every=20)
+    names = ("ntk_eigenvalue", "ntk_trace")
+    runs = qm.simulate(model, sgd, 40, replicas=16, record_every=20, observables=names)
+    assert float(found.ntk_trace[-1] / found.ntk_trace[0]) > 1.3
+    x, width = found.eigenvalue.values, found.attrs["density_half_width"]
+    off = []
+    for step in (0, 20, 40):
+        of_runs = runs.ntk_eigenvalue.sel(step=step).transpose("replica", "mode").values
+        expected = np.mean([smoothed(one, x, width) for one in of_runs], axis=0)
+        off.append(np.abs(found.ntk_density.sel(step=step) - expected).mean() / expected.mean())
+    assert off[0] < 1e-6
+    if np.isinf(ratio):
+        assert min(off[1:]) > 0.1
+    else:
+        assert max(off[1:]) < 0.05
+    whole = np.trapezoid(found.ntk_density.values, x, axis=1)
+    assert ((whole > 0.9) & (whole < 1.0)).all()
