@@ -243,7 +243,8 @@ def run(solver: MeanField, recorded: IntArray, memory: int | None) -> tuple[list
     for step in range(int(recorded[-1]) + 1):
         stop_if_asked()
         means = solver.step(measure=step in wanted)
-        if not solver.level <= DIVERGED * start:
+        # Too coarse a past may carry it away to either side.
+        if not abs(solver.level) <= DIVERGED * start:
             return found, step
         if memory is not None and step % (memory // 2) == 0:
             solver.merge(memory)
