@@ -265,6 +265,8 @@ TAKES_A_DATASET = {
     "plot.persistent_edge: found": qm.plot.persistent_edge,
     "plot.large_p_edge: found": qm.plot.large_p_edge,
     "plot.loss: sim": qm.plot.loss,
+    "plot.mean_field: pred": qm.plot.mean_field,
+    "plot.mean_field_edge: edges": qm.plot.mean_field_edge,
     "plot.sharpening: pred": qm.plot.sharpening,
 }
 TABLE = [

@@ -10,6 +10,7 @@ from quadmodel._util.checks import InputError
 from tests.pictures import K_LINES, close_figures, draw, labelled, legend, title  # noqa: F401
 
 PARTS = ("progressive", "conservative", "diffusive")
+PREDICTED = "mean-field theory (finite norm)"
 SUM, SIMULATED = "sum: closed form", "simulated (2 standard errors)"
 ENSEMBLE = qm.Ensemble(6, 20, qm.spectra.PowerLaw(1.0), curvature=0.005)
 INITIAL = [f"initial {line}" for line in K_LINES]
@@ -257,13 +258,20 @@ def test_quantity_that_does_not_exist(grid):
 def test_persistent_edge(found):
     artists, ax = draw(qm.plot.persistent_edge, found)
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("SGD steps", "noise kernel norm (exact)")
-    assert legend(ax) == ["q = 0.5", "q = 1", "q = 50", "diverged"]
+    assert legend(ax) == ["q = 0.5", "q = 1", "q = 50", PREDICTED, "diverged"]
     assert ax.get_legend().get_title().get_text() == "curvature strength"
     assert horizontal(ax, 1)
     low, high = ax.get_ylim()
     assert low == 0
     assert 1 < high < 2
-    assert len(artists) == 6
+    assert len(artists) == 8  # what is predicted to diverge at once has no line
+    for n, line in enumerate(artists[6:]):
+        assert line.get_linestyle() == "--"
+        np.testing.assert_array_equal(
+            line.get_ydata(), found.mean_field_noise_kernel_norm_finite[n]
+        )
+        assert line.get_color() == artists[2 * n].get_color()
+    artists = artists[:6]
     for n, line in enumerate(artists):
         strength, replica = divmod(n, 2)
         np.testing.assert_array_equal(line.get_xdata(), found.step)
@@ -284,6 +292,13 @@ def test_persistent_edge_of_replicas_that_all_diverge(found):
     crosses = [line for line in ax.lines if line.get_marker() == "x" and len(line.get_xdata())]
     assert [list(line.get_xdata()) for line in crosses] == [[0], [0]]
     assert crosses[0].get_label() == "q = 50"
+
+
+def test_persistent_edge_without_a_prediction(found):
+    runs = found.drop_vars([name for name in found if str(name).startswith("mean_field_")])
+    artists, ax = draw(qm.plot.persistent_edge, runs)
+    assert len(artists) == 6
+    assert legend(ax) == ["q = 0.5", "q = 1", "q = 50", "diverged"]
 
 
 def test_persistent_edge_beyond_the_deterministic_edge(found):

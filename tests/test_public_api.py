@@ -149,8 +149,8 @@ def test_docstrings_of_modules(name):
 @pytest.mark.parametrize(
     "name",
     [
-        "large_p_edge", "loss", "persistent_edge", "phase_diagram", "sharpening",
-        "sharpening_diagram", "spectrum",
+        "large_p_edge", "loss", "mean_field", "mean_field_edge", "persistent_edge",
+        "phase_diagram", "sharpening", "sharpening_diagram", "spectrum",
     ],
 )  # fmt: skip
 def test_docstrings_of_plots(name):

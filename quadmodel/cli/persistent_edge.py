@@ -39,7 +39,8 @@ def persistent_edge_command(
     """Follow models that train at the stochastic edge without converging.
 
     Trains models whose curvature grows with the NTK, writes a picture of their noise kernel norms
-    and a NetCDF file, and prints medians over the last third of the steps.
+    and a NetCDF file, and prints medians over the last third of the steps beside the last noise
+    kernel norm that mean-field theory predicts.
     """
     from quadmodel.studies.persistence import late_time_quartiles, persistent_edge
 
@@ -58,10 +59,18 @@ def persistent_edge_command(
     )
     outputs.write(found, _draw)
     quartiles = late_time_quartiles(found)
+    predicted = quartiles.mean_field_noise_kernel_norm_finite
+    quartiles = quartiles.drop_vars(predicted.name)
     frame = quartiles.sel(quantile=0.5).drop_vars("quantile").to_dataframe().reset_index()
     norm = quartiles.noise_kernel_norm_exact.stack(row=("curvature_strength", "replica"))
     frame["exact_low"], frame["exact_high"] = norm.sel(quantile=0.25), norm.sel(quantile=0.75)
-    click.echo("medians over the last third of the steps; exact_low, exact_high: quartiles")
+    frame["predicted_finite"] = predicted.sel(
+        curvature_strength=frame.curvature_strength.to_numpy()
+    ).to_numpy()
+    click.echo(
+        "medians over the last third of the steps; exact_low, exact_high: quartiles; "
+        "predicted_finite: last noise_kernel_norm_finite of mean-field theory"
+    )
     click.echo(frame.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
     click.echo(f"{time.perf_counter() - began:.1f} s\n{outputs}")
 

@@ -9,7 +9,17 @@ import xarray as xr
 
 from quadmodel._util.checks import FloatArray
 from quadmodel._util.results import check_result
-from quadmodel.plot._common import CYCLE, check_axes, ink, legend, new_axes, ticks, title
+from quadmodel.plot._common import (
+    CYCLE,
+    Line,
+    check_axes,
+    ink,
+    legend,
+    new_axes,
+    seen,
+    ticks,
+    title,
+)
 from quadmodel.plot._setting import setting
 
 if TYPE_CHECKING:
@@ -44,7 +54,8 @@ def persistent_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     Returns
     -------
     list of matplotlib.artist.Artist
-        A line per replica, one colour per curvature strength.
+        A line per replica, one colour per curvature strength; then a dashed line per curvature
+        strength for the mean-field prediction, if `found` holds one.
 
     Raises
     ------
@@ -54,7 +65,7 @@ def persistent_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     Notes
     -----
     Exact noise kernel norm, without unit, against SGD steps; 1 is the edge. Crosses end runs that
-    diverged.
+    diverged. Dashed: the finite-size norm of mean-field theory, the exact one's lower bound.
 
     References
     ----------
@@ -91,6 +102,7 @@ def persistent_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
                     label=label,
                 )
                 label = None
+    artists += _mean_field_lines(ax, found, _colours(len(strengths)), top)
     if ended.any():
         ax.plot([], [], "x", color=ink(ax), label="diverged")
     ax.axhline(1, color=ink(ax), linewidth=0.8)
@@ -101,6 +113,26 @@ def persistent_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     parts = [*setting(found.attrs, replicas=found.sizes["replica"]), started]
     title(ax, [part for part in parts if part])
     legend(ax, title="curvature strength")
+    return artists
+
+
+def _mean_field_lines(ax: Axes, found: xr.Dataset, colours: list[Any], top: float) -> list[Artist]:
+    """Draw the predicted noise kernel norms, as far as they are there and in sight."""
+    name = "mean_field_noise_kernel_norm_finite"
+    if name not in found:
+        return []
+    steps = found.step.values
+    norms = found[name].transpose("curvature_strength", "step").values
+    lines = [
+        Line("", steps, norm, {"color": colour})
+        for norm, colour in zip(norms, colours, strict=True)
+    ]
+    drawn = [line for line in lines if seen(line, (0.0, top))]
+    artists: list[Artist] = []
+    for line in drawn:
+        artists += ax.plot(steps, line.y, linestyle="--", linewidth=1.8, zorder=3, **line.style)
+    if drawn:
+        ax.plot([], [], "--", color=ink(ax), label="mean-field theory (finite norm)")
     return artists
 
 

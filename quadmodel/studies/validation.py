@@ -64,12 +64,14 @@ def validate(
     and parameters, with antithetic pairs of curvature draws; repulsion of eigenvalues; with full
     batches its change along every direction of the curvature, without chance; what batch
     noise takes from the growth of the largest eigenvalue, as the difference of two batch sizes that
-    share curvature draws; loss and NTK in the limit of many parameters. Learning rates are chosen
-    without the theory, so that a wrong one cannot move both sides.
+    share curvature draws; loss and NTK in the limit of many parameters; loss, distance, NTK trace
+    and noise kernel norm in the mean-field theory, with 1/(2D) of the prediction added to the
+    standard error, since that theory is one of many data points. Learning rates are chosen without
+    the theory, so that a wrong one cannot move both sides.
 
     References
     ----------
-    .. [1] derivations/02-second-moment.md to derivations/08-large-p.md.
+    .. [1] derivations/02-second-moment.md to derivations/09-mean-field.md.
 
     Examples
     --------

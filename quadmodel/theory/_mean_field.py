@@ -219,7 +219,7 @@ class MeanField:
 
         half = 0.5 * known.strength * known.density * c
         cross = energy + half * overlap**2 + lam * spread
-        own = (energy + half * squared_distance**2 + lam * own_spread)[:, 0]
+        own = (energy + half * squared_distance * squared_distance + lam * own_spread)[:, 0]
         r = residual_response * width
         to_forces = cross + energy * r.sum(axis=1, keepdims=True) + r * self.noise[:, :n]
         to_forces += half * (r @ past["S"]) + lam * (r @ past["X"])
@@ -314,7 +314,7 @@ class MeanField:
         shared["U"][n, :n] = row.response
         for name, values, own in (
             ("C", row.overlap, row.squared_distance),
-            ("S", row.overlap**2, row.squared_distance**2),
+            ("S", row.overlap**2, row.squared_distance * row.squared_distance),
             ("X", row.spread, row.own_spread),
         ):
             shared[name][n, :n] = shared[name][:n, n] = values

@@ -29,6 +29,7 @@ from quadmodel._util.results import (
     step_coordinate,
     variable,
 )
+from quadmodel._util.threads import stop_if_asked
 from quadmodel.curvature import CurvatureLaw
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
@@ -240,8 +241,10 @@ def run(solver: MeanField, recorded: IntArray, memory: int | None) -> tuple[list
     wanted = set(recorded.tolist())
     start = float(solver.known.weight @ solver.known.energy)
     for step in range(int(recorded[-1]) + 1):
+        stop_if_asked()
         means = solver.step(measure=step in wanted)
-        if not solver.level <= DIVERGED * start:
+        # Too coarse a past may carry it away to either side.
+        if not abs(solver.level) <= DIVERGED * start:
             return found, step
         if memory is not None and step % (memory // 2) == 0:
             solver.merge(memory)

@@ -72,6 +72,15 @@ def test_quartiles_of_the_persistent_edge(run):
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_predicted_norm_beside_the_simulated(run):
+    _, head, *rows = run(*PERSISTENT)[1].splitlines()[:-2]
+    column = head.split().index("predicted_finite")
+    norms = persistent().mean_field_noise_kernel_norm_finite.isel(step=-1).values
+    printed = [float(row.split()[column]) for row in rows]
+    np.testing.assert_allclose(printed, np.repeat(norms, 2), atol=5e-4)
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_a_table_of_replicas_that_diverge(run):
     strong = ["--curvature-strengths", "40", "--initial-norm", "1.5"]
     code, out, err = run(*PERSISTENT, *strong)

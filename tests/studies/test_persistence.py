@@ -21,6 +21,8 @@ FAMILY_WISE_ERROR = 1e-6
 N_DATA, N_PARAMS, STRENGTHS = 6, 10, (0.5, 1.0)
 NORMS = ("noise_kernel_norm", "noise_kernel_norm_finite", "noise_kernel_norm_exact")
 PER_STEP = (*NORMS, "scaled_largest_eigenvalue", "loss")
+PREDICTED = tuple(f"mean_field_{name}" for name in PER_STEP if name != "noise_kernel_norm_exact")
+FINITE = "mean_field_noise_kernel_norm_finite"
 
 
 def follow(curvature_strengths=STRENGTHS, **options):
@@ -40,7 +42,7 @@ def test_layout(found):
     point = ("curvature_strength", "replica")
     assert {name: found[name].dims for name in found.data_vars} == {
         **dict.fromkeys(PER_STEP, (*point, "step")), "learning_rate": point,
-        "divergence_step": point,
+        "divergence_step": point, **dict.fromkeys(PREDICTED, ("curvature_strength", "step")),
     }  # fmt: skip
     assert found.curvature_strength.values.tolist() == list(STRENGTHS)
     assert found.replica.values.tolist() == [0, 1]
@@ -233,6 +235,57 @@ def test_divergence():
         assert np.isnan(late[name][1]).all()
 
 
+# ---- the prediction
+
+
+@pytest.mark.parametrize("strength", STRENGTHS)
+def test_prediction_is_that_of_mean_field_theory(strength, found):
+    """Of equal squared residuals along the modes, which is the mean over replicas."""
+    lam = 1 / np.arange(1, N_DATA + 1)
+    law = qm.curvature.KroneckerCurvature(
+        np.diag(lam * N_DATA / lam.sum()), scale=strength / N_PARAMS**0.5
+    )
+    sgd = qm.SGD(float(found.learning_rate[1, 0]), 2)
+    theory = qm.mean_field(
+        np.diag(lam), sgd, 60, curvature=law, residual=np.ones(N_DATA), n_params=N_PARAMS,
+        record_every=1,
+    )  # fmt: skip
+    theory["scaled_largest_eigenvalue"] = sgd.learning_rate * theory.ntk_largest_eigenvalue
+    here = found.sel(curvature_strength=strength)
+    for name in PREDICTED:
+        alone = theory[name.removeprefix("mean_field_")]
+        kept = here[name].values[: np.argmax(alone.values < 5e-4) or None]
+        assert kept.size > 40
+        np.testing.assert_allclose(kept, alone[: kept.size], rtol=1e-6)
+        assert np.isnan(here[name][kept.size :]).all()
+
+
+def test_prediction_ends_where_a_coarse_past_does_not_resolve_it(monkeypatch):
+    monkeypatch.setattr(module, "_LONGEST", 30)
+    cut = follow(record_every=7)
+    assert cut.step.values.tolist() == [0, 7, 14, 21, 28, 35, 42, 49, 56, 60]
+    assert np.isfinite(cut[FINITE][:, :5]).all()
+    for name in PREDICTED:
+        assert np.isnan(cut[name][:, 5:]).all()
+    assert np.isfinite(follow(record_every=40)[FINITE][:, 0]).all()
+    late = module.late_time_quartiles(cut)
+    np.testing.assert_array_equal(late[FINITE], cut[FINITE][:, 4])
+
+
+def test_prediction_that_diverges():
+    gone = follow([0.5, 50.0])
+    assert np.isfinite(gone[FINITE][0]).all()
+    assert np.isnan(gone[FINITE][1, -1])
+    assert np.isposinf(gone.mean_field_loss[1, -1])
+    assert np.isnan(module.late_time_quartiles(gone)[FINITE][1])
+
+
+def test_late_times_without_a_prediction(found):
+    runs = found.drop_vars(list(PREDICTED))
+    table = module.late_time_quartiles(runs)
+    assert table.identical(module.late_time_quartiles(found).drop_vars(FINITE))
+
+
 # ---- what the result depends on
 
 
@@ -271,6 +324,7 @@ def test_late_time_quartiles(found):
         **dict.fromkeys(PER_STEP, ("quantile", "curvature_strength", "replica")),
         "divergence_step": ("curvature_strength", "replica"),
         "at_edge": ("curvature_strength", "replica"),
+        FINITE: ("curvature_strength",),
     }
     assert table["quantile"].values.tolist() == [0.25, 0.5, 0.75]
     for name in PER_STEP:
@@ -419,3 +473,4 @@ def _no_work(monkeypatch):
         raise AssertionError("work started before the input was checked")
 
     monkeypatch.setattr(module, "aligned_model", work)
+    monkeypatch.setattr(module, "mean_field", work)

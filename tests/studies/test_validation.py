@@ -17,7 +17,7 @@ import quadmodel as qm
 from quadmodel._util.checks import InputError
 from quadmodel.studies import _validation as suite
 from quadmodel.studies import validation as module
-from quadmodel.studies._validation import curvature, growth, large_p, moments
+from quadmodel.studies._validation import curvature, growth, large_p, mean_field, moments
 from quadmodel.theory import _generated as generated
 
 TINY = suite.Effort(
@@ -31,7 +31,7 @@ PARTS = {part.__name__: part for part in suite.SUITE}
 COUNTS = {
     "linear": 32, "closure": 8, "floor": 7, "norms": 9, "crossing": 1, "rate": 33, "edge": 8,
     "one_step": 12, "typical": 4, "threshold": 2, "sharpening": 48, "response": 20,
-    "conservative": 2, "large_p": 3,
+    "conservative": 2, "large_p": 3, "mean_field_theory": 8,
 }  # fmt: skip
 
 
@@ -409,3 +409,22 @@ def test_limit_of_other_curvature_is_named(failed, monkeypatch):
 
     monkeypatch.setattr(large_p, "large_p_limit", stronger)
     assert any("trace" in name for name in failed("large_p"))
+
+
+@pytest.mark.statistical
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("wrong", "least"),
+    [(1.1, ("trace", "noise kernel norm")), (0.9, ("trace",)), (0.0, ("loss", "distance"))],
+)
+def test_mean_field_of_other_curvature_is_named(wrong, least, failed, monkeypatch):
+    def other(model, *arguments, curvature, **options):
+        law = replace(curvature, scale=wrong * curvature.scale)
+        return qm.mean_field(model, *arguments, curvature=law, **options)
+
+    monkeypatch.setattr(mean_field, "mean_field", other)
+    names = failed("mean_field_theory", replace(SMALL, large_replicas=40))
+    for word in least:
+        assert any(word in name for name in names)
+    for kind in ("as the NTK", "independent"):
+        assert any(kind in name and "trace" in name for name in names)

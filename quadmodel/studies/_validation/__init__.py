@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from quadmodel.studies._validation import curvature, growth, large_p, moments
+from quadmodel.studies._validation import curvature, growth, large_p, mean_field, moments
 from quadmodel.studies._validation._rows import Effort, Row
 
 SUITE: tuple[Callable[[Effort], Iterator[Row]], ...] = (
@@ -20,6 +20,7 @@ SUITE: tuple[Callable[[Effort], Iterator[Row]], ...] = (
     curvature.response,
     curvature.conservative,
     large_p.large_p,
+    mean_field.mean_field_theory,
 )
 
 __all__ = ["SUITE", "Effort", "Row"]
