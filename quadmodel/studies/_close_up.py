@@ -9,7 +9,12 @@ from typing import NamedTuple
 import numpy as np
 
 from quadmodel._util.checks import FloatArray
-from quadmodel._util.crossing import LineCrossing, rising_line, straightness
+from quadmodel._util.crossing import (
+    LineCrossing,
+    monotone_crossing,
+    rising_line,
+    straightness,
+)
 from quadmodel._util.threads import Workers
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
@@ -49,6 +54,19 @@ class Guess(NamedTuple):
     slope: float
     low: float  # the ends of the scan
     high: float
+
+
+def guess_from(x: FloatArray, growth: FloatArray, error: FloatArray) -> Guess | None:
+    """Return where growth at log learning rates `x` crosses zero; None where it does not."""
+    order = np.argsort(x)
+    order = order[np.isfinite(x[order]) & np.isfinite(growth[order])]
+    x, growth, error = x[order], growth[order], error[order]
+    crossing = monotone_crossing(x, growth, error)
+    above = np.flatnonzero(x > crossing.at)[:3]
+    if not above.size or not crossing.standard_error > 0:
+        return None
+    slope = max(float(np.mean(growth[above] / (x[above] - crossing.at))), 1e-9)
+    return Guess(*crossing, slope, float(x[0]), float(x[-1]))
 
 
 @dataclass(frozen=True)
@@ -95,6 +113,7 @@ def close_up(
     first_replica: int,
     pool: Workers,
     precision: str = "float64",
+    coarseness: float = 0.0,
 ) -> CloseUp:
     r"""Measure growth so near to its crossing that it rises as a straight line there.
 
@@ -110,7 +129,8 @@ def close_up(
       inverse is the time in which directions relax;
     - for the mean, the correction below moves the crossing by less than 1 %; else more replicas are
       taken, up to 1024, with which 4 % are accepted;
-    - all of them lie within 25 standard errors of each other;
+    - all of them lie within 25 standard errors of each other, or within four times `coarseness`,
+      half a width in log learning rate below which windows need not become narrower;
     - the crossing agrees with that of the round before within three standard errors.
 
     Otherwise it is not settled, and `needed_steps` says how many to ask for.
@@ -152,7 +172,7 @@ def close_up(
             line, correction = _corrected(line, window.steps)
         rare = correction > _TOLERATED * slope and window.replicas < _MOST
         enough = window.steps * slope >= 0.7 * _DURATION or window.steps == _SHORTEST
-        near = window.high - window.low < _WIDEST * line.standard_error
+        near = window.high - window.low < max(_WIDEST * line.standard_error, 4 * coarseness)
         done_with = near and not rare and (enough or window.steps == longest)
         if final and done_with and _agree(line, before):
             settled = enough and correction <= _WIDENING * slope
@@ -161,7 +181,7 @@ def close_up(
         ahead = window._replace(steps=min(math.ceil(max(_DURATION / slope, _SHORTEST)), longest))
         if rare:
             ahead = ahead._replace(replicas=min(2 * window.replicas, _MOST))
-        window = _around(line, window, ahead)
+        window = _around(line, window, ahead, coarseness)
     needed = max(steps, math.ceil(_DURATION / slope / _LONGEST))
     return CloseUp(
         np.exp(x),
@@ -199,15 +219,16 @@ def _agree(line: LineCrossing, before: LineCrossing | None) -> bool:
     return abs(line.at - before.at) < 3 * math.hypot(line.standard_error, before.standard_error)
 
 
-def _around(line: LineCrossing, window: _Window, ahead: _Window) -> _Window:
+def _around(line: LineCrossing, window: _Window, ahead: _Window, least: float) -> _Window:
     """Return the window of the runs ahead, around the crossing of a line.
 
-    Above it where there was a kink below; as wide as the error expected of more runs asks for.
+    Above it where there was a kink below; as wide as the error expected of more runs asks for,
+    and at least so wide.
     """
     below, above = (1.0, 1.0) if line.left_out == 0 else (0.3, 1.7)
     runs = window.steps * window.replicas / (ahead.steps * ahead.replicas)
     error = line.standard_error * min(max(math.sqrt(runs), _LEAST_SHRINKING), 1.0)
-    width, reach = window.high - window.low, _HALF_WIDTH * error
+    width, reach = window.high - window.low, max(_HALF_WIDTH * error, least)
     return ahead._replace(
         low=line.at - min(below * reach, width), high=line.at + min(above * reach, width)
     )
