@@ -42,8 +42,8 @@ def boundary(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     found : xarray.Dataset
         From :func:`quadmodel.trace_boundary`.
     ax : matplotlib.axes.Axes, optional
-        Where to draw, like those of :func:`phase_diagram`, whose limits and title stay as they are;
-        a new figure if left out.
+        Where to draw; a new figure if left out. Axes that hold something, like a phase diagram,
+        keep their scales, limits and title.
 
     Returns
     -------
@@ -64,7 +64,7 @@ def boundary(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     needed |= {"batch_size": ("batch_size",), "resolved": ("batch_size",)}
     check_result("found", found, "trace_boundary()", needed, ("boundary",))
     check_axes(ax)
-    alone = ax is None
+    alone = ax is None or not ax.has_data()
     ax = ax or new_axes()
     if alone:
         ax.set(

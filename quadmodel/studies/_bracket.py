@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import betainc, betaln
 
 from quadmodel._util.checks import FloatArray
@@ -81,7 +82,7 @@ def full_batch_bracket(
     chord, which is smaller than that at the edge, as growth above it is concave.
     """
 
-    def unstable(x: FloatArray, steps: int) -> tuple[FloatArray, FloatArray]:
+    def unstable(x: FloatArray, steps: int) -> tuple[FloatArray, NDArray[np.bool_]]:
         growth = grow(x, steps)
         return growth, growth * (steps / 2) > _GROWN
 

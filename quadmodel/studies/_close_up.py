@@ -114,8 +114,11 @@ def close_up(
     pool: Workers,
     precision: str = "float64",
     coarseness: float = 0.0,
+    before: CloseUp | None = None,
 ) -> CloseUp:
     r"""Measure growth so near to its crossing that it rises as a straight line there.
+
+    `before` is a close-up to go on from, with other `replicas`: the next round may be the last.
 
     Notes
     -----
@@ -147,6 +150,10 @@ def close_up(
     slope, correction, settled, final = guess.slope, 0.0, False, False
     half = 0.5 * _HALF_WIDTH * guess.standard_error
     window = _Window(guess.at - half, guess.at + half, steps, fewest)
+    if before is not None and (line := _line_of(before, carried)) is not None:
+        final, slope = True, line.slope
+        ahead = window._replace(steps=min(math.ceil(_DURATION / slope), longest))
+        window = _around(line, _window_of(before), ahead, coarseness)
     for _ in range(_ROUNDS):
         needed = math.ceil(max(_DURATION / slope, _SHORTEST))
         asked = needed if final else max(math.ceil(_LOOKING * needed), _SHORTEST)
@@ -162,7 +169,7 @@ def close_up(
         growth = found.rate - found.correction
         if not np.isfinite(growth).all():  # residuals annihilated, or exploding in one step
             break
-        before, line = line, rising_line(x, growth, found.standard_error)
+        previous, line = line, rising_line(x, growth, found.standard_error)
         if line is None:
             window, slope = _elsewhere(window, growth, found.standard_error, guess, slope)
             final = final and bool((growth < 0).any() and (growth > 0).any())
@@ -174,7 +181,7 @@ def close_up(
         enough = window.steps * slope >= 0.7 * _DURATION or window.steps == _SHORTEST
         near = window.high - window.low < max(_WIDEST * line.standard_error, 4 * coarseness)
         done_with = near and not rare and (enough or window.steps == longest)
-        if final and done_with and _agree(line, before):
+        if final and done_with and _agree(line, previous):
             settled = enough and correction <= _WIDENING * slope
             break
         final = True
@@ -194,6 +201,19 @@ def close_up(
         needed,
         replica_steps,
     )
+
+
+def _window_of(one: CloseUp) -> _Window:
+    """Return the learning rates and the runs of a close-up."""
+    x = np.log(one.learning_rate)
+    return _Window(float(x[0]), float(x[-1]), one.steps, one.replicas)
+
+
+def _line_of(one: CloseUp, carried: bool) -> LineCrossing | None:
+    """Return the line through a close-up, with what the correction adds to its error."""
+    growth, error = one.growth - one.correction, one.growth_standard_error
+    line = rising_line(np.log(one.learning_rate), growth, error)
+    return line if line is None or not carried else _corrected(line, one.steps)[0]
 
 
 def most_replicas(replicas: int) -> int:

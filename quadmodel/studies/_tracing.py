@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from quadmodel._util.checks import FloatArray
-from quadmodel._util.crossing import interval_of_line, rising_line
+from quadmodel._util.crossing import interval_of_line
 from quadmodel._util.threads import CALLER_ONLY, Workers
 from quadmodel.ensemble import Ensemble
 from quadmodel.model import QuadraticModel
@@ -39,9 +39,8 @@ _SCANNED = 16.0
 _COARSEST = 0.01
 _SCANS, _CLOSE_UPS = 6, 5
 # Close-ups aim at this share of the half width asked for; what has not settled for want of
-# replicas has so many times as many next. At most so many times the replicas of a first one, and
-# populations of so many bytes.
-_AIM, _MORE, _MOST, _BYTES = 0.8, 4.0, 512, 2.0**28
+# replicas has so many times as many next. Populations have at most so many bytes.
+_AIM, _MORE, _BYTES = 0.8, 4.0, 2.0**28
 # Most runs of a test, in those asked for.
 _TESTED = 64
 
@@ -180,8 +179,8 @@ class _Runs:
         self.replica_steps += found.replica_steps
         return round(float(found.fraction_diverged[0]) * runs)
 
-    def close_up(self, guess: Guess, replicas: int) -> CloseUp:
-        """Return a close-up around a guess."""
+    def close_up(self, guess: Guess, replicas: int, before: CloseUp | None) -> CloseUp:
+        """Return a close-up around a guess, or one that goes on from another."""
         spec = self.spec
         found = close_up(
             self.model, self.sgd.batch_size, self.sgd, guess,
@@ -189,6 +188,7 @@ class _Runs:
             replicas=replicas, seed=self.seed,
             first_replica=self.numbers(most_replicas(replicas)), pool=self.pool,
             precision=spec.precision, coarseness=min(self.half, _COARSEST),
+            before=before,
         )  # fmt: skip
         self.replica_steps += found.replica_steps
         return found
@@ -203,36 +203,31 @@ def _trace_growth(runs: _Runs, start: float) -> Traced:
     if guess is None:
         return Traced(needed_steps=runs.spec.steps, replica_steps=runs.replica_steps)
     of_scan = guess.at + 1.96 * guess.standard_error * np.array([0.0, -1.0, 1.0])
-    replicas = runs.spec.replicas
+    replicas, before = runs.spec.replicas, None
     most = max(replicas, int(_BYTES / (POINTS * 32 * runs.model.n_data)))
     for _ in range(_CLOSE_UPS):
-        one = runs.close_up(guess, replicas)
-        x, ends = np.log(one.learning_rate), _interval(one)
+        one = runs.close_up(guess, replicas, before)
+        ends = _interval(one)
         resolved = one.settled and ends is not None
-        if ends is None:
-            ends = of_scan
+        if not resolved and one.needed_steps > runs.spec.steps:
             break
-        half = float(ends[2] - ends[1]) / 2
-        if (resolved and half <= runs.half) or (
-            not resolved and one.needed_steps > runs.spec.steps
-        ):
+        half = math.inf if ends is None else float(ends[2] - ends[1]) / 2
+        if resolved and half <= runs.half:
             break
         more = (half / (_AIM * runs.half)) ** 2 if resolved else _MORE
-        replicas, before = min(math.ceil(more * one.replicas), most), one.replicas
-        if replicas <= before:
+        replicas = min(math.ceil(more * one.replicas), most)
+        if replicas <= one.replicas:
             break
-        line = rising_line(x, one.growth, one.growth_standard_error)
-        if line is None:  # there was an interval
-            break
-        # The errors that more replicas are asked for by are known badly.
-        error = line.standard_error * max(math.sqrt(before / replicas), 0.5)
-        guess = Guess(float(ends[0]), error, line.slope, guess.low, guess.high)
-    if not resolved:
+        before = None if ends is None else one
+    if ends is None:
+        ends = of_scan
+    elif not resolved:
         ends = np.array([ends[0], min(ends[1], of_scan[1]), max(ends[2], of_scan[2])])
-    half = float(ends[2] - ends[1]) / 2
-    rates = (float(rate) for rate in np.exp(ends))
+    value, low, high = (float(rate) for rate in np.exp(ends))
     return Traced(
-        *rates,
+        value,
+        low,
+        high,
         resolved=resolved,
         precise=resolved and half <= runs.half,
         needed_steps=max(one.needed_steps, runs.spec.steps),

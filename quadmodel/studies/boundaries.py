@@ -184,13 +184,13 @@ def trace_boundary(
 
 def _kind(kind: Any, linear: bool) -> str:
     """Return the checked kind of boundary."""
-    kind = as_choice("kind", kind, KINDS)
-    if not linear and kind == "typical":
+    chosen = as_choice("kind", kind, KINDS)
+    if not linear and chosen == "typical":
         raise InputError(
             "kind must be mean_square or deterministic for a model with curvature, "
             "whose runs diverge or don't, got 'typical'"
         )
-    return kind
+    return chosen
 
 
 def _momenta(momenta: Any, sgd: Any) -> tuple[float, ...]:
@@ -231,20 +231,21 @@ def _trace_all(
 def _norms(
     model: QuadraticModel, spec: BoundarySpec, found: Sequence[Traced], pool: Workers
 ) -> dict[str, FloatArray]:
-    """Return K by every norm at the critical learning rates and at the ends of their intervals."""
+    """Return K by every norm at the critical learning rates and at the ends of their intervals.
+
+    NaN for full batches, where it jumps from 0.
+    """
     spectrum = Spectrum(*model.eigensystem)
 
-    def work(index: int) -> list[list[float]]:
-        sgd, ends = spec.unit(index), found[index][:3]
-        return [
-            [
-                norm_or_infinity(spectrum, sgd._at(learning_rate=rate), norm)
-                if np.isfinite(rate)
-                else np.nan
-                for norm in NORMS
-            ]
-            for rate in ends
-        ]
+    def work(index: int) -> FloatArray:
+        sgd, norms = spec.unit(index), np.full((3, len(NORMS)), np.nan)
+        if sgd.batch_size == model.n_data and sgd.sampling == "without_replacement":
+            return norms
+        for end, rate in enumerate(found[index][:3]):
+            if np.isfinite(rate):
+                at = sgd._at(learning_rate=rate)
+                norms[end] = [norm_or_infinity(spectrum, at, norm) for norm in NORMS]
+        return norms
 
     values = np.array(pool.map(work, range(len(spec))))  # unit, end, norm
     shape = (len(NORMS), len(spec.batch_sizes), len(spec.momenta))
