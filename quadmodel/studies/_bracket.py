@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import betainc, betaln
 
 from quadmodel._util.checks import FloatArray
@@ -22,6 +21,8 @@ _POINTS = 8
 # one width above the boundary is given steps for: the difference leaves time to overtake.
 _GROWN, _GIVEN = 5.0, 30.0
 _SHORTEST = 128
+# Share of a bracket that is too wide for it to become narrower.
+_COARSE = 0.4
 # Growth per step beyond which it is as good as infinite.
 _FAST = 100.0
 
@@ -75,37 +76,47 @@ def full_batch_bracket(
     Notes
     -----
     Without noise, growth by :math:`e^5` over half the steps is proof: the loss of a decaying run
-    falls. The other verdict is good to the width w for which steps were given: at one width above
-    the edge the loss would have grown by :math:`e^{30}`, so that the growing mode, were it as small
-    as :math:`e^{-25}` of the loss, would have shown. Below the lowest learning rate that grows, the
-    bracket reaches down by one more width. The slope that steps are counted from is that of the
-    chord, which is smaller than that at the edge, as growth above it is concave.
+    falls. The other verdict is good to a width w: at one width above the edge the loss would have
+    grown by :math:`e^{30}` over half the steps, so that the growing mode, were it as small as
+    :math:`e^{-25}` of the loss, would have shown. Below the lowest learning rate that grows, the
+    bracket reaches down by one more width. Steps are counted from a slope of growth over log
+    learning rate that is smaller than that at the edge, since growth above it is concave: that of
+    a chord from the low end, or of a secant between learning rates whose growth is relaxed.
     """
-
-    def unstable(x: FloatArray, steps: int) -> tuple[FloatArray, NDArray[np.bool_]]:
-        growth = grow(x, steps)
-        return growth, growth * (steps / 2) > _GROWN
-
-    first = doubled(lambda x: 1 if unstable(np.array([x]), _SHORTEST)[1][0] else -1, start)
+    first = doubled(lambda x: _first_verdict(float(grow(np.array([x]), _SHORTEST)[0])), start)
     if math.isnan(first.low):
         return first, _SHORTEST
-    low, high, steps = first.low - _DOUBLING, first.high, _SHORTEST
-    growth = float(grow(np.array([high]), _SHORTEST)[0])
+    low, high, steps = first.low - (first.high - first.low), first.high, _SHORTEST
+    growth, slope = float(grow(np.array([high]), _SHORTEST)[0]), 0.0
     while high - low > 2 * half:
-        width = max((high - low) / (_POINTS + 1), half)
+        slope = max(slope, min(growth, _FAST) / (high - low))
+        least = 2 * _GIVEN / (slope * longest)  # the width that the most steps are good for
+        if least > _COARSE * (high - low):
+            return Bracket(low, high, math.ceil(2 * _GIVEN / (half * slope))), steps
+        width = max((high - low) / (_POINTS + 1), half, least)
+        steps = max(math.ceil(2 * _GIVEN / (width * slope)), _SHORTEST)
         x = np.linspace(low, high, _POINTS + 2)[1:-1]
-        needed = math.ceil(2 * _GIVEN * (high - low) / (width * min(growth, _FAST)))
-        if needed > longest:
-            return Bracket(low, high, needed), steps
-        steps = max(needed, _SHORTEST)
-        rates, grown = unstable(x, steps)
-        above = np.flatnonzero(grown)
+        rates = grow(x, steps)
+        above = np.flatnonzero(rates * (steps / 2) > _GROWN)
         last = int(above[0]) - 1 if above.size else x.size - 1
         if last >= 0:
             low = max(low, float(x[last]) - width)
         if above.size:
             high, growth = float(x[above[0]]), float(rates[above[0]])
+        relaxed = np.flatnonzero(rates * (steps / 2) > _GIVEN)
+        if relaxed.size > 1 and np.isfinite(rates[relaxed]).all():
+            slope = max(slope, float((np.diff(rates[relaxed]) / np.diff(x[relaxed])).max()))
     return Bracket(low, high), steps
+
+
+def _first_verdict(growth: float) -> int:
+    """Return a verdict on the shortest runs.
+
+    Twice as far above the edge growth is at most twice as large, as it is concave: what has not
+    grown by what runs are given lies no further above it than below what has grown by twice that.
+    """
+    grown = growth * (_SHORTEST / 2)
+    return 1 if grown > 2 * _GIVEN else -1 if not grown > _GIVEN else 0
 
 
 @dataclass

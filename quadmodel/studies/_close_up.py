@@ -23,6 +23,8 @@ from quadmodel.simulation.populations import population_growth
 # Learning rates of a close-up: enough for a line, its errors, and a test that it is one.
 POINTS = 8
 _ROUNDS = 14
+# Rounds of one that goes on from another.
+_AGAIN = 6
 # Steps in units of the time in which the loss grows e-fold per e-fold of the learning rate: the
 # dynamics' own unit, whatever batch size and spectrum. Relaxation takes some tens of it. Rounds
 # that look for the place make do with the share.
@@ -54,6 +56,7 @@ class Guess(NamedTuple):
     slope: float
     low: float  # the ends of the scan
     high: float
+    coarseness: float = 0.0  # half a width that learning rates need not be closer than
 
 
 def guess_from(x: FloatArray, growth: FloatArray, error: FloatArray) -> Guess | None:
@@ -113,7 +116,6 @@ def close_up(
     first_replica: int,
     pool: Workers,
     precision: str = "float64",
-    coarseness: float = 0.0,
     before: CloseUp | None = None,
 ) -> CloseUp:
     r"""Measure growth so near to its crossing that it rises as a straight line there.
@@ -132,8 +134,8 @@ def close_up(
       inverse is the time in which directions relax;
     - for the mean, the correction below moves the crossing by less than 1 %; else more replicas are
       taken, up to 1024, with which 4 % are accepted;
-    - all of them lie within 25 standard errors of each other, or within four times `coarseness`,
-      half a width in log learning rate below which windows need not become narrower;
+    - all of them lie within 25 standard errors of each other, or within four times the guess's
+      `coarseness`;
     - the crossing agrees with that of the round before within three standard errors.
 
     Otherwise it is not settled, and `needed_steps` says how many to ask for.
@@ -153,8 +155,8 @@ def close_up(
     if before is not None and (line := _line_of(before, carried)) is not None:
         final, slope = True, line.slope
         ahead = window._replace(steps=min(math.ceil(_DURATION / slope), longest))
-        window = _around(line, _window_of(before), ahead, coarseness)
-    for _ in range(_ROUNDS):
+        window = _around(line, _window_of(before), ahead, guess.coarseness)
+    for _ in range(_ROUNDS if before is None else _AGAIN):
         needed = math.ceil(max(_DURATION / slope, _SHORTEST))
         asked = needed if final else max(math.ceil(_LOOKING * needed), _SHORTEST)
         window = window._replace(steps=min(asked, longest))
@@ -179,7 +181,7 @@ def close_up(
             line, correction = _corrected(line, window.steps)
         rare = correction > _TOLERATED * slope and window.replicas < _MOST
         enough = window.steps * slope >= 0.7 * _DURATION or window.steps == _SHORTEST
-        near = window.high - window.low < max(_WIDEST * line.standard_error, 4 * coarseness)
+        near = window.high - window.low < max(_WIDEST * line.standard_error, 4 * guess.coarseness)
         done_with = near and not rare and (enough or window.steps == longest)
         if final and done_with and _agree(line, previous):
             settled = enough and correction <= _WIDENING * slope
@@ -188,7 +190,7 @@ def close_up(
         ahead = window._replace(steps=min(math.ceil(max(_DURATION / slope, _SHORTEST)), longest))
         if rare:
             ahead = ahead._replace(replicas=min(2 * window.replicas, _MOST))
-        window = _around(line, window, ahead, coarseness)
+        window = _around(line, window, ahead, guess.coarseness)
     needed = max(steps, math.ceil(_DURATION / slope / _LONGEST))
     return CloseUp(
         np.exp(x),

@@ -39,9 +39,10 @@ _SCANNED = 16.0
 _COARSEST = 0.01
 _SCANS, _CLOSE_UPS = 6, 5
 # Close-ups aim at this share of the half width asked for; what has not settled for want of
-# replicas has so many times as many next. Populations have at most so many bytes.
-_AIM, _MORE, _BYTES = 0.8, 4.0, 2.0**28
-# Most runs of a test, in those asked for.
+# replicas has so many times as many next. At most so many times the replicas asked for, and
+# populations of so many bytes.
+_AIM, _MORE, _MOST, _BYTES = 0.8, 4.0, 256, 2.0**28
+# Most runs of a test, in replicas asked for.
 _TESTED = 64
 
 
@@ -120,15 +121,20 @@ def trace_unit(
     """
     model = spec.model() if model is None else model
     sgd, kind = spec.unit(index), spec.kind
-    if kind == "deterministic":
+    if kind == "deterministic" or noise_free(sgd, model.n_data):
         sgd = replace(sgd._at(batch_size=model.n_data), sampling="without_replacement")
     start = math.log(spec.start or 1 / float(model.eigensystem[0][0]))
     runs = _Runs(model, sgd, spec, spec.seed_of(index), pool)
     if model.curvature is not None:
         return _trace_divergence(runs, start)
-    if sgd.batch_size == model.n_data and sgd.sampling == "without_replacement":
+    if noise_free(sgd, model.n_data):
         return _trace_full_batches(runs, start)
     return _trace_growth(runs, start)
+
+
+def noise_free(sgd: SGD, n_data: int) -> bool:
+    """Return whether every batch holds every data point once."""
+    return sgd.batch_size == n_data and (sgd.sampling != "with_replacement" or n_data == 1)
 
 
 @dataclass
@@ -187,8 +193,7 @@ class _Runs:
             kind="mean" if spec.kind == "mean_square" else "typical", steps=spec.steps,
             replicas=replicas, seed=self.seed,
             first_replica=self.numbers(most_replicas(replicas)), pool=self.pool,
-            precision=spec.precision, coarseness=min(self.half, _COARSEST),
-            before=before,
+            precision=spec.precision, before=before,
         )  # fmt: skip
         self.replica_steps += found.replica_steps
         return found
@@ -204,7 +209,8 @@ def _trace_growth(runs: _Runs, start: float) -> Traced:
         return Traced(needed_steps=runs.spec.steps, replica_steps=runs.replica_steps)
     of_scan = guess.at + 1.96 * guess.standard_error * np.array([0.0, -1.0, 1.0])
     replicas, before = runs.spec.replicas, None
-    most = max(replicas, int(_BYTES / (POINTS * 32 * runs.model.n_data)))
+    held = int(_BYTES / (POINTS * 32 * runs.model.n_data))
+    most = max(replicas, min(_MOST * replicas, held))
     for _ in range(_CLOSE_UPS):
         one = runs.close_up(guess, replicas, before)
         ends = _interval(one)
@@ -260,7 +266,7 @@ def _guess(runs: _Runs, start: float) -> Guess | None:
         found = runs.growth(x, steps, _MEMBERS)
         guess = guess_from(x, found.rate, found.standard_error)
         if guess is not None:
-            return guess
+            return guess._replace(coarseness=min(runs.half, _COARSEST))
         positive = found.rate > 0
         if positive.all():
             low, high = low - 1.0, low + 0.2
@@ -297,8 +303,7 @@ def _trace_full_batches(runs: _Runs, start: float) -> Traced:
 
 def _trace_divergence(runs: _Runs, start: float) -> Traced:
     """Return where half of the runs of a quadratic model diverge."""
-    spec, sgd = runs.spec, runs.sgd
-    alike = sgd.batch_size == runs.model.n_data and sgd.sampling == "without_replacement"
+    spec, alike = runs.spec, noise_free(runs.sgd, runs.model.n_data)
     replicas = 1 if alike else spec.replicas
 
     def of_one(x: float) -> int:

@@ -27,7 +27,14 @@ from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
 from quadmodel.simulation._stepper import PRECISIONS
 from quadmodel.simulation.growth import MIN_STEPS
-from quadmodel.studies._tracing import CONFIDENCE, KINDS, BoundarySpec, Traced, trace_unit
+from quadmodel.studies._tracing import (
+    CONFIDENCE,
+    KINDS,
+    BoundarySpec,
+    Traced,
+    noise_free,
+    trace_unit,
+)
 from quadmodel.studies.phases import as_source
 from quadmodel.theory._inputs import NORMS, Spectrum
 from quadmodel.theory._noise import norm_or_infinity
@@ -239,7 +246,7 @@ def _norms(
 
     def work(index: int) -> FloatArray:
         sgd, norms = spec.unit(index), np.full((3, len(NORMS)), np.nan)
-        if sgd.batch_size == model.n_data and sgd.sampling == "without_replacement":
+        if noise_free(sgd, model.n_data):
             return norms
         for end, rate in enumerate(found[index][:3]):
             if np.isfinite(rate):
