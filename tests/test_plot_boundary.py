@@ -66,6 +66,15 @@ def test_over_a_phase_diagram():
     assert set(legend(ax)) == {*before[3], *added}
 
 
+def test_axes_with_something_in_them_keep_their_limits():
+    ax = Figure(layout="constrained").subplots()
+    ax.plot([1, 2], [0.1, 0.2])
+    ax.set_title("mine")
+    before = ax.get_xlim(), ax.get_ylim(), "mine", "linear"
+    qm.plot.boundary(traced(), ax)
+    assert (ax.get_xlim(), ax.get_ylim(), ax.get_title(), ax.get_xscale()) == before
+
+
 def test_what_is_not_resolved_is_hollow_and_what_is_not_found_left_out():
     found = traced(values=(np.nan, 0.08, 0.3), resolved=(False, False, True))
     artists, ax = draw(qm.plot.boundary, found)

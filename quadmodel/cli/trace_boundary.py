@@ -126,7 +126,8 @@ def _note(one: xr.Dataset, steps: int) -> str:
     """Say what is missing where a value can't be relied on."""
     if np.isnan(float(one.critical_learning_rate)):
         return "nothing turns unstable"
+    needed = int(one.needed_steps)
+    more = f"--steps {needed}" if needed > steps else "more --replicas"
     if not bool(one.resolved):
-        needed = int(one.needed_steps)
-        return "unresolved: " + (f"--steps {needed}" if needed > steps else "more --replicas")
-    return "" if bool(one.precise) else "wider than --rtol: more --replicas"
+        return f"unresolved: {more}"
+    return "" if bool(one.precise) else f"wider than --rtol: {more}"

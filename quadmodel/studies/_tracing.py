@@ -326,7 +326,7 @@ def _between(bracket: Bracket, runs: _Runs, steps: int, replicas: int, needed: i
         math.exp((bracket.low + bracket.high) / 2) if found else math.nan,
         math.exp(bracket.low) if found else math.nan,
         math.exp(bracket.high) if found else math.nan,
-        resolved=found and needed <= runs.spec.steps,
+        resolved=found,
         precise=precise,
         needed_steps=max(needed, runs.spec.steps),
         steps=steps,

@@ -45,8 +45,8 @@ _LABELS = {
     "low": (f"{_RATE}, low end", _UNIT),
     "high": (f"{_RATE}, high end", _UNIT),
     "resolved": ("whether the interval can be trusted", "1"),
-    "precise": ("whether the interval is as narrow as was asked for", "1"),
-    "needed_steps": ("steps to ask for, so that it is resolved", "steps"),
+    "precise": ("whether it is resolved, and as narrow as was asked for", "1"),
+    "needed_steps": ("steps to ask for, so that it is precise", "steps"),
     "steps": ("steps of the last runs", "steps"),
     "replicas": ("replicas of the last runs, per learning rate", "1"),
     "replica_steps": ("replica-steps taken in all", "steps"),
@@ -113,9 +113,9 @@ def trace_boundary(
     xarray.Dataset
         Per batch size (and momentum): `critical_learning_rate` with the ends ``_low`` and ``_high``
         of its 95 % interval, NaN where nothing turns unstable; `resolved`: false where the interval
-        is not to be trusted for want of steps (`needed_steps` is what to ask for) or of replicas;
-        `precise`: whether it is resolved to `rtol`; `replica_steps` taken, and `steps` and
-        `replicas` of the last runs. Of linear models, but for full batches: `noise_kernel_norm`
+        is not to be trusted; `precise`: whether it is, and is as narrow as `rtol`; for want of
+        steps, of which `needed_steps` is what to ask for, or else of replicas; `replica_steps`
+        taken, and `steps` and `replicas` of the last runs. Of linear models, but for full batches: `noise_kernel_norm`
         (also along `norm`: paper, finite, exact) at the critical learning rate and, ``_low`` and
         ``_high``, at both ends; the exact one is to be set beside 1 for "mean_square".
 

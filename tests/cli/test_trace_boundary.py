@@ -85,6 +85,7 @@ def found(**values):
         ({"resolved": False, "precise": False}, "unresolved: more --replicas"),
         ({"resolved": False, "needed_steps": 99}, "unresolved: --steps 99"),
         ({"precise": False}, "wider than --rtol: more --replicas"),
+        ({"precise": False, "needed_steps": 99}, "wider than --rtol: --steps 99"),
     ],
 )
 def test_notes(values, ending):

@@ -13,77 +13,86 @@ from quadmodel.studies._tracing import BoundarySpec, trace_unit
 
 # Every statistical assertion fails by chance with probability 1e-7 at most.
 ERROR = 1e-7
-# Freedom of the scatter around a line through a close-up's values, where some are left out.
-FREEDOM = 3
-SIZES = (1, 3, 9)
+# Freedom of the scatter around a line through a close-up's values, and where some are left out.
+FREEDOM, LEAST = 6, 3
+SIZES = (2, 5, 11)
+MOMENTA = (-0.3, 0.6)
 ENSEMBLE = qm.Ensemble(24, 48)
-SETTINGS = {
-    "plain": qm.SGD(1.0, 1),
-    "momentum": qm.SGD(1.0, 1, 0.6),
-    "Nesterov, with replacement": qm.SGD(1.0, 1, 0.5, True, sampling="with_replacement"),
-    "Bernoulli": qm.SGD(1.0, 1, -0.2, sampling="bernoulli"),
-}
 
 
 def ends(found, name="critical_learning_rate"):
     return [found[f"{name}{end}"].values for end in ("", "_low", "_high")]
 
 
-def scores(found, exact):
-    """Return how far traced learning rates are from exact ones, in standard errors."""
-    value, low, high = (np.log(end) for end in ends(found))
-    error = (high - low) / (2 * stdtrit(FREEDOM, 0.975))
-    return (value - np.log(exact)) / error
+def errors(low, high):
+    """Return standard errors of log learning rates; too large where values were left out."""
+    return np.log(high / low) / (2 * stdtrit(FREEDOM, 0.975))
 
 
-def exact(model, sgd, sizes=SIZES, norm="exact"):
+def pooled(score):
+    """Return a mean of scores over the largest that is no news."""
+    return score.mean() * score.size**0.5 / -stdtrit(LEAST * score.size, ERROR / 2)
+
+
+def exact(model, sgd, norm="exact"):
     ntk = model.ntk()
     return np.array(
-        [qm.critical_learning_rate(ntk, replace(sgd, batch_size=b), norm=norm) for b in sizes]
+        [
+            [
+                qm.critical_learning_rate(ntk, replace(sgd, batch_size=b, momentum=m), norm=norm)
+                for m in MOMENTA
+            ]
+            for b in SIZES
+        ]
     )
 
 
 @pytest.mark.slow
 @pytest.mark.statistical
-@pytest.mark.parametrize("name", SETTINGS)
-def test_mean_square_is_where_exact_k_is_one(name):
-    sgd, model = SETTINGS[name], ENSEMBLE.sample(1)
-    found = qm.trace_boundary(model, SIZES, sgd=sgd, seed=2)
-    assert found.resolved.all()
+@pytest.mark.parametrize(
+    "sgd",
+    [
+        qm.SGD(1.0, 1),
+        qm.SGD(1.0, 1, nesterov=True, sampling="with_replacement"),
+        qm.SGD(1.0, 1, weight_decay=0.1, sampling="bernoulli"),
+    ],
+)
+def test_mean_square_is_where_exact_k_is_one(sgd):
+    model = ENSEMBLE.sample(1)
+    found = qm.trace_boundary(model, SIZES, momenta=MOMENTA, sgd=sgd, seed=2)
     assert found.precise.all()
-    _, low, high = ends(found)
+    value, low, high = ends(found)
     assert (high / low < 1.01**2 * (1 + 1e-9)).all()
-    score = scores(found, exact(model, sgd))
-    assert np.abs(score).max() < -stdtrit(FREEDOM, ERROR / 2)
-    # Together, which a shift of all of them would fail.
-    assert abs(score.mean()) * len(SIZES) ** 0.5 < -stdtrit(FREEDOM * len(SIZES), ERROR / 2)
-    norm = np.array([f.sel(norm="exact") for f in (found.noise_kernel_norm,)])
-    assert np.abs(norm - 1).max() < 0.05
+    assert abs(pooled(np.log(value / exact(model, sgd)) / errors(low, high))) < 1
+    np.testing.assert_allclose(found.noise_kernel_norm.sel(norm="exact"), 1, atol=0.05)
     # The negative control: the closure's learning rates, which are larger.
-    wrong = scores(found, exact(model, sgd, norm="finite"))
-    assert wrong.mean() * len(SIZES) ** 0.5 < stdtrit(FREEDOM * len(SIZES), ERROR / 2)
+    assert pooled(np.log(value / exact(model, sgd, "finite")) / errors(low, high)) < -1
 
 
 @pytest.mark.slow
 @pytest.mark.statistical
 def test_typical_is_where_the_lyapunov_exponent_vanishes():
-    model, size = ENSEMBLE.sample(1), 3
-    found = qm.trace_boundary(model, [size], kind="typical", seed=3).isel(batch_size=0)
-    assert bool(found.precise)
-    rate, low, high = ends(found)
+    model, sizes = ENSEMBLE.sample(1), (4, 8, 12)
+    found = qm.trace_boundary(model, sizes, kind="typical", seed=3, rtol=4e-3)
+    assert found.precise.all()
+    value, low, high = ends(found)
 
-    def growth(at):
-        run = qm.lyapunov_exponent(model, qm.SGD(float(at), size), 20_000, replicas=32, seed=4)
-        return float(run.typical_growth), float(run.typical_growth_standard_error)
+    def growth(rates):
+        runs = [
+            qm.lyapunov_exponent(model, qm.SGD(float(rate), b), 10_000, replicas=32, seed=4)
+            for rate, b in zip(rates, sizes, strict=True)
+        ]
+        names = ("typical_growth", "typical_growth_standard_error")
+        return np.array([[float(run[name]) for run in runs] for name in names])
 
-    (below, _), (here, error), (above, _) = (growth(rate * by) for by in (0.95, 1.0, 1.05))
+    (below, _), (here, error), (above, _) = (growth(value * by) for by in (0.95, 1.0, 1.05))
     slope = (above - below) / np.log(1.05 / 0.95)
-    of_rate = np.log(high / low) / (2 * stdtrit(FREEDOM, 0.975))
-    assert abs(here) / slope < -stdtrit(FREEDOM, ERROR / 2) * np.hypot(of_rate, error / slope)
-    # The negative control: mean-square instability begins elsewhere.
-    (mean,) = exact(model, qm.SGD(1.0, 1), [size])
-    there, its_error = growth(mean)
-    assert there < ndtri(ERROR) * its_error
+    assert (slope > 0).all()
+    score = (here / slope) / np.hypot(errors(low, high), error / slope)
+    assert abs(pooled(score)) < 1
+    # The negative control: the mean turns unstable earlier.
+    mean = [qm.critical_learning_rate(model.ntk(), qm.SGD(1.0, b), norm="exact") for b in sizes]
+    assert pooled(np.log(value / mean) / errors(low, high)) > 1
 
 
 @pytest.mark.parametrize(
@@ -123,19 +132,18 @@ def test_full_batches_are_deterministic():
 @pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.parametrize("kind", ["mean_square", "typical"])
-@pytest.mark.parametrize("times", [1e-4, 30.0, 1e5])
+@pytest.mark.parametrize("times", [1e-4, 1e5])
 def test_a_wrong_start_gives_the_same_answer(kind, times):
-    spec = spec_of(kind=kind, batch_sizes=(4,))
+    spec = spec_of(kind=kind, batch_sizes=(2, 4, 6, 8), momenta=(0.0,), rtol=0.01, steps=1000)
     model = spec.model()
-    start = times / float(model.eigensystem[0][0])
-    right, wrong = trace_unit(spec, 0, model), trace_unit(replace(spec, start=start), 0, model)
-    assert right.precise
-    assert wrong.precise
-    half = [np.log(one.high / one.low) / 2 for one in (right, wrong)]
-    bound = stdtrit(FREEDOM, ERROR / 2) / stdtrit(FREEDOM, 0.025)
-    apart = abs(np.log(right.learning_rate / wrong.learning_rate))
-    assert apart < bound * np.hypot(*half)
-    assert apart > 0  # other runs
+    far = replace(spec, start=times / float(model.eigensystem[0][0]))
+    right, wrong = (
+        np.array([trace_unit(one, n, model)[:3] for n in range(4)]).T for one in (spec, far)
+    )
+    error = np.hypot(errors(*right[1:]), errors(*wrong[1:]))
+    assert error.max() < 0.01
+    assert (right[0] != wrong[0]).all()  # other runs
+    assert abs(pooled(np.log(right[0] / wrong[0]) / error)) < 1
 
 
 def test_a_wrong_start_gives_the_same_edge():
@@ -159,13 +167,13 @@ def spec_of(**changed):
 def test_same_bits_for_any_number_of_threads(kind):
     def trace(threads):
         return qm.trace_boundary(
-            qm.Ensemble(10, 20), [1, 3], kind=kind, momenta=[0.0, 0.5], rtol=0.1, steps=64,
+            qm.Ensemble(10, 20), [3], kind=kind, momenta=[0.0, 0.5], rtol=0.1, steps=64,
             threads=threads,
         )  # fmt: skip
 
     one = trace(1)
-    assert dict(one.critical_learning_rate.sizes) == {"batch_size": 2, "momentum": 2}
-    for threads in (2, 3, 5):  # 5: more than there are units
+    assert dict(one.critical_learning_rate.sizes) == {"batch_size": 1, "momentum": 2}
+    for threads in (2, 3):  # 3: more than there are units
         assert trace(threads).identical(one)
 
 
@@ -186,9 +194,9 @@ def test_units_are_pure_functions_that_can_be_sent():
 
 def test_order_and_company_are_irrelevant():
     options = {"rtol": 0.1, "steps": 64, "kind": "typical"}
-    whole = qm.trace_boundary(ENSEMBLE, [9, 1, 3], momenta=[0.5, 0.0], **options)
-    assert whole.batch_size.values.tolist() == [1, 3, 9]
-    assert qm.trace_boundary(ENSEMBLE, [1, 3, 9], momenta=[0.0, 0.5], **options).identical(whole)
+    whole = qm.trace_boundary(ENSEMBLE, [9, 2, 3], momenta=[0.5, 0.0], **options)
+    assert whole.batch_size.values.tolist() == [2, 3, 9]
+    assert qm.trace_boundary(ENSEMBLE, [2, 3, 9], momenta=[0.0, 0.5], **options).identical(whole)
     alone = qm.trace_boundary(ENSEMBLE, [3], sgd=qm.SGD(1.0, 1, 0.5), **options)
     there = whole.sel(batch_size=[3], momentum=0.5, drop=True)
     for name in alone.data_vars:
@@ -226,7 +234,8 @@ def test_too_few_steps_are_said():
     edge = qm.trace_boundary(
         np.diag(lam), [1], kind="deterministic", sgd=qm.SGD(1.0, 1, -0.8), steps=32, rtol=1e-3
     )
-    assert not edge.resolved.any()
+    assert edge.resolved.all()  # what it says is right
+    assert not edge.precise.any()
     assert 32 < int(edge.needed_steps[0]) < 10_000
     _, low, high = ends(edge)
     assert low[0] < qm.edge_of_stability(np.diag(lam), qm.SGD(1.0, 1, -0.8)) < high[0]

@@ -138,12 +138,15 @@ def test_errors_of_the_sequential_test():
 
 
 def test_later_tests_are_stricter():
-    test = SequentialTest(lambda _, runs: runs, 4, 10**6, 0.05)
+    """All runs diverge; the k-th test wants evidence of k (k + 1) / alpha."""
     needed = []
-    for _ in range(3):
+    for before in (0, 1, 2, 10**6):
         taken = []
-        test.diverged = lambda _, runs, taken=taken: taken.append(runs) or runs
+        test = SequentialTest(lambda _, runs, to=taken: to.append(runs) or runs, 1, 10**6, 0.05)
+        test.tests = before
         assert test(0.0) == 1
         needed.append(sum(taken))
-    assert needed == sorted(needed)
-    assert test.tests == 3
+        wanted = math.log((before + 1) * (before + 2) / 0.05)
+        assert log_evidence(needed[-1], needed[-1]) > wanted
+        assert log_evidence(needed[-1] // 2, needed[-1] // 2) <= wanted
+    assert needed[0] < needed[-1]
