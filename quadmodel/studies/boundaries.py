@@ -113,11 +113,12 @@ def trace_boundary(
     xarray.Dataset
         Per batch size (and momentum): `critical_learning_rate` with the ends ``_low`` and ``_high``
         of its 95 % interval, NaN where nothing turns unstable; `resolved`: false where the interval
-        is not to be trusted; `precise`: whether it is, and is as narrow as `rtol`; for want of
-        steps, of which `needed_steps` is what to ask for, or else of replicas; `replica_steps`
-        taken, and `steps` and `replicas` of the last runs. Of linear models, but for full batches: `noise_kernel_norm`
-        (also along `norm`: paper, finite, exact) at the critical learning rate and, ``_low`` and
-        ``_high``, at both ends; the exact one is to be set beside 1 for "mean_square".
+        is not to be trusted; `precise`: whether it is, and is as narrow as `rtol`: else steps are
+        wanting, of which `needed_steps` is what to ask for, or replicas; `replica_steps` taken, and
+        `steps` and `replicas` of the last runs. Of linear models, but for full batches:
+        `noise_kernel_norm` (also along `norm`: paper, finite, exact) at the critical learning rate
+        and, ``_low`` and ``_high``, at both ends; the exact one is to be set beside 1 for
+        "mean_square".
 
     Raises
     ------
