@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from scipy.special import ndtri, stdtrit
+from scipy.special import ndtri
 
 from quadmodel._util.checks import FloatArray, InputError, as_choice, as_number, shown
-from quadmodel._util.crossing import monotone_crossing, rising_line
+from quadmodel._util.crossing import interval_of_line, monotone_crossing
 from quadmodel._util.results import check_result
 
 # Relative difference of two values that is taken for rounding.
@@ -341,18 +341,15 @@ def _interval(column: xr.Dataset, growth: str, confidence: float) -> _Interval:
     if close is None or not np.isfinite(close.close_growth.values).any():
         return _Interval(of_scan, bool(np.isfinite(of_scan).all()))
     settled = bool(close.close_settled)
-    line = rising_line(
+    found = interval_of_line(
         np.log(close.close_learning_rate.values),
         close.close_growth.values,
         close.close_growth_standard_error.values,
+        float(close.close_correction),
+        confidence,
     )
-    if line is None:
+    if found is None:
         return _Interval(of_scan, False, float(close.close_needed_steps))
-    of_correction = float(close.close_correction) / line.slope
-    # Student's quantile is that of the scatter alone.
-    of_scatter = stdtrit(line.freedom, 0.5 + confidence / 2) * line.standard_error
-    half = math.hypot(of_scatter, ndtri(0.5 + confidence / 2) * of_correction)
-    found = line.at + half * ends
     if settled:
         return _Interval(found, True)
     found[1], found[2] = np.fmin(found[1], of_scan[1]), np.fmax(found[2], of_scan[2])

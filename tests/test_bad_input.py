@@ -84,6 +84,7 @@ TAKES_AN_NTK = {
     "typical_growth: ntk": lambda x: qm.typical_growth(x, SGD),
     "from_ntk: ntk": qm.QuadraticModel.from_ntk,
     "phase_diagram: source|ntk": lambda x: qm.phase_diagram(x, 3, 2),
+    "trace_boundary: source|ntk": lambda x: qm.trace_boundary(x, 2),
     "lyapunov_exponent: model|ntk": lambda x: qm.lyapunov_exponent(x, SGD, 10),
 }
 TAKES_A_MATRIX = {
@@ -122,6 +123,7 @@ SIZES = {
 TAKES_SIZES = {
     "phase_boundaries: batch_sizes": lambda x: qm.phase_boundaries(NTK, x),
     "phase_diagram: batch_sizes": lambda x: qm.phase_diagram(NTK, 3, x),
+    "trace_boundary: batch_sizes": lambda x: qm.trace_boundary(NTK, x),
     "sharpening_diagram: batch_sizes": lambda x: qm.sharpening_diagram(CURVED, 3, x),
 }
 RATES = {

@@ -48,6 +48,7 @@ NAMES = [
     "simulate",
     "spectra",
     "symbolic",
+    "trace_boundary",
     "typical_critical_learning_rate",
     "typical_growth",
     "validate",
@@ -149,7 +150,7 @@ def test_docstrings_of_modules(name):
 @pytest.mark.parametrize(
     "name",
     [
-        "large_p_edge", "loss", "mean_field", "mean_field_edge", "persistent_edge",
+        "boundary", "large_p_edge", "loss", "mean_field", "mean_field_edge", "persistent_edge",
         "phase_diagram", "sharpening", "sharpening_diagram", "spectrum",
     ],
 )  # fmt: skip

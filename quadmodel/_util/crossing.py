@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import isotonic_regression
+from scipy.special import ndtri, stdtrit
 
 from quadmodel._util.checks import FloatArray
 
@@ -77,6 +78,24 @@ def rising_line(x: FloatArray, y: FloatArray, error: FloatArray) -> LineCrossing
             continue
         return line._replace(left_out=left_out)
     return None
+
+
+def interval_of_line(
+    x: FloatArray, y: FloatArray, error: FloatArray, correction: float, confidence: float
+) -> FloatArray | None:
+    """Return where a rising line through values crosses zero, and both ends of its interval.
+
+    None as for `rising_line`. What `correction`, a part of all values, moves the crossing by counts
+    as one more standard error.
+    """
+    line = rising_line(x, y, error)
+    if line is None:
+        return None
+    # Student's quantile is that of the scatter alone.
+    of_scatter = stdtrit(line.freedom, 0.5 + confidence / 2) * line.standard_error
+    of_correction = ndtri(0.5 + confidence / 2) * correction / line.slope
+    half = math.hypot(float(of_scatter), float(of_correction))
+    return line.at + half * np.array([0.0, -1.0, 1.0])
 
 
 def straightness(

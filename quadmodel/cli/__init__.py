@@ -19,6 +19,7 @@ from quadmodel.cli.large_p_edge import large_p_edge_command
 from quadmodel.cli.persistent_edge import persistent_edge_command
 from quadmodel.cli.phase_diagram import phase_diagram_command
 from quadmodel.cli.sharpening_diagram import sharpening_diagram_command
+from quadmodel.cli.trace_boundary import trace_boundary_command
 from quadmodel.cli.validate import validate_command
 
 
@@ -40,6 +41,7 @@ for command in (
     sharpening_diagram_command,
     persistent_edge_command,
     large_p_edge_command,
+    trace_boundary_command,
     validate_command,
     derive_command,
 ):

@@ -65,16 +65,17 @@ def diagram_options(
     spectrum: str,
     curvature: float | None = None,
     curvature_strength: float | None = None,
-    learning_rates: int,
+    learning_rates: int | None,
     batch_sizes: int,
     steps: int,
     replicas: int,
     of_replicas: str = "Replicas per grid point.",
 ) -> Decorator:
-    """Add the options of a diagram; the command receives a `Diagram` called `asked`."""
-    return _grouped(
-        "asked",
-        _diagram,
+    """Add the options of a diagram; the command receives a `Diagram` called `asked`.
+
+    Without `learning_rates` there is no option for them, and the diagram has none.
+    """
+    options = dict(
         n_data=option("--n-data D", n_data, "Data points of a random model."),
         n_params=option(
             "--n-params P", n_params, "Parameters of a random model.", type=int,
@@ -123,6 +124,9 @@ def diagram_options(
         **_RUN,
         **_files(name),
     )  # fmt: skip
+    if learning_rates is None:
+        del options["learning_rates"]
+    return _grouped("asked", _diagram, **options)
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,6 @@ class Diagram:
 
 
 def _diagram(
-    learning_rates: str,
     batch_sizes: str,
     momentum: float,
     nesterov: bool,
@@ -150,6 +153,7 @@ def _diagram(
     picture: str,
     data: str,
     overwrite: bool,
+    learning_rates: str = "0",
     **others: Any,
 ) -> Diagram:
     """Return what the options stand for; refuse those that the others make meaningless."""

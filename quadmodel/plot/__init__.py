@@ -1,11 +1,13 @@
 """Pictures: take a Dataset and an Axes, return artists."""
 
 from quadmodel.plot._at_the_edge import large_p_edge, persistent_edge
+from quadmodel.plot._boundary import boundary
 from quadmodel.plot._diagrams import phase_diagram, sharpening_diagram
 from quadmodel.plot._mean_field import mean_field, mean_field_edge
 from quadmodel.plot._runs import loss, sharpening, spectrum
 
 __all__ = [
+    "boundary",
     "large_p_edge",
     "loss",
     "mean_field",

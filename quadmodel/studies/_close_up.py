@@ -9,7 +9,12 @@ from typing import NamedTuple
 import numpy as np
 
 from quadmodel._util.checks import FloatArray
-from quadmodel._util.crossing import LineCrossing, rising_line, straightness
+from quadmodel._util.crossing import (
+    LineCrossing,
+    monotone_crossing,
+    rising_line,
+    straightness,
+)
 from quadmodel._util.threads import Workers
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
@@ -18,6 +23,8 @@ from quadmodel.simulation.populations import population_growth
 # Learning rates of a close-up: enough for a line, its errors, and a test that it is one.
 POINTS = 8
 _ROUNDS = 14
+# Rounds of one that goes on from another.
+_AGAIN = 6
 # Steps in units of the time in which the loss grows e-fold per e-fold of the learning rate: the
 # dynamics' own unit, whatever batch size and spectrum. Relaxation takes some tens of it. Rounds
 # that look for the place make do with the share.
@@ -49,6 +56,20 @@ class Guess(NamedTuple):
     slope: float
     low: float  # the ends of the scan
     high: float
+    coarseness: float = 0.0  # half a width that learning rates need not be closer than
+
+
+def guess_from(x: FloatArray, growth: FloatArray, error: FloatArray) -> Guess | None:
+    """Return where growth at log learning rates `x` crosses zero; None where it does not."""
+    order = np.argsort(x)
+    order = order[np.isfinite(x[order]) & np.isfinite(growth[order])]
+    x, growth, error = x[order], growth[order], error[order]
+    crossing = monotone_crossing(x, growth, error)
+    above = np.flatnonzero(x > crossing.at)[:3]
+    if not above.size or not crossing.standard_error > 0:
+        return None
+    slope = max(float(np.mean(growth[above] / (x[above] - crossing.at))), 1e-9)
+    return Guess(*crossing, slope, float(x[0]), float(x[-1]))
 
 
 @dataclass(frozen=True)
@@ -95,8 +116,11 @@ def close_up(
     first_replica: int,
     pool: Workers,
     precision: str = "float64",
+    before: CloseUp | None = None,
 ) -> CloseUp:
     r"""Measure growth so near to its crossing that it rises as a straight line there.
+
+    `before` is a close-up to go on from, with other `replicas`: the next round may be the last.
 
     Notes
     -----
@@ -110,7 +134,8 @@ def close_up(
       inverse is the time in which directions relax;
     - for the mean, the correction below moves the crossing by less than 1 %; else more replicas are
       taken, up to 1024, with which 4 % are accepted;
-    - all of them lie within 25 standard errors of each other;
+    - all of them lie within 25 standard errors of each other, or within four times the guess's
+      `coarseness`;
     - the crossing agrees with that of the round before within three standard errors.
 
     Otherwise it is not settled, and `needed_steps` says how many to ask for.
@@ -127,7 +152,11 @@ def close_up(
     slope, correction, settled, final = guess.slope, 0.0, False, False
     half = 0.5 * _HALF_WIDTH * guess.standard_error
     window = _Window(guess.at - half, guess.at + half, steps, fewest)
-    for _ in range(_ROUNDS):
+    if before is not None and (line := _line_of(before, carried)) is not None:
+        final, slope = True, line.slope
+        ahead = window._replace(steps=min(math.ceil(_DURATION / slope), longest))
+        window = _around(line, _window_of(before), ahead, guess.coarseness)
+    for _ in range(_ROUNDS if before is None else _AGAIN):
         needed = math.ceil(max(_DURATION / slope, _SHORTEST))
         asked = needed if final else max(math.ceil(_LOOKING * needed), _SHORTEST)
         window = window._replace(steps=min(asked, longest))
@@ -142,7 +171,7 @@ def close_up(
         growth = found.rate - found.correction
         if not np.isfinite(growth).all():  # residuals annihilated, or exploding in one step
             break
-        before, line = line, rising_line(x, growth, found.standard_error)
+        previous, line = line, rising_line(x, growth, found.standard_error)
         if line is None:
             window, slope = _elsewhere(window, growth, found.standard_error, guess, slope)
             final = final and bool((growth < 0).any() and (growth > 0).any())
@@ -152,16 +181,16 @@ def close_up(
             line, correction = _corrected(line, window.steps)
         rare = correction > _TOLERATED * slope and window.replicas < _MOST
         enough = window.steps * slope >= 0.7 * _DURATION or window.steps == _SHORTEST
-        near = window.high - window.low < _WIDEST * line.standard_error
+        near = window.high - window.low < max(_WIDEST * line.standard_error, 4 * guess.coarseness)
         done_with = near and not rare and (enough or window.steps == longest)
-        if final and done_with and _agree(line, before):
+        if final and done_with and _agree(line, previous):
             settled = enough and correction <= _WIDENING * slope
             break
         final = True
         ahead = window._replace(steps=min(math.ceil(max(_DURATION / slope, _SHORTEST)), longest))
         if rare:
             ahead = ahead._replace(replicas=min(2 * window.replicas, _MOST))
-        window = _around(line, window, ahead)
+        window = _around(line, window, ahead, guess.coarseness)
     needed = max(steps, math.ceil(_DURATION / slope / _LONGEST))
     return CloseUp(
         np.exp(x),
@@ -174,6 +203,19 @@ def close_up(
         needed,
         replica_steps,
     )
+
+
+def _window_of(one: CloseUp) -> _Window:
+    """Return the learning rates and the runs of a close-up."""
+    x = np.log(one.learning_rate)
+    return _Window(float(x[0]), float(x[-1]), one.steps, one.replicas)
+
+
+def _line_of(one: CloseUp, carried: bool) -> LineCrossing | None:
+    """Return the line through a close-up, with what the correction adds to its error."""
+    growth, error = one.growth - one.correction, one.growth_standard_error
+    line = rising_line(np.log(one.learning_rate), growth, error)
+    return line if line is None or not carried else _corrected(line, one.steps)[0]
 
 
 def most_replicas(replicas: int) -> int:
@@ -199,15 +241,16 @@ def _agree(line: LineCrossing, before: LineCrossing | None) -> bool:
     return abs(line.at - before.at) < 3 * math.hypot(line.standard_error, before.standard_error)
 
 
-def _around(line: LineCrossing, window: _Window, ahead: _Window) -> _Window:
+def _around(line: LineCrossing, window: _Window, ahead: _Window, least: float) -> _Window:
     """Return the window of the runs ahead, around the crossing of a line.
 
-    Above it where there was a kink below; as wide as the error expected of more runs asks for.
+    Above it where there was a kink below; as wide as the error expected of more runs asks for,
+    and at least so wide.
     """
     below, above = (1.0, 1.0) if line.left_out == 0 else (0.3, 1.7)
     runs = window.steps * window.replicas / (ahead.steps * ahead.replicas)
     error = line.standard_error * min(max(math.sqrt(runs), _LEAST_SHRINKING), 1.0)
-    width, reach = window.high - window.low, _HALF_WIDTH * error
+    width, reach = window.high - window.low, max(_HALF_WIDTH * error, least)
     return ahead._replace(
         low=line.at - min(below * reach, width), high=line.at + min(above * reach, width)
     )

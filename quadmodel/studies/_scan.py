@@ -8,13 +8,19 @@ from typing import NamedTuple
 import numpy as np
 
 from quadmodel._util.checks import FloatArray
-from quadmodel._util.crossing import monotone_crossing
 from quadmodel._util.progress import progress_bar
 from quadmodel._util.threads import CALLER_ONLY, Workers
 from quadmodel.model import QuadraticModel
 from quadmodel.simulation.growth import GridPoints
 from quadmodel.simulation.populations import KINDS
-from quadmodel.studies._close_up import POINTS, CloseUp, Guess, close_up, most_replicas
+from quadmodel.studies._close_up import (
+    POINTS,
+    CloseUp,
+    Guess,
+    close_up,
+    guess_from,
+    most_replicas,
+)
 from quadmodel.studies._spec import DiagramSpec, Variables
 
 
@@ -128,12 +134,4 @@ def _guess(rates: FloatArray, grid: Variables, scan: Variables, kind: str, j: in
 
     x = np.log(np.concatenate([rates, scan["learning_rate"][j]]))
     growth, error = column(f"{kind}_growth"), column(f"{kind}_growth_standard_error")
-    order = np.argsort(x)
-    order = order[np.isfinite(x[order]) & np.isfinite(growth[order])]
-    x, growth, error = x[order], growth[order], error[order]
-    crossing = monotone_crossing(x, growth, error)
-    above = np.flatnonzero(x > crossing.at)[:3]
-    if not above.size or not crossing.standard_error > 0:
-        return None
-    slope = max(float(np.mean(growth[above] / (x[above] - crossing.at))), 1e-9)
-    return Guess(*crossing, slope, float(x[0]), float(x[-1]))
+    return guess_from(x, growth, error)

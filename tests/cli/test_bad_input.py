@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from quadmodel.studies import (
+    boundaries,
     large_p_outcomes,
     large_p_phases,
     persistence,
@@ -139,6 +140,22 @@ PER_COMMAND = {
         (["--data", "precious.nc"], "--data precious.nc"),
         (["--steps", "2"], "steps"),
     ],
+    "trace-boundary": [
+        (["--kind", "mean"], "kind must be one of"),
+        (["--kind", "typical", "--curvature", "0.01", "--n-data", "4", "--n-params", "6"], "kind"),
+        (["--rtol", "0"], "rtol"),
+        (["--rtol", "1%"], "--rtol"),
+        (["--momenta", "0,high"], "--momenta must be a list like 0,0.5,0.9, got '0,high'"),
+        (["--momenta", "0,1"], "momenta"),
+        (["--momenta", ""], "--momenta"),
+        (["--batch-sizes", "0"], "batch_sizes"),
+        (["--learning-rates", "3"], "--learning-rates"),
+        (["--steps", "31"], "steps"),
+        (["--precision", "half"], "precision"),
+        (["--ntk", "zero.npy"], "must not vanish"),
+        (["--ntk", "nan.npy"], "--ntk nan.npy"),
+        (["--data", "precious.nc"], "--data precious.nc"),
+    ],
     "sharpening-diagram": [
         (["--curvature", "nan"], "--curvature"),
         (["--replicas", "1"], "--replicas"),
@@ -233,7 +250,8 @@ def idle(monkeypatch):
         raise AssertionError("work started before the input was checked")
 
     for module, name in [
-        (phases, "measure_growth"), (large_p_phases, "measure_growth_in_limit"),
+        (phases, "measure_growth"), (boundaries, "trace_unit"),
+        (large_p_phases, "measure_growth_in_limit"),
         (sharpening, "growth_over_grid"), (persistence, "simulate"),
         (large_p_outcomes, "large_p_limit"), (validation, "SUITE"),
     ]:  # fmt: skip

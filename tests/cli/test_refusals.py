@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from quadmodel import cli
 from quadmodel.studies import (
+    boundaries,
     large_p_outcomes,
     large_p_phases,
     persistence,
@@ -266,6 +267,9 @@ def test_existing_outputs_survive_a_refusal(refuse, options):
 # Where each command's work begins, and options that make it small.
 WORK = {
     "phase-diagram": (phases, "measure_growth", TINY),
+    "trace-boundary": (
+        boundaries, "trace_unit", [*SIZE, "--batch-sizes", "2", "--kind", "deterministic"]
+    ),
     "large-p-diagram": (large_p_phases, "measure_growth_in_limit", ["--n-data", "6", *TINY[4:]]),
     "sharpening-diagram": (sharpening, "growth_over_grid", SHORT),
     "persistent-edge": (persistence, "simulate", ["--n-data", "6", "--n-params", "9", *STEPS]),
