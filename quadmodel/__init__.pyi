@@ -1,6 +1,7 @@
 from . import curvature as curvature
 from . import datasets as datasets
 from . import eigenvectors as eigenvectors
+from . import networks as networks
 from . import plot as plot
 from . import residuals as residuals
 from . import spectra as spectra

@@ -1,0 +1,35 @@
+"""Names and docstrings of quadmodel.networks."""
+
+import inspect
+from itertools import pairwise
+
+import pytest
+
+import quadmodel as qm
+from tests.networks.nets import torch
+
+NAMES = [
+    "Estimate",
+    "gauss_newton",
+    "hessian",
+    "jacobian",
+    "largest_eigenvalue",
+    "noise_kernel_norm",
+    "ntk",
+    "row_norms",
+]
+
+
+def test_names():
+    assert torch.__version__
+    assert sorted(name for name in dir(qm.networks) if not name.startswith("_")) == NAMES
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.islower()])
+def test_docstrings(name):
+    function = getattr(qm.networks, name)
+    lines = inspect.getdoc(function).splitlines()
+    titles = {a for a, rule in pairwise(lines) if rule and set(rule) == {"-"}}
+    assert {"Parameters", "Returns", "Raises", "Notes", "References", "Examples"} <= titles
+    named = {w for line in lines if " : " in line for w in line.split(" : ")[0].split(", ")}
+    assert set(inspect.signature(function).parameters) <= named
