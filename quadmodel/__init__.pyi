@@ -17,6 +17,8 @@ from .optimizer import SGD as SGD
 from .simulation.lyapunov import lyapunov_exponent as lyapunov_exponent
 from .simulation.ntk_draws import sample_ntk as sample_ntk
 from .simulation.trajectories import simulate as simulate
+from .studies.edge_laws import fit_edge_law as fit_edge_law
+from .studies.edge_laws import misclassified_share as misclassified_share
 from .studies.large_p_outcomes import large_p_edge as large_p_edge
 from .studies.large_p_outcomes import outcome_table as outcome_table
 from .studies.large_p_phases import large_p_phase_diagram as large_p_phase_diagram
