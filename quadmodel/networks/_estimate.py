@@ -18,8 +18,8 @@ class Estimate(NamedTuple):
     value : float
         The estimate.
     standard_error : float
-        Its standard error over the random draws of the estimator; 0 where nothing is drawn. What
-        is cut off (Krylov spaces) is not in it, and kept below a tenth of a percent.
+        Its standard error over the random draws of the estimator; 0 where nothing is drawn. Each
+        function says what else is in it.
     """
 
     value: float

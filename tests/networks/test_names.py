@@ -10,13 +10,17 @@ from tests.networks.nets import torch
 
 NAMES = [
     "Estimate",
+    "batch_sharpness",
     "gauss_newton",
+    "gradient_noise_interaction",
     "hessian",
     "jacobian",
     "largest_eigenvalue",
     "noise_kernel_norm",
     "ntk",
     "row_norms",
+    "spectral_density",
+    "trace",
 ]
 
 
