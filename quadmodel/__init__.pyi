@@ -1,6 +1,7 @@
 from . import curvature as curvature
 from . import datasets as datasets
 from . import eigenvectors as eigenvectors
+from . import networks as networks
 from . import plot as plot
 from . import residuals as residuals
 from . import spectra as spectra
@@ -17,6 +18,8 @@ from .simulation.lyapunov import lyapunov_exponent as lyapunov_exponent
 from .simulation.ntk_draws import sample_ntk as sample_ntk
 from .simulation.trajectories import simulate as simulate
 from .studies.boundaries import trace_boundary as trace_boundary
+from .studies.edge_laws import fit_edge_law as fit_edge_law
+from .studies.edge_laws import misclassified_share as misclassified_share
 from .studies.large_p_outcomes import large_p_edge as large_p_edge
 from .studies.large_p_outcomes import outcome_table as outcome_table
 from .studies.large_p_phases import large_p_phase_diagram as large_p_phase_diagram

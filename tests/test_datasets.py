@@ -75,3 +75,16 @@ def test_makes_a_model(data, name):
     np.testing.assert_allclose(
         np.sort(model.eigensystem[0])[::-1], eigenvalues, rtol=1e-6, atol=1e-9 * eigenvalues[0]
     )
+
+
+def test_edges_of_a_language_model():
+    data = qm.datasets.llm_edge()
+    assert data.base_batch_size.values.tolist() == [1, 1, 1, 64, 64, 64]
+    assert data.checkpoint_percent.values.tolist() == [10, 50, 100] * 2
+    shares = data.unstable_fraction
+    assert int(shares.notnull().sum()) == 3 * 15 + 3 * 25
+    # As in the file: base batch size 1, half way, batch size 4; the last checkpoint of 64 at 32.
+    assert shares.sel(panel=1, batch_size=4).values.tolist() == [0, 0, 0, 0.5, 1]
+    assert shares.sel(panel=5, batch_size=32).values.tolist() == [0.7, 1, 1, 1, 1]
+    assert shares.sel(panel=0, batch_size=64).isnull().all()
+    assert "arXiv:2607.21716" in data.attrs["source"]
