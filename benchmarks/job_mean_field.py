@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import xarray as xr
@@ -32,9 +34,9 @@ def mean_field(settings: Settings) -> Result:
     for steps, memory in [(s, None) for s in whole] + [(s, MEMORY) for s in coarse]:
         rounds = settings.rounds if steps <= 200 else min(settings.rounds, 2)
         rounds = rounds if steps <= 4000 else 1
-        seconds = [seconds_of(lambda s=steps, m=memory: follow(s, m)) for _ in range(rounds)]  # type: ignore[misc]
+        seconds = [seconds_of(partial(follow, steps, memory)) for _ in range(rounds)]
         spread = Spread.of(seconds)
-        peak = _peak(lambda s=steps, m=memory: follow(s, m)) if steps <= 1000 else np.nan  # type: ignore[misc]
+        peak = _peak(partial(follow, steps, memory)) if steps <= 1000 else np.nan
         past = "all" if memory is None else f"memory={memory}"
         size = "-" if np.isnan(peak) else f"{peak / 1e6:.0f} MB"
         rows.append((past, str(steps), show(spread) + " s", size))
@@ -47,7 +49,7 @@ def mean_field(settings: Settings) -> Result:
     notes = [f"All of the past: seconds grow as steps to the power {slope:.1f}."]
     if not settings.quick:
         notes.append(_off(follow(1000, None), follow(1000, MEMORY)))
-    edges = [seconds_of(lambda: _edge(model)) for _ in range(min(settings.rounds, 2))]
+    edges = [seconds_of(partial(_edge, model)) for _ in range(min(settings.rounds, 2))]
     result.measures["mean-field.edge"] = Spread.of(edges)
     rows.append((f"edge of {BATCH_SIZES} batch sizes", "-", show(Spread.of(edges)) + " s", "-"))
     title = f"Mean-field theory, {MODES} bins of {N_DATA} modes"
@@ -61,9 +63,8 @@ def _edge(model: qm.Ensemble) -> xr.Dataset:
     return qm.mean_field_edge(model, sizes)
 
 
-def _peak(job: object) -> float:
+def _peak(job: Callable[[], object]) -> float:
     """Return the most memory, in bytes, that arrays of a job took at once."""
-    assert callable(job)
     tracemalloc.start()
     job()
     peak = tracemalloc.get_traced_memory()[1]

@@ -14,6 +14,9 @@ from quadmodel.theory import _formulas as formulas
 
 # Rows of a triangle that are multiplied at once, at least.
 _BLOCK = 64
+# Oscillations that have decayed by so much may be averaged over; those that need more recent steps
+# than this are kept whole.
+_DECAYED, _MOST_RECENT = 1e-3, 200
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ class MeanField:
         self.width = np.ones(capacity)
         bins, square = known.lam.size, (capacity, capacity)
         # U, R_1 U, C, H, N, delta U N U^T, C^2; on request also u, G, Z, F
-        asked = ("u", "G", "Z", "F") if keep else ("u",) if follow is not None else ()
+        asked = ("u", "G", "Z", "F") if keep else ()
         names = ("U", "V", "C", "H", "N", "X", "S", *asked)
         self.shared = {name: np.zeros(square) for name in names}
         self.responses = np.zeros((bins, *square))
@@ -129,9 +132,11 @@ class MeanField:
         self.noise = np.zeros((bins, capacity))
         self.shared_noise = np.zeros((bins, capacity))
         self.levels = np.zeros((0 if known.groups is None else known.groups.size.size, capacity))
-        # E zeta zeta^T of the bins whose own motion is followed.
+        # Of the bins whose own motion is followed: E zeta zeta^T times u, and times C. Products are
+        # kept, not their factors: early in a run all of them vary within a column.
         self.follow = np.zeros(0, np.int64) if follow is None else follow
-        self.followed = np.zeros((self.follow.size, *square))
+        self.followed_responses = np.zeros((self.follow.size, *square))
+        self.followed_overlaps = np.zeros((self.follow.size, *square))
         # Response of the iterate to forces, now and one step before.
         self._iterate, self._before = np.zeros(capacity), np.zeros(capacity)
         self._ahead = sgd.momentum if sgd.nesterov else 0.0
@@ -183,7 +188,8 @@ class MeanField:
             shape[axis] = m
             return np.asarray(total / merged.reshape(shape))
 
-        for array in (*self.shared.values(), *self.responses, *self.followed):
+        followed = (*self.followed_responses, *self.followed_overlaps)
+        for array in (*self.shared.values(), *self.responses, *followed):
             square = averaged(averaged(array[:n, :n], 0), 1)
             array[:n, :n] = 0.0
             array[:m, :m] = square
@@ -258,13 +264,12 @@ class MeanField:
             return found
         width, scale = self.width[:n], self.sgd.learning_rate**2 * known.strength / known.n_data
         to_now = row.mean_response * width
-        before, overlap = self.shared["u"][:n, :n], self.shared["C"][:n, :n]
         for k, a in enumerate(self.follow):
-            c, zeta = known.over_data[a], self.followed[k, :n, :n]
+            c = known.over_data[a]
             qc = known.strength * c
             source = (known.lam[a] + qc * row.overlap) * width
-            first = 2 * to_now @ ((before * zeta) @ source)
-            second = qc * (to_now @ (overlap * zeta) @ to_now)
+            first = 2 * to_now @ (self.followed_responses[k, :n, :n] @ source)
+            second = qc * (to_now @ self.followed_overlaps[k, :n, :n] @ to_now)
             found[k] = scale * c * (first + second)
         return found
 
@@ -330,15 +335,16 @@ class MeanField:
         both += (v[n, :n] * width) @ shared["N"][:n, : n + 1]
         h = noise + eta**2 * f - eta * known.density * both
         shared["H"][n, : n + 1] = shared["H"][: n + 1, n] = h
-        if "u" in shared:
-            shared["u"][n, :n] = row.mean_response
         if "Z" in shared:
+            shared["u"][n, :n] = row.mean_response
             shared["G"][n, :n] = (known.weight * known.over_data) @ row.residual_response
             shared["G"][n, n] = 1.0
             shared["Z"][n, : n + 1] = shared["Z"][: n + 1, n] = z
             shared["F"][n, : n + 1] = shared["F"][: n + 1, n] = f
-        for kept, a in enumerate(self.follow):
-            self.followed[kept, n, : n + 1] = self.followed[kept, : n + 1, n] = zeta[a]
+        for k, a in enumerate(self.follow):
+            self.followed_responses[k, n, :n] = row.mean_response * zeta[a, :n]
+            both = shared["C"][n, : n + 1] * zeta[a]
+            self.followed_overlaps[k, n, : n + 1] = self.followed_overlaps[k, : n + 1, n] = both
 
     def _advance(self, row: _Row, zeta: FloatArray) -> None:
         """Step the response of the iterate to forces, that of the present step included."""
@@ -361,6 +367,21 @@ def _parts(n: int) -> list[tuple[slice, int]]:
     """Return blocks of rows of a lower triangle, each with where its columns end."""
     size = max(_BLOCK, -(-n // 8))
     return [(slice(k, min(k + size, n)), min(k + size, n)) for k in range(0, n, size)]
+
+
+def recent_steps(largest: float, sgd: SGD) -> float:
+    """Return how many recent steps a coarse past must keep one by one; +inf if all of them.
+
+    From half the deterministic edge on the fastest mode changes sign at every step, which an
+    average over two steps hides: as many as it takes to decay. `largest` is the NTK's eigenvalue at
+    the start; training moves it.
+    """
+    share = sgd.learning_rate / formulas.noiseless_edge(largest, sgd)
+    if share <= 0.5:
+        return 0.0
+    left = max(2 * share - 1, max(sgd.momentum, 0.0) ** 0.5)  # of the mode, one step later
+    kept = math.log(_DECAYED) / math.log(left) if left < 1 else math.inf
+    return kept if kept <= _MOST_RECENT else math.inf
 
 
 def columns_needed(steps: int, memory: int | None) -> int:

@@ -37,7 +37,13 @@ from quadmodel.theory import _formulas as formulas
 from quadmodel.theory import _noise
 from quadmodel.theory._information_plus_noise import InformationPlusNoise
 from quadmodel.theory._inputs import LimitSpectrum, check_sgd
-from quadmodel.theory._mean_field import MeanField, Means, Statistics, columns_needed
+from quadmodel.theory._mean_field import (
+    MeanField,
+    Means,
+    Statistics,
+    columns_needed,
+    recent_steps,
+)
 from quadmodel.theory._mean_field_source import (
     EnsembleLike,
     Modes,
@@ -111,7 +117,8 @@ def mean_field(
         Recent steps that are kept one by one; older ones are averaged over a share 1/memory of
         their age, so that long runs cost little more than proportionally. All are kept if left out.
         At 100, distances changed by less than 1e-4 and losses by less than 1 %, while these fell
-        to 1e-4 of the initial loss. Losses that a coarse past does not resolve may be NaN.
+        to 1e-4 of the initial loss. Losses that a coarse past does not resolve may be NaN. More are
+        kept, or all, where the fastest mode overshoots at the start and goes on oscillating.
     record_every : int, optional
         Steps between two entries of the result; by default about fifty entries.
     also : sequence of {"ntk_density", "two_time"}, optional
@@ -173,12 +180,10 @@ def mean_field(
     steps = as_integer("steps", steps)
     bins, groups = as_integer("bins", bins), as_integer("groups", groups, high=modes.n_data)
     density = density_of(modes, ratio)
-    if also not in ((), []):
+    if not (isinstance(also, list | tuple) and not also):
         also = as_list("also", also, lambda name: as_choice("also", name, ALSO))
-    if memory is not None:
-        memory = as_integer("memory", memory, low=10)
-        if "two_time" in also:
-            raise InputError(f"memory must be left out with two_time, got {memory}")
+    scaled = modes.in_units(sgd)
+    memory = _as_memory(memory, "two_time" in also, float(modes.lam[0]), scaled)
     if record_every is None:
         record_every = max(1, steps // 50)
     record_every = as_integer("record_every", record_every)
@@ -189,7 +194,6 @@ def mean_field(
         + 16.0 * count_records(steps, record_every) * modes.n_data,
     )
     recorded = recorded_steps(steps, record_every)
-    scaled = modes.in_units(sgd)
     alone = heavy_modes(modes)
     in_bin = bins_of(modes, bins, alone)
     with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
@@ -223,6 +227,17 @@ def mean_field(
         coords["eigenvalue"] = _density_grid(values)
         attrs["density_half_width"] = _WIDTH * float(coords["eigenvalue"][1][-1])
     return xr.Dataset(values, coords=coords, attrs=attrs)
+
+
+def _as_memory(memory: Any, two_time: bool, largest: float, sgd: SGD) -> int | None:
+    """Return how many recent steps are kept one by one; None if all of them."""
+    if memory is None:
+        return None
+    memory = as_integer("memory", memory, low=10)
+    if two_time:
+        raise InputError(f"memory must be left out with two_time, got {memory}")
+    recent = recent_steps(largest, sgd)
+    return None if math.isinf(recent) else max(memory, math.ceil(recent))
 
 
 def density_of(modes: Modes, ratio: float | None) -> float:

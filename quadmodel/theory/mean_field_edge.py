@@ -20,16 +20,15 @@ from quadmodel.optimizer import SGD
 from quadmodel.theory import _formulas as formulas
 from quadmodel.theory import _noise
 from quadmodel.theory._inputs import Spectrum
-from quadmodel.theory._mean_field import MeanField, Statistics, columns_needed
+from quadmodel.theory._mean_field import MeanField, Statistics, columns_needed, recent_steps
 from quadmodel.theory._mean_field_source import EnsembleLike, Modes, as_modes, bins_of, statistics
 from quadmodel.theory.mean_field import DIVERGED, density_of
 
 # In diagrams: equations for modes, relative width of the last bracket, groups of points.
 _BINS, _COARSE, _GROUPS = 24, 0.02, 8
 # The past is kept as coarse as a decision allows: whole if it is short, finer where modes go on
-# oscillating (until they have decayed by so much), or where a small loss rises.
+# oscillating, or where a small loss rises.
 _WHOLE, _MEMORY, _FINER, _SMALL = 300, 20, 80, 1e-2
-_DECAYED = 1e-3
 # A loss that has fallen by so much does not come back.
 _CONVERGED = 1e-5
 # A loss rises at the end if it has grown by so much over the last quarter.
@@ -295,15 +294,8 @@ def _diverges(known: Statistics, reference: SGD, steps: int, fraction: float) ->
 
 def _memory(known: Statistics, sgd: SGD, steps: int) -> int:
     """Return how many steps of the past are to be kept one by one."""
-    share = sgd.learning_rate / formulas.noiseless_edge(float(known.lam.max()), sgd)
-    if steps <= _WHOLE or share >= 1:
-        return steps
-    if share <= 0.5:
-        return _MEMORY
-    # From here on the fastest mode changes sign at every step: how much of it is left one later.
-    left = max(2 * share - 1, max(sgd.momentum, 0.0) ** 0.5)
-    kept = math.ceil(math.log(_DECAYED) / math.log(left))
-    return steps if kept > _FINER else max(_MEMORY, kept)
+    kept = max(_MEMORY, recent_steps(float(known.lam.max()), sgd))
+    return steps if steps <= _WHOLE or kept > _FINER else math.ceil(kept)
 
 
 def _run(known: Statistics, sgd: SGD, steps: int, memory: int) -> tuple[bool, float]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.linalg import hadamard
 
 import quadmodel as qm
 from quadmodel._util.checks import InputError
@@ -15,6 +17,9 @@ from quadmodel.theory import _formulas as formulas
 from quadmodel.theory._information_plus_noise import InformationPlusNoise
 from quadmodel.theory._mean_field import MeanField, Statistics
 from tests.oracles import mean_field as oracle
+
+# The function hides its module.
+module = importlib.import_module("quadmodel.theory.mean_field")
 
 OPTIMIZERS = {
     "plain": {},
@@ -200,16 +205,120 @@ def test_unreachable_residual():
     assert float(found.loss[-1]) == pytest.approx(10 / 60, rel=0.01)
 
 
-def test_heavy_mode():
-    """Labels along the top mode: its eigenvalue moves on its own (theory of the one mode)."""
-    lam = np.append(2.0, np.linspace(1, 0.1, 47))
-    coefficients = qm.residuals.AlignedResidual([0], coefficients=[24**0.5], scale=1.0)
-    ensemble = qm.Ensemble(48, 4800, jacobian=lam, residual=coefficients, curvature=0.01)
-    sgd = qm.SGD(0.15, 48)
-    found = qm.mean_field(ensemble, sgd, 30, ratio=np.inf)
-    moved = float(found.ntk_largest_eigenvalue[-1]) - 2.0
-    shift = found.attrs["curvature_strength"] ** 2 * float(found.squared_distance[-1])
-    assert moved > 1.2 * shift
+@pytest.mark.parametrize("memory", [None, 10])
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_heavy_mode(name, aligned, memory):
+    """Labels along the top mode: its eigenvalue moves on its own.
+
+    As in the limit of many parameters, which treats all data points one by one: full batches, at
+    second order in the curvature, so that what other modes do to this one is not seen.
+    """
+    lam = np.append(2.0, np.linspace(1, 0.1, 15))
+    linear = qm.Ensemble(16, 64, jacobian=lam).sample(0)
+    vectors = linear.eigensystem[1]
+    over_data = vectors * lam / lam.mean() @ vectors.T if aligned else np.eye(16)
+    law = qm.curvature.KroneckerCurvature(over_data, scale=(0.01 / 4) ** 0.5)
+    drawn = law.sample(np.random.default_rng(0), 16, 64)
+    residual = vectors @ np.append(2.0, np.full(15, 0.02))
+    model = qm.QuadraticModel(residual, linear.jacobian, drawn, law)
+    sgd = qm.SGD(0.15, 16, **OPTIMIZERS[name])
+    found = qm.mean_field(model, sgd, 60, ratio=np.inf, record_every=15, memory=memory)
+    limit = qm.large_p_limit(model, sgd, 60, truncation_order=2, record_every=15)
+    moved = found.ntk_largest_eigenvalue.values[1:] - 2
+    expected = limit.ntk_largest_eigenvalue.isel(replica=0).values[1:] - 2
+    np.testing.assert_allclose(moved, expected, rtol=2e-4 if memory is None else 0.02)
+    # The control: without its own motion, which Nesterov's momentum nearly cancels here.
+    shift = found.attrs["curvature_strength"] ** 2 * found.squared_distance.values[1:]
+    top = 2 / lam.mean() if aligned else 1.0
+    assert np.abs(moved / (top * shift) - 1).min() > (0.005 if name == "Nesterov" else 0.2)
+
+
+@pytest.mark.parametrize("memory", [None, 10])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_groups_of_points_that_are_alike_are_one(name, memory):
+    """Eigenvectors with entries of one size, curvature included."""
+    vectors = hadamard(16) / 4
+    ntk = (vectors * np.linspace(1, 0.1, 16)) @ vectors.T
+    sgd = qm.SGD(0.4, 4, **OPTIMIZERS[name])
+
+    def loss(groups, matrix=ntk):
+        found = qm.mean_field(
+            matrix, sgd, 40, curvature=0.1, n_params=32, groups=groups, memory=memory
+        )
+        return found.loss.values
+
+    np.testing.assert_allclose(loss(5), loss(1), rtol=1e-9)
+    # The control: points that are not alike.
+    uneven = qm.Ensemble(16, 32, jacobian=np.linspace(1, 0.1, 16)).sample(1).ntk()
+    assert np.abs(loss(5, uneven) / loss(1, uneven) - 1).max() > 0.002
+
+
+def test_merging_keeps_sums_over_the_past():
+    """Of every function of two steps, in bins and of followed modes, and of their variances."""
+    sgd = qm.SGD(0.2, 4, momentum=0.3)
+    solver = MeanField(known(), sgd, 80, follow=np.array([0, 2]), keep=True)
+    for _ in range(50):
+        solver.step(measure=False)
+
+    def arrays():
+        return {
+            **solver.shared,
+            **{f"response {k}": one for k, one in enumerate(solver.responses)},
+            **{f"own response {k}": one for k, one in enumerate(solver.followed_responses)},
+            **{f"own overlap {k}": one for k, one in enumerate(solver.followed_overlaps)},
+        }
+
+    def sums():
+        n = solver.columns
+        width = solver.width[:n]
+        found = {name: width @ one[:n, :n] @ width for name, one in arrays().items()}
+        found |= {f"noise {k}": one[:n] @ width**2 for k, one in enumerate(solver.noise)}
+        return found | {
+            f"shared {k}": one[:n] @ width**2 for k, one in enumerate(solver.shared_noise)
+        }
+
+    before = sums()
+    assert all(value != 0 for name, value in before.items() if not name.startswith("shared"))
+    solver.merge(10)
+    n = solver.columns
+    assert n < 40
+    assert solver.width[:n].sum() == 50
+    assert sums() == pytest.approx(before, rel=1e-12)
+    for name, one in arrays().items():
+        assert not one[n:].any(), name
+        assert not one[:, n:].any(), name
+
+
+@pytest.mark.parametrize("groups", [1, 24])
+def test_coarse_past_of_groups(groups):
+    """Uneven points: a coarse past changes less than the groups do."""
+    model = qm.Ensemble(24, 48, jacobian=np.linspace(1, 0.1, 24)).sample(2)
+    sgd = qm.SGD(0.4, 4, sampling="bernoulli")
+    whole, coarse = (
+        qm.mean_field(model, sgd, 60, record_every=10, groups=groups, memory=m).loss.values
+        for m in (None, 10)
+    )
+    np.testing.assert_allclose(coarse, whole, rtol=0.02)
+    other = qm.mean_field(model, sgd, 60, record_every=10, groups=25 - groups).loss.values
+    assert np.abs(other / whole - 1).max() > 0.05
+
+
+def test_coarse_past_keeps_what_overshooting_modes_need(monkeypatch):
+    """Close to the deterministic edge the fastest mode changes sign at every step.
+
+    The control: averages over two steps would hide it.
+    """
+    lam = np.arange(1, 101) ** -0.7
+    ensemble = qm.Ensemble(100, 200, jacobian=lam, curvature=0.03)
+    sgd = qm.SGD(0.97 * 2, 50)
+    whole = qm.mean_field(ensemble, sgd, 240, record_every=20).loss
+    seen = whole > 1e-4 * whole[0]
+    found = qm.mean_field(ensemble, sgd, 240, record_every=20, memory=20).loss
+    np.testing.assert_allclose(found[seen], whole[seen], rtol=0.01)
+    monkeypatch.setattr(module, "recent_steps", lambda largest, sgd: 0.0)
+    hidden = qm.mean_field(ensemble, sgd, 240, record_every=20, memory=20).loss
+    assert np.abs(hidden / whole - 1)[seen].max() > 0.1
 
 
 @pytest.mark.parametrize(
