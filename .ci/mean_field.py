@@ -34,8 +34,12 @@ CONTROLS = ("loss", "squared_distance")
 # The claims: of the loss, that both hold; of the trace, its own, or what its error allows.
 SIGMAS, LOSS, TRACE, NORM = 3.0, 0.05, 0.003, 0.02
 SIZES = (50, 100, 200, 400)
+# Errors shrink as D to this power: the largest eigenvalue of a finite matrix lies below its limit.
+POWERS = {"ntk_largest_eigenvalue": 2 / 3}
 # Chi-squared of errors that shrink as 1/D may be as improbable as this, and no more.
 IMPROBABLE = 1e-3
+# Settings drawn at random.
+RANDOM = 20
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class Setting:
     options: dict[str, Any] = field(default_factory=dict)
     steps: int = 40
     record_every: int = 10
+    groups: int = 1
 
     def eigenvalues(self) -> Array:
         """Return the NTK's eigenvalues."""
@@ -108,7 +113,7 @@ def compare(s: Setting, draws: int, replicas: int, seed: int) -> Compared:
     growth, diverged = [], 0
     for draw in range(draws):
         model = s.model(1000 * seed + draw)
-        theory = qm.mean_field(model, sgd, s.steps, record_every=s.record_every)
+        theory = qm.mean_field(model, sgd, s.steps, record_every=s.record_every, groups=s.groups)
         both = [
             qm.simulate(
                 one, sgd, s.steps, replicas=replicas, seed=seed, model_index=draw,
@@ -212,10 +217,12 @@ def sizes(draws: int, replicas: int, seed: int) -> list[str]:
         found[n_data] = compare(s, count, replicas, seed)
         missed = show(f"D = {n_data}, {count} draws of {replicas} runs", found[n_data])
         failed += missed if n_data == SIZES[-1] else []
-    print("\nD times the error, if the same at every size, and the probability of its chi-squared")
-    data = np.array(SIZES, float)
+    print(
+        "\nD times the error (D^(2/3) of lambda_max), if the same at every size; probability of its"
+    )
+    print("chi-squared")
     for name, word in NAMES.items():
-        cells = []
+        cells, data = [], np.array(SIZES, float) ** POWERS.get(name, 1.0)
         for k, step in enumerate(found[SIZES[-1]].steps):
             scaled = data * [found[n].error[name][k] for n in SIZES]
             error = data * [found[n].standard_error[name][k] for n in SIZES]
@@ -224,7 +231,7 @@ def sizes(draws: int, replicas: int, seed: int) -> list[str]:
             likely = stats.chi2.sf(np.sum(((scaled - mean) / error) ** 2), len(SIZES) - 1)
             cells.append(f"{mean:+8.2f}±{np.sum(error**-2) ** -0.5:.2f} ({likely:.3f})")
             if likely < IMPROBABLE:
-                failed.append(f"{word} at step {int(step)}: not 1/D")
+                failed.append(f"{word} at step {int(step)}: does not shrink so")
         print(f"{word:>12} " + " ".join(f"{cell:>22}" for cell in cells))
     return failed
 
@@ -237,6 +244,8 @@ SETTINGS = (
     Setting("B = D, half the edge", batch=200),
     Setting("P = 1.5 D", n_params=300),
     Setting("power law k^-0.7", spectrum="k^-0.7", strength=0.002),
+    Setting("the same, 16 groups", spectrum="k^-0.7", strength=0.002, groups=16),
+    Setting("the same, 64 groups", spectrum="k^-0.7", strength=0.002, groups=64),
     Setting("C proportional to the NTK", aligned=True),
     Setting("P = 0.75 D", n_params=150),
     Setting("with replacement", options={"sampling": "with_replacement"}),
@@ -252,6 +261,42 @@ def settings(draws: int, replicas: int, seed: int) -> list[str]:
         runs = 1 if s.batch == s.n_data else replicas
         one = compare(s, draws if runs > 1 else 2 * draws, runs, seed)
         failed += show(f"D = {s.n_data}, P = {s.n_params}, {s.words}", one)
+    return failed
+
+
+def drawn(seed: int, number: int) -> Setting:
+    """Draw spectrum, P/D, batch size, optimizer, scheme, curvature and K at the start."""
+    rng = np.random.default_rng([seed, number])
+    spectrum = str(rng.choice(["spread", "k^-0.5"]))
+    options: dict[str, Any] = {
+        "sampling": str(rng.choice(["without_replacement", "with_replacement", "bernoulli"]))
+    }
+    if rng.random() < 0.5:
+        options |= {"momentum": float(rng.uniform(-0.3, 0.9)), "nesterov": bool(rng.integers(2))}
+    if rng.random() < 0.3:
+        options["weight_decay"] = float(rng.uniform(0, 0.1))
+    n_params = int(200 * rng.uniform(0.8, 3))
+    batch = int(np.exp(rng.uniform(0, np.log(100))))
+    strength = float(np.exp(rng.uniform(np.log(0.005), np.log(0.1))))
+    start = float(rng.uniform(0.2, 0.6))
+    aligned = bool(rng.integers(2))
+    words = (
+        f"{spectrum}, B {batch}, q^2 {strength:.3f}, K {start:.2f}, aligned {aligned}, {options}"
+    )
+    return Setting(
+        words, 200, n_params, batch, spectrum, strength, start, aligned, options, record_every=20
+    )
+
+
+def at_random(draws: int, replicas: int, seed: int) -> list[str]:
+    """Print errors at settings drawn at random; return the claims that fail."""
+    failed = []
+    for number in range(RANDOM):
+        s = drawn(seed, number)
+        failed += show(f"{number}: P = {s.n_params}, {s.words}", compare(s, draws, replicas, seed))
+    print(
+        f"\n{RANDOM} random settings, {len({line.split(':')[0] for line in failed})} with failures"
+    )
     return failed
 
 
@@ -322,7 +367,9 @@ def show_stabilisation(
     return [] if worst <= NORM else [f"{title}: K off by {worst:.3f}"]
 
 
-PARTS = {"sizes": sizes, "settings": settings, "stabilisation": stabilisation}
+PARTS = {
+    "sizes": sizes, "settings": settings, "random": at_random, "stabilisation": stabilisation,
+}  # fmt: skip
 
 
 def main() -> int:
