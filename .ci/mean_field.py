@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -58,6 +58,8 @@ class Setting:
     steps: int = 40
     record_every: int = 10
     groups: int = 1
+    memory: int | None = None
+    claimed: bool = True  # that the theory holds here
 
     def eigenvalues(self) -> Array:
         """Return the NTK's eigenvalues."""
@@ -65,6 +67,7 @@ class Setting:
         k = np.arange(1.0, self.n_data + 1)
         lam = {
             "spread": np.sort(0.07 + 0.93 * x**2)[::-1],
+            "x^2": np.sort(x**2)[::-1],
             "k^-0.7": k**-0.7,
             "k^-0.5": k**-0.5 / np.mean(k**-0.5),
         }[self.spectrum].copy()
@@ -243,9 +246,10 @@ SETTINGS = (
     Setting("B = 1", batch=1),
     Setting("B = D, half the edge", batch=200),
     Setting("P = 1.5 D", n_params=300),
-    Setting("power law k^-0.7", spectrum="k^-0.7", strength=0.002),
-    Setting("the same, 16 groups", spectrum="k^-0.7", strength=0.002, groups=16),
-    Setting("the same, 64 groups", spectrum="k^-0.7", strength=0.002, groups=64),
+    Setting("power law k^-0.5", spectrum="k^-0.5"),
+    Setting("power law k^-0.7, 16 groups", spectrum="k^-0.7", strength=0.002, groups=16),
+    # Points are so uneven that their mean is not enough: shown for comparison.
+    Setting("the same, one group", spectrum="k^-0.7", strength=0.002, claimed=False),
     Setting("C proportional to the NTK", aligned=True),
     Setting("P = 0.75 D", n_params=150),
     Setting("with replacement", options={"sampling": "with_replacement"}),
@@ -260,7 +264,8 @@ def settings(draws: int, replicas: int, seed: int) -> list[str]:
         # Without batch noise, runs of one model are the same.
         runs = 1 if s.batch == s.n_data else replicas
         one = compare(s, draws if runs > 1 else 2 * draws, runs, seed)
-        failed += show(f"D = {s.n_data}, P = {s.n_params}, {s.words}", one)
+        missed = show(f"D = {s.n_data}, P = {s.n_params}, {s.words}", one)
+        failed += missed if s.claimed else []
     return failed
 
 
@@ -312,17 +317,34 @@ STABILISATIONS = (
         {"momentum": 0.5}, 500, 40,
     ),
 )  # fmt: skip
+# Many modes so slow that some are not done after 20,000 steps.
+LONG = Setting(
+    "x^2, C proportional to the NTK", 150, 300, 8, "x^2", 0.05, 0.3, True, {}, 20_000, 2_000,
+    memory=60,
+)  # fmt: skip
+LONGEST = (LONG, replace(LONG, strength=0.2))
 
 
 def stabilisation(draws: int, replicas: int, seed: int) -> list[str]:
     """Print K along runs that approach the stochastic edge; return the claims that fail."""
+    return _stabilisation(STABILISATIONS, draws, replicas, seed)
+
+
+def long_runs(draws: int, replicas: int, seed: int) -> list[str]:
+    """Print K along runs of 20,000 steps; return the claims that fail."""
+    return _stabilisation(LONGEST, draws, replicas, seed)
+
+
+def _stabilisation(settings: Sequence[Setting], draws: int, replicas: int, seed: int) -> list[str]:
     failed = []
-    for s in STABILISATIONS:
+    for s in settings:
         sgd = s.sgd()
         predicted, simulated = [], []
         for draw in range(draws):
             model = s.model(1000 * seed + draw)
-            theory = qm.mean_field(model, sgd, s.steps, record_every=s.record_every)
+            theory = qm.mean_field(
+                model, sgd, s.steps, record_every=s.record_every, memory=s.memory
+            )
             runs = qm.simulate(
                 model, sgd, s.steps, replicas=replicas, seed=seed, model_index=draw,
                 record_every=s.record_every, precision="mixed", threads=1,
@@ -369,6 +391,7 @@ def show_stabilisation(
 
 PARTS = {
     "sizes": sizes, "settings": settings, "random": at_random, "stabilisation": stabilisation,
+    "long": long_runs,
 }  # fmt: skip
 
 
