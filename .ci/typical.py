@@ -19,7 +19,7 @@ import xarray as xr
 
 import quadmodel as qm
 from quadmodel import spectra
-from quadmodel.eigenvectors import Localised
+from quadmodel.laws.eigenvectors import Localised
 from quadmodel.optimizer import SAMPLING_SCHEMES
 
 ACCURACY = 1 / 3  # what the docstring promises

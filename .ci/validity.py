@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 import quadmodel as qm
-from quadmodel.curvature import CurvatureLaw
+from quadmodel.laws.curvature import CurvatureLaw
 
 SCHEMES = ("without_replacement", "with_replacement", "bernoulli")
 # A prediction is right within this share of the change, or within so many standard errors.

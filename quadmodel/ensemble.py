@@ -17,10 +17,10 @@ from quadmodel._util.checks import (
     check_memory,
     shown,
 )
-from quadmodel.curvature import CurvatureLaw, IndependentCurvature
-from quadmodel.eigenvectors import EigenvectorLaw, Haar, haar_frame
+from quadmodel.laws.curvature import CurvatureLaw, IndependentCurvature
+from quadmodel.laws.eigenvectors import EigenvectorLaw, Haar, haar_frame
+from quadmodel.laws.residuals import GaussianResidual, ResidualLaw
 from quadmodel.model import QuadraticModel, ntk_eigensystem
-from quadmodel.residuals import GaussianResidual, ResidualLaw
 from quadmodel.spectra import GivenEigenvalues, IndependentGaussian, SpectralLaw
 
 

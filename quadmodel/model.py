@@ -27,7 +27,7 @@ from quadmodel._util.files import (
     write_atomically,
 )
 from quadmodel._util.results import checksum
-from quadmodel.curvature import LAWS, Curvature, CurvatureLaw, LowRankCurvature
+from quadmodel.laws.curvature import LAWS, Curvature, CurvatureLaw, LowRankCurvature
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -15,7 +15,11 @@ import xarray as xr
 
 import quadmodel as qm
 from quadmodel._util.checks import InputError
-from quadmodel.curvature import IndependentCurvature, KroneckerCurvature, RandomLowRankCurvature
+from quadmodel.laws.curvature import (
+    IndependentCurvature,
+    KroneckerCurvature,
+    RandomLowRankCurvature,
+)
 
 NTK = np.diag([2.0, 1.0, 0.5])
 SGD = qm.SGD(0.1, 1)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from quadmodel._util.checks import InputError
-from quadmodel.curvature import (
+from quadmodel.laws.curvature import (
     IndependentCurvature,
     KroneckerCurvature,
     RandomLowRankCurvature,

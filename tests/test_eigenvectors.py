@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quadmodel._util.checks import InputError
-from quadmodel.eigenvectors import Haar, Localised, haar_frame
+from quadmodel.laws.eigenvectors import Haar, Localised, haar_frame
 
 
 @given(

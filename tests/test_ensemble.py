@@ -7,10 +7,14 @@ import pytest
 
 from quadmodel import ensemble as ensemble_module
 from quadmodel._util.checks import InputError
-from quadmodel.curvature import IndependentCurvature, KroneckerCurvature, RandomLowRankCurvature
-from quadmodel.eigenvectors import EigenvectorLaw, Haar, Localised
 from quadmodel.ensemble import Ensemble
-from quadmodel.residuals import AlignedResidual, GaussianResidual
+from quadmodel.laws.curvature import (
+    IndependentCurvature,
+    KroneckerCurvature,
+    RandomLowRankCurvature,
+)
+from quadmodel.laws.eigenvectors import EigenvectorLaw, Haar, Localised
+from quadmodel.laws.residuals import AlignedResidual, GaussianResidual
 from quadmodel.spectra import (
     FromStieltjes,
     GivenEigenvalues,

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quadmodel._util.checks import InputError, tolerance_of
-from quadmodel.curvature import (
+from quadmodel.laws.curvature import (
     IndependentCurvature,
     KroneckerCurvature,
     LowRankCurvature,

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quadmodel._util.checks import InputError
-from quadmodel.eigenvectors import haar_frame
-from quadmodel.residuals import AlignedResidual, GaussianResidual
+from quadmodel.laws.eigenvectors import haar_frame
+from quadmodel.laws.residuals import AlignedResidual, GaussianResidual
 
 
 def eigensystem(n_data=12, rank=12, seed=0):

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from quadmodel._util.checks import FloatArray, InputError
-from quadmodel.curvature import CurvatureLaw
 from quadmodel.ensemble import Ensemble
 from quadmodel.large_p._kernel import Limit
+from quadmodel.laws.curvature import CurvatureLaw
 from quadmodel.model import QuadraticModel, ntk_eigensystem
 
 

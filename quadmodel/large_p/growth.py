@@ -10,7 +10,6 @@ import numpy as np
 from quadmodel._util.checks import FloatArray, InputError, check_memory
 from quadmodel._util.progress import progress_bar
 from quadmodel._util.threads import Workers, available_cores
-from quadmodel.curvature import CurvatureLaw
 from quadmodel.ensemble import Ensemble
 from quadmodel.large_p._snapshot import Snapshot
 from quadmodel.large_p._state import (
@@ -22,6 +21,7 @@ from quadmodel.large_p._state import (
     update_of,
 )
 from quadmodel.large_p._system import System, law_of, model_at_start, system_from
+from quadmodel.laws.curvature import CurvatureLaw
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
 from quadmodel.simulation._replicas import groups

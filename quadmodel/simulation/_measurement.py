@@ -16,7 +16,7 @@ import numpy as np
 
 from quadmodel._util.checks import FloatArray
 from quadmodel._util.threads import Workers
-from quadmodel.curvature import LowRankCurvature
+from quadmodel.laws.curvature import LowRankCurvature
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
 from quadmodel.simulation import observables

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quadmodel._util.checks import FloatArray, IntArray
-from quadmodel.curvature import LowRankCurvature
+from quadmodel.laws.curvature import LowRankCurvature
 from quadmodel.model import QuadraticModel
 
 

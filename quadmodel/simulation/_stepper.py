@@ -9,7 +9,7 @@ import numpy as np
 
 from quadmodel._util.checks import FloatArray
 from quadmodel._util.threads import Workers, short_pieces, stop_if_asked, stretches
-from quadmodel.curvature import LowRankCurvature
+from quadmodel.laws.curvature import LowRankCurvature
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SAMPLING_SCHEMES, SGD
 from quadmodel.simulation._kernels import plain, vector_dense, vector_low_rank, vectors

@@ -20,7 +20,7 @@ from quadmodel._util.results import (
     variable,
 )
 from quadmodel._util.threads import CALLER_ONLY, as_threads, stop_if_asked, workers
-from quadmodel.curvature import CurvatureLaw, IndependentCurvature
+from quadmodel.laws.curvature import CurvatureLaw, IndependentCurvature
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
 from quadmodel.simulation._replicas import Replicas, start_replicas

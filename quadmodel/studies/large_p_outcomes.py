@@ -20,8 +20,8 @@ from quadmodel._util.checks import (
     check_memory,
 )
 from quadmodel._util.results import Variable, attributes, check_result, step_coordinate, variable
-from quadmodel.curvature import IndependentCurvature
 from quadmodel.large_p.trajectories import large_p_limit
+from quadmodel.laws.curvature import IndependentCurvature
 from quadmodel.optimizer import SGD
 from quadmodel.studies._edges import (
     Runs,

@@ -18,7 +18,7 @@ from quadmodel._util.results import (
     step_coordinate,
     variable,
 )
-from quadmodel.curvature import KroneckerCurvature
+from quadmodel.laws.curvature import KroneckerCurvature
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
 from quadmodel.simulation.trajectories import simulate

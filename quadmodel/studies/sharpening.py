@@ -22,8 +22,8 @@ from quadmodel._util.checks import (
 )
 from quadmodel._util.progress import progress_bar
 from quadmodel._util.results import attributes, variable
-from quadmodel.curvature import CurvatureLaw
 from quadmodel.ensemble import Ensemble
+from quadmodel.laws.curvature import CurvatureLaw
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
 from quadmodel.simulation.ntk_draws import growth_over_grid

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from quadmodel._util.checks import FloatArray, InputError
-from quadmodel.curvature import CurvatureLaw, IndependentCurvature
+from quadmodel.laws.curvature import CurvatureLaw, IndependentCurvature
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
 

@@ -18,10 +18,10 @@ from quadmodel._util.checks import (
     shown,
 )
 from quadmodel._util.results import checksum
-from quadmodel.curvature import CurvatureLaw, IndependentCurvature
+from quadmodel.laws.curvature import CurvatureLaw, IndependentCurvature
+from quadmodel.laws.residuals import ResidualLaw
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
-from quadmodel.residuals import ResidualLaw
 from quadmodel.spectra import SpectralLaw
 from quadmodel.theory import _noise
 from quadmodel.theory._inputs import Spectrum, as_finite_spectrum

@@ -30,7 +30,7 @@ from quadmodel._util.results import (
     variable,
 )
 from quadmodel._util.threads import stop_if_asked
-from quadmodel.curvature import CurvatureLaw
+from quadmodel.laws.curvature import CurvatureLaw
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
 from quadmodel.theory import _formulas as formulas

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from quadmodel._util.blas import one_blas_thread
 from quadmodel._util.checks import InputError, as_batch_size, as_integer, as_list, as_number
 from quadmodel._util.results import attributes, variable
-from quadmodel.curvature import CurvatureLaw
+from quadmodel.laws.curvature import CurvatureLaw
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
 from quadmodel.theory import _formulas as formulas

@@ -23,7 +23,7 @@ from quadmodel._util.results import (
     step_coordinate,
     variable,
 )
-from quadmodel.curvature import CurvatureLaw
+from quadmodel.laws.curvature import CurvatureLaw
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
 from quadmodel.theory import _recursion, sharpening

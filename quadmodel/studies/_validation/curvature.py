@@ -11,8 +11,8 @@ import numpy as np
 import xarray as xr
 
 from quadmodel._util.checks import FloatArray
-from quadmodel.curvature import CurvatureLaw, IndependentCurvature, KroneckerCurvature
 from quadmodel.ensemble import Ensemble
+from quadmodel.laws.curvature import CurvatureLaw, IndependentCurvature, KroneckerCurvature
 from quadmodel.simulation.ntk_draws import sample_ntk
 from quadmodel.simulation.trajectories import simulate
 from quadmodel.spectra import GivenEigenvalues

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from quadmodel.curvature import IndependentCurvature
 from quadmodel.large_p.trajectories import large_p_limit
+from quadmodel.laws.curvature import IndependentCurvature
 from quadmodel.model import QuadraticModel
 from quadmodel.simulation.trajectories import simulate
 from quadmodel.studies._edges import power_law_model

@@ -10,7 +10,7 @@ import numpy as np
 
 from quadmodel._util.checks import FloatArray
 from quadmodel._util.threads import workers
-from quadmodel.curvature import CurvatureLaw, IndependentCurvature, KroneckerCurvature
+from quadmodel.laws.curvature import CurvatureLaw, IndependentCurvature, KroneckerCurvature
 from quadmodel.model import QuadraticModel
 from quadmodel.simulation.trajectories import simulate
 from quadmodel.studies._validation._rows import Effort, Row, gentle, ring_ntk
