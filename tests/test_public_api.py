@@ -17,7 +17,6 @@ NAMES = [
     "Ensemble",
     "LowRankCurvature",
     "QuadraticModel",
-    "Running",
     "SGD",
     "compare",
     "critical_learning_rate",
@@ -52,6 +51,7 @@ NAMES = [
     "sharpening_diagram",
     "simulate",
     "spectra",
+    "sweeps",
     "symbolic",
     "trace_boundary",
     "typical_critical_learning_rate",
@@ -59,7 +59,8 @@ NAMES = [
     "validate",
 ]
 MODULES = [
-    "curvature", "datasets", "eigenvectors", "networks", "plot", "residuals", "spectra", "symbolic",
+    "curvature", "datasets", "eigenvectors", "networks", "plot", "residuals", "spectra", "sweeps",
+    "symbolic",
 ]  # fmt: skip
 HEAVY = ["IPython", "matplotlib", "numba", "pandas", "scipy.stats", "sympy", "torch", "xarray"]
 

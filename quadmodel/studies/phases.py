@@ -71,7 +71,8 @@ def phase_diagram(
     precision : {"float64", "mixed"}, optional
         As for :func:`quadmodel.simulate`.
     **running : threads, progress, store, executor
-        How the sweep runs, which its result does not depend on; see :class:`quadmodel.Running`.
+        How the sweep runs, which its result does not depend on: see
+        :class:`quadmodel.sweeps.Running`.
 
     Returns
     -------
