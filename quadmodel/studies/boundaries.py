@@ -41,7 +41,7 @@ from quadmodel.sweeps._parcel import Job
 from quadmodel.sweeps._records import Record
 from quadmodel.sweeps.running import Running, as_how
 from quadmodel.sweeps.store import Manifest
-from quadmodel.sweeps.sweep import Sweep, run_sweep
+from quadmodel.sweeps.sweep import RunsStages, run_sweep
 from quadmodel.theory._inputs import NORMS, Spectrum
 from quadmodel.theory._noise import norm_or_infinity
 
@@ -189,7 +189,7 @@ def trace_boundary(
     full = spec.kind == "deterministic"
     units = [TraceUnit(number) for number in range(len(spec.momenta) if full else len(spec))]
 
-    def flow(sweep: Sweep) -> xr.Dataset:
+    def flow(sweep: RunsStages) -> xr.Dataset:
         records = sweep.run("boundary", units, lambda record: int(not record["precise"]))
         found = [Traced(*(record[name].item() for name in Traced._fields)) for record in records]
         norms = {} if full or not linear else _norms(spec, records)
@@ -200,7 +200,7 @@ def trace_boundary(
 
     asked = {"source": described, "with_momenta": momenta is not None, **spec.specification()}
     manifest = Manifest("boundary", asked, {"boundary": len(units)})
-    return run_sweep(manifest, Job(prepare, spec, kept), how, flow)
+    return run_sweep(manifest, Job(prepare, spec, kept, nbytes=kept.model.nbytes), how, flow)
 
 
 class _Kept(NamedTuple):

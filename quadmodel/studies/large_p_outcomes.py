@@ -48,7 +48,7 @@ from quadmodel.sweeps._parcel import Job
 from quadmodel.sweeps._records import Record
 from quadmodel.sweeps.running import Running, as_how
 from quadmodel.sweeps.store import Manifest
-from quadmodel.sweeps.sweep import Sweep, run_sweep
+from quadmodel.sweeps.sweep import RunsStages, run_sweep
 from quadmodel.theory.noise_kernel import critical_learning_rate
 
 _NORMS = ("noise_kernel_norm", "noise_kernel_norm_exact")
@@ -186,7 +186,7 @@ def large_p_edge(
     )
     rate = np.array([*rates.values()]).reshape(len(sizes), len(norms))
 
-    def flow(sweep: Sweep) -> xr.Dataset:
+    def flow(sweep: RunsStages) -> xr.Dataset:
         found = [dataset_of(record) for record in sweep.run("runs", units)]
         recorded = recorded_steps(runs.steps, runs.record_every)
         return _dataset(found, axes, rate, recorded).assign_attrs(attrs)

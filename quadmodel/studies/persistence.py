@@ -37,7 +37,7 @@ from quadmodel.sweeps._parcel import Job
 from quadmodel.sweeps._records import Record
 from quadmodel.sweeps.running import Running, as_how
 from quadmodel.sweeps.store import Manifest
-from quadmodel.sweeps.sweep import Sweep, run_sweep
+from quadmodel.sweeps.sweep import RunsStages, run_sweep
 from quadmodel.theory.mean_field import mean_field
 from quadmodel.theory.noise_kernel import critical_learning_rate
 
@@ -160,7 +160,7 @@ def persistent_edge(
         "persistent edge", source, initial_norm=initial_norm, steps=runs.steps, seed=runs.seed
     )
 
-    def flow(sweep: Sweep) -> xr.Dataset:
+    def flow(sweep: RunsStages) -> xr.Dataset:
         every = [dataset_of(record) for record in sweep.run("runs", units)]
         predicted, found = every[: len(strengths)], every[len(strengths) :]
         of_theory = list(map(str, predicted[0]))

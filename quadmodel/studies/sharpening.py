@@ -31,7 +31,7 @@ from quadmodel.sweeps._parcel import Job
 from quadmodel.sweeps._records import Record
 from quadmodel.sweeps.running import Running, as_how
 from quadmodel.sweeps.store import Manifest
-from quadmodel.sweeps.sweep import Sweep, cut, run_sweep, unit_size
+from quadmodel.sweeps.sweep import RunsStages, cut, run_sweep, unit_size
 from quadmodel.theory import sharpening
 from quadmodel.theory._curvature import Statistics, curvature_statistics, law_of
 from quadmodel.theory.noise_kernel import edge_of_stability, phase_boundaries
@@ -156,7 +156,7 @@ def sharpening_diagram(
     grid = np.repeat(rates, sizes.size), np.tile(sizes, rates.size)
     pieces = cut(n_points, unit_size(n_points, _FORECAST))
 
-    def flow(sweep: Sweep) -> xr.Dataset:
+    def flow(sweep: RunsStages) -> xr.Dataset:
         pairs = sweep.run("pairs", [PairUnit(pair, *grid) for pair in range(replicas)])
         growth = np.stack([record["growth"] for record in pairs]).reshape(-1, *plane)
         units = [ForecastUnit(grid[0][some], grid[1][some], edge) for some in pieces]
@@ -183,7 +183,7 @@ def sharpening_diagram(
     asked = {**attrs, "learning_rates": rates.tolist(), "batch_sizes": sizes.tolist()}
     expected = {"pairs": replicas, "forecasts": len(pieces)}
     manifest = Manifest("sharpening diagram", asked, expected)
-    return run_sweep(manifest, Job(prepare, kept, kept), how, flow)
+    return run_sweep(manifest, Job(prepare, kept, kept, nbytes=model.nbytes), how, flow)
 
 
 class Kept(NamedTuple):

@@ -18,7 +18,7 @@ from quadmodel.sweeps._parcel import Job
 from quadmodel.sweeps._records import Record
 from quadmodel.sweeps.running import Running, as_how
 from quadmodel.sweeps.store import Manifest
-from quadmodel.sweeps.sweep import Sweep, run_sweep
+from quadmodel.sweeps.sweep import RunsStages, run_sweep
 
 _QUICK = Effort(8000, 300, 40, 1000, None, 0)
 _FULL = Effort(60000, 4000, 300, 8000, None, 0)
@@ -90,7 +90,7 @@ def validate(
     how, effort = as_how(running), replace(_QUICK if quick else _FULL, seed=seed)
     units = [PartUnit(part) for part in range(len(SUITE))]
 
-    def flow(sweep: Sweep) -> xr.Dataset:
+    def flow(sweep: RunsStages) -> xr.Dataset:
         records = sweep.run("parts", units)
         return _table(records, quick=quick, seed=seed, family_wise_error=family_wise_error)
 
