@@ -18,3 +18,8 @@ __all__ = [
     "sharpening_diagram",
     "spectrum",
 ]
+
+
+def __dir__() -> list[str]:
+    """Return the public names, and no others."""
+    return sorted(__all__)

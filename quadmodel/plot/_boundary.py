@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from quadmodel._util.results import check_result
+from quadmodel.plot._artists import returns_artists
 from quadmodel.plot._common import (
     CYCLE,
     GREEN,
@@ -34,6 +35,7 @@ _KINDS = {
 _ENDS = ("", "_low", "_high")
 
 
+@returns_artists
 def boundary(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     r"""Draw a traced boundary with its intervals, over a phase diagram if `ax` holds one.
 
@@ -59,6 +61,14 @@ def boundary(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     -----
     Bars are 95% intervals; marks are hollow where they are not resolved. A colour per momentum if
     there are several.
+
+    Examples
+    --------
+    >>> import quadmodel as qm
+    >>> found = qm.trace_boundary(qm.Ensemble(10, 20), [1, 4], rtol=0.2)
+    >>> artists = qm.plot.boundary(found)
+    >>> artists[0].axes.get_ylabel()
+    'learning rate (1 / NTK eigenvalue)'
     """
     needed = {f"critical_learning_rate{end}": ("batch_size",) for end in _ENDS}
     needed |= {"batch_size": ("batch_size",), "resolved": ("batch_size",)}

@@ -11,6 +11,7 @@ import xarray as xr
 from quadmodel._util.checks import FloatArray, InputError, as_integer
 from quadmodel._util.results import check_result
 from quadmodel.model import QuadraticModel
+from quadmodel.plot._artists import returns_artists
 from quadmodel.plot._common import (
     GREEN,
     ORANGE,
@@ -41,6 +42,7 @@ _PARTS: dict[str, dict[str, Any]] = {
 }
 
 
+@returns_artists
 def loss(sim: xr.Dataset, pred: xr.Dataset | None = None, ax: Axes | None = None) -> list[Artist]:
     """Draw the simulated loss, its spread over replicas, and the predicted mean.
 
@@ -64,6 +66,16 @@ def loss(sim: xr.Dataset, pred: xr.Dataset | None = None, ax: Axes | None = None
     ------
     InputError
         If a Dataset has no loss along steps, or the first one no replicas.
+
+    Examples
+    --------
+    >>> import quadmodel as qm
+    >>> model = qm.Ensemble(n_data=10, n_params=20).sample(seed=0)
+    >>> sgd = qm.SGD(learning_rate=0.05, batch_size=5)
+    >>> sim = qm.simulate(model, sgd, steps=20, replicas=8)
+    >>> artists = qm.plot.loss(sim, qm.predict(model, sgd, steps=20))
+    >>> artists[0].axes.get_ylabel()
+    'loss'
     """
     check_result("sim", sim, "simulate()", {"loss": ("replica", "step"), "step": ("step",)})
     if pred is not None:
@@ -132,6 +144,7 @@ def _limits(values: Sequence[FloatArray]) -> tuple[float, float]:
     return float(10.0 ** max(low - margin, -_FAR)), float(10.0 ** min(high + margin, _FAR))
 
 
+@returns_artists
 def sharpening(
     pred: xr.Dataset, sim: xr.Dataset | None = None, ax: Axes | None = None, *, mode: int = 0
 ) -> list[Artist]:
@@ -166,6 +179,15 @@ def sharpening(
     References
     ----------
     .. [1] arXiv:2404.19261, section 4; derivations/06-expected-ntk.md.
+
+    Examples
+    --------
+    >>> import quadmodel as qm
+    >>> model = qm.Ensemble(6, 20, qm.spectra.PowerLaw(1.0), curvature=0.005).sample(seed=0)
+    >>> pred = qm.expected_ntk(model, qm.SGD(learning_rate=0.2, batch_size=2), steps=10)
+    >>> artists = qm.plot.sharpening(pred)
+    >>> artists[0].axes.get_xlabel()
+    'SGD steps'
     """
     parts = ("progressive", "conservative", "diffusive", "ntk_projection")
     check_result("pred", pred, "expected_ntk()", dict.fromkeys(parts, ("step", "mode")))
@@ -215,6 +237,7 @@ def sharpening(
     return artists
 
 
+@returns_artists
 def spectrum(model: QuadraticModel, ax: Axes | None = None) -> list[Artist]:
     """Draw the eigenvalues of the initial NTK in descending order.
 
@@ -234,6 +257,13 @@ def spectrum(model: QuadraticModel, ax: Axes | None = None) -> list[Artist]:
     ------
     InputError
         If `model` is no model.
+
+    Examples
+    --------
+    >>> import quadmodel as qm
+    >>> artists = qm.plot.spectrum(qm.Ensemble(n_data=10, n_params=20).sample(seed=0))
+    >>> artists[0].axes.get_xlabel()
+    'rank'
     """
     if not isinstance(model, QuadraticModel):
         raise InputError(f"model must be a QuadraticModel, got a {type(model).__name__}")
