@@ -5,6 +5,14 @@ from importlib.util import find_spec
 
 import pytest
 
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config):
+    """Compare pictures with the committed ones without being asked, where pytest-mpl is there."""
+    if config.pluginmanager.hasplugin("pytest_mpl") and not config.getoption("--mpl-generate-path"):
+        config.option.mpl = True
+
+
 collect_ignore_glob = [] if find_spec("torch") else ["quadmodel/networks/*"]
 
 

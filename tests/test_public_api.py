@@ -183,8 +183,9 @@ def test_docstrings_of_modules(name):
 @pytest.mark.parametrize(
     "name",
     [
-        "boundary", "large_p_edge", "loss", "mean_field", "mean_field_edge", "persistent_edge",
-        "phase_diagram", "sharpening", "sharpening_diagram", "spectrum",
+        "boundary", "large_p_edge", "loss", "mean_field", "mean_field_edge", "network",
+        "persistent_edge", "phase_diagram", "sharpening", "sharpening_diagram", "spectrum",
+        "trajectory",
     ],
 )  # fmt: skip
 def test_docstrings_of_plots(name):

@@ -15,6 +15,7 @@ from quadmodel.plot._common import (
     PURPLE,
     check_axes,
     halo,
+    ink,
     legend,
     new_axes,
     ticks,
@@ -85,6 +86,8 @@ def boundary(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
         )
     limits = ax.get_xlim(), ax.get_ylim()
     words, colour = _KINDS.get(str(found.attrs["boundary"]), ("simulated", "black"))
+    if alone and colour == "black":
+        colour = ink(ax)
     artists: list[Artist] = []
     if "momentum" in found.dims:
         for n, momentum in enumerate(found.momentum.values):
@@ -114,7 +117,7 @@ def _draw(ax: Axes, found: xr.Dataset, label: str, colour: str) -> list[Artist]:
         artists += ax.plot(sizes, value, color=colour, linewidth=0.8, zorder=3.1)
     for which, text, face in (
         (resolved, f"{label} (95%)", colour),
-        (~resolved, f"{label}, unresolved", "white"),
+        (~resolved, f"{label}, unresolved", ax.get_facecolor()),
     ):
         if which.any():
             bars = np.abs(np.stack([low, high]) - value)[:, which]

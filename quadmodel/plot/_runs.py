@@ -1,4 +1,4 @@
-"""Pictures of training, loss and sharpening beside their predictions; and of a spectrum."""
+"""Pictures of training: loss and sharpening beside their predictions."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from quadmodel._util.checks import FloatArray, InputError, as_integer
+from quadmodel._util.checks import FloatArray, as_integer
 from quadmodel._util.results import check_result
-from quadmodel.model import QuadraticModel
 from quadmodel.plot._artists import returns_artists
 from quadmodel.plot._common import (
     GREEN,
@@ -22,6 +21,7 @@ from quadmodel.plot._common import (
     check_axes,
     draw_lines,
     legend,
+    log_limits,
     new_axes,
     ticks,
     title,
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-# Decades beyond which logarithmic axes end: locators of ticks overflow near the largest numbers.
-_FAR = 250.0
 _PARTS: dict[str, dict[str, Any]] = {
     "progressive": {"color": GREEN, "linestyle": "--"},
     "conservative": {"color": ORANGE, "linestyle": "-."},
@@ -93,7 +91,7 @@ def loss(sim: xr.Dataset, pred: xr.Dataset | None = None, ax: Axes | None = None
         predicted = pred.loss.mean("replica") if "replica" in pred.loss.dims else pred.loss
         style = {"color": THEORY, "linestyle": "--"}
         lines.append(Line("predicted mean", pred.step.values, _shown(predicted.values), style))
-    limits = _limits([low, high, *(line.y for line in lines)])
+    limits = log_limits([low, high, *(line.y for line in lines)])
     ax.set(xlabel="SGD steps", ylabel="loss", yscale="log", ylim=limits)
     artists: list[Artist] = []
     if not np.array_equal(low, high, equal_nan=True):
@@ -131,17 +129,6 @@ def _linear_limits(values: Sequence[FloatArray]) -> tuple[float, float]:
     low, high = min(0.0, every.min(initial=0.0)), max(0.0, every.max(initial=0.0))
     margin = 0.06 * (high - low) or 1.0
     return float(low - margin), float(high + margin)
-
-
-def _limits(values: Sequence[FloatArray]) -> tuple[float, float]:
-    """Return limits of a logarithmic axis with a margin."""
-    every = np.concatenate([np.ravel(some) for some in values])
-    every = every[np.isfinite(every)]
-    if every.size == 0:
-        return 0.1, 10.0
-    low, high = np.log10(every.min()), np.log10(every.max())
-    margin = max(0.05 * (high - low), 0.02)
-    return float(10.0 ** max(low - margin, -_FAR)), float(10.0 ** min(high + margin, _FAR))
 
 
 @returns_artists
@@ -234,55 +221,4 @@ def sharpening(
     sampled = [] if sim is None else setting({}, replicas=values.sizes["replica"])
     title(ax, [*setting(pred.attrs), *sampled, f"along mode {mode}"])
     legend(ax)
-    return artists
-
-
-@returns_artists
-def spectrum(model: QuadraticModel, ax: Axes | None = None) -> list[Artist]:
-    """Draw the eigenvalues of the initial NTK in descending order.
-
-    Parameters
-    ----------
-    model : QuadraticModel
-        The model.
-    ax : matplotlib.axes.Axes, optional
-        Where to draw; a new figure if left out.
-
-    Returns
-    -------
-    list of matplotlib.artist.Artist
-        The points.
-
-    Raises
-    ------
-    InputError
-        If `model` is no model.
-
-    Examples
-    --------
-    >>> import quadmodel as qm
-    >>> artists = qm.plot.spectrum(qm.Ensemble(n_data=10, n_params=20).sample(seed=0))
-    >>> artists[0].axes.get_xlabel()
-    'rank'
-    """
-    if not isinstance(model, QuadraticModel):
-        raise InputError(f"model must be a QuadraticModel, got a {type(model).__name__}")
-    check_axes(ax)
-    ax = ax or new_axes()
-    eigenvalues = model.eigensystem[0]
-    positive = eigenvalues[eigenvalues > 0]
-    ax.set(
-        xscale="log",
-        yscale="log",
-        xlabel="rank",
-        ylabel="NTK eigenvalue (1 / learning rate)",
-        xlim=(0.9, 1.1 * max(positive.size, 1)),
-        ylim=_limits([positive]),
-    )
-    artists: list[Artist] = list(
-        ax.plot(np.arange(1, positive.size + 1), positive, ".", color=SIMULATION)
-    )
-    ticks(ax.xaxis, whole=True)
-    ticks(ax.yaxis)
-    title(ax, [], f"{positive.size} of {eigenvalues.size} eigenvalues are not zero")
     return artists
