@@ -11,9 +11,6 @@ from tests.pictures import close_figures, draw, labelled, legend, title  # noqa:
 K_EXACT, TOP = "K, exact", r"$\eta\lambda_{\max}$ of the NTK"
 STOCHASTIC = "K = 1, stochastic edge"
 DETERMINISTIC = r"$\eta\lambda_{\max}$ = 2, deterministic edge"
-    "K = 1, stochastic edge",
-    r"$\eta\lambda_{\max}$ = 2, deterministic edge",
-)
 NORMS = ["noise_kernel_norm", "noise_kernel_norm_finite", "noise_kernel_norm_exact"]
 
 
