@@ -24,13 +24,13 @@ version = release = __version__
 extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
+    "mathml",
     "numpydoc",
     "myst_nb",
 ]
 root_doc = "docs/index"
 include_patterns = ["docs/**", "notebooks/**", "derivations/**", "C*.md"]
-exclude_patterns = [".*", "build", "docs/_templates", "**/.ipynb_checkpoints"]
+exclude_patterns = [".*", "build", "docs/_templates", "docs/_static", "**/.ipynb_checkpoints"]
 templates_path = [str(HERE / "_templates")]
 nitpick_ignore_regex = [
     ("py:.*", r"(xarray|matplotlib|numpy|pandas|scipy|sympy|torch|collections|typing)\..*"),
@@ -51,7 +51,10 @@ numpydoc_show_class_members = False
 numpydoc_xref_param_type = False
 
 # ---- looks
+html_math_renderer = "mathml"
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["equations.css"]
 html_title = f"quadmodel {__version__}"
 html_show_sourcelink = False
 html_copy_source = False
