@@ -60,7 +60,14 @@ def write():
             ]
             table[name].append(found)
             print(name, parameter, found, flush=True)
-    FILE.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    text = ",\n".join(f' "{name}": [\n{_lines(shares)}\n ]' for name, shares in table.items())
+    FILE.write_text(f"{{\n{text}\n}}\n", encoding="utf-8")
+
+
+def _lines(shares):
+    """Return a spectrum's shares as JSON: a block per parameter, a line per curvature strength."""
+    rows = ["  [\n" + ",\n".join(f"   {json.dumps(r)}" for r in rows) + "\n  ]" for rows in shares]
+    return ",\n".join(rows)
 
 
 def check(count, seed):

@@ -7,7 +7,7 @@ from functools import cache
 from importlib.resources import files
 
 # Each one after those that it imports.
-_MODULES = ("formulas", "theory")
+_MODULES = ("formulas", "theory", "draw", "panels", "controls", "explorer")
 _IMPORT = re.compile(r'^import \{[^}]*\} from "\./\w+\.js";\n', re.MULTILINE)
 
 

@@ -79,7 +79,7 @@ FAMILIES = {
         Family(
             "power-law",
             "power law",
-            "exponent",
+            "Exponent",
             tuple(round(0.1 * k, 1) for k in range(16)),
             0.5,
             (0.0, 0.5, 1.0, 1.5),
@@ -89,7 +89,7 @@ FAMILIES = {
         Family(
             "marchenko-pastur",
             "Marchenko\N{EN DASH}Pastur",
-            "parameters per data point",
+            "Parameters per data point",
             (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0),
             2.0,
             (1.0, 2.0, 4.0),
@@ -100,7 +100,7 @@ FAMILIES = {
         Family(
             "outliers",
             "three outliers above a bulk",
-            "outlier over bulk",
+            "Outlier over bulk",
             (2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0),
             10.0,
             (2.0, 10.0, 50.0),
