@@ -28,6 +28,7 @@ from .studies.persistence import persistent_edge as persistent_edge
 from .studies.phases import phase_diagram as phase_diagram
 from .studies.sharpening import sharpening_diagram as sharpening_diagram
 from .studies.validation import validate as validate
+from .theory.margins import stability_margins as stability_margins
 from .theory.mean_field import mean_field as mean_field
 from .theory.mean_field_edge import mean_field_edge as mean_field_edge
 from .theory.moments import late_time_rate as late_time_rate

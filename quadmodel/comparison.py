@@ -13,6 +13,7 @@ from scipy.special import ndtri
 from quadmodel._util.checks import FloatArray, InputError, as_choice, as_number, shown
 from quadmodel._util.crossing import interval_of_line, monotone_crossing
 from quadmodel._util.results import check_result
+from quadmodel._util.tables import Comparison, Critical
 
 # Relative difference of two values that is taken for rounding.
 _ROUNDING = 1e-9
@@ -117,7 +118,7 @@ def compare(sim: xr.Dataset, pred: xr.Dataset, *, family_wise_error: float = 1e-
     worst = float(np.max(np.abs(joined["z"])))
     joined["agrees"] = np.abs(joined["z"]) <= bound
     coordinates = ("variable", "step", "mode")
-    return xr.Dataset(
+    return Comparison(
         {k: ("comparison", v) for k, v in joined.items() if k not in coordinates},
         coords={k: ("comparison", joined[k]) for k in coordinates},
         attrs={
@@ -266,6 +267,14 @@ def critical_noise_kernel_norm(
     References
     ----------
     .. [1] E. Fieller, "Some problems in interval estimation" (1954), for the crossing of a line.
+
+    Examples
+    --------
+    >>> import quadmodel as qm
+    >>> grid = qm.phase_diagram(qm.Ensemble(20, 40), 6, [1, 4], steps=64, replicas=8)
+    >>> table = qm.critical_noise_kernel_norm(grid)
+    >>> bool((table.noise_kernel_norm_low < table.noise_kernel_norm_high).all())
+    True
     """
     as_choice("growth", growth, ("mean", "typical"))
     confidence = as_number("confidence", confidence, above=0.0, below=1.0)
@@ -288,7 +297,7 @@ def critical_noise_kernel_norm(
     units = {"learning_rate": "1 / NTK eigenvalue", "noise_kernel_norm": "1"}
     value, low, high = (table[n] for n in names[3:])
     pooled = _pool(np.where(resolved, value, np.nan), low, high, width)
-    return xr.Dataset(
+    return Critical(
         {
             n: ("batch_size", v, {"units": units[n.split("_low")[0].split("_high")[0]]})
             for n, v in table.items()

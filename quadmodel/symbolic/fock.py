@@ -62,6 +62,13 @@ def fock_moment(points: Sequence[Index], rows: tuple[Index, Index]) -> Polynomia
     References
     ----------
     .. [1] derivations/08-large-p.md.
+
+    Examples
+    --------
+    >>> from quadmodel import symbolic
+    >>> a, b = symbolic.data_indices("ab")
+    >>> symbolic.fock_moment([a, a], (b, b))
+    (1 + 1/P)*G_0_bb*Xi_aa
     """
     product, places = curvature_product(points, rows)
     return with_gram(average(product.sum(*places), scaled_curvature()))

@@ -70,6 +70,10 @@ class LimitSpectrum:
         """Upper end of the support."""
         return self.law.edge
 
+    def spec(self) -> dict[str, Any]:
+        """Return what attributes of results say about the NTK."""
+        return {"n_data": self.n_data, "jacobian": repr(self.law)}
+
 
 def on_one_blas_thread(function: Callable[P, R]) -> Callable[P, R]:
     """Give a public function the same bits for any number of threads, where it takes a matrix."""
