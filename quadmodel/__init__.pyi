@@ -27,7 +27,9 @@ from .studies.persistence import late_time_quartiles as late_time_quartiles
 from .studies.persistence import persistent_edge as persistent_edge
 from .studies.phases import phase_diagram as phase_diagram
 from .studies.sharpening import sharpening_diagram as sharpening_diagram
+from .studies.stored import open_phase_diagram as open_phase_diagram
 from .studies.validation import validate as validate
+from .sweeps.running import Running as Running
 from .theory.margins import stability_margins as stability_margins
 from .theory.mean_field import mean_field as mean_field
 from .theory.mean_field_edge import mean_field_edge as mean_field_edge

@@ -27,6 +27,7 @@ from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
 from quadmodel.simulation._stepper import PRECISIONS
 from quadmodel.simulation.growth import MIN_STEPS
+from quadmodel.studies._spec import as_source
 from quadmodel.studies._tracing import (
     CONFIDENCE,
     KINDS,
@@ -35,7 +36,6 @@ from quadmodel.studies._tracing import (
     noise_free,
     trace_unit,
 )
-from quadmodel.studies.phases import as_source
 from quadmodel.theory._inputs import NORMS, Spectrum
 from quadmodel.theory._noise import norm_or_infinity
 
