@@ -1,4 +1,5 @@
 from ._estimate import Estimate as Estimate
+from ._records import Probe as Probe
 from .batch_sharpness import batch_sharpness as batch_sharpness
 from .batch_sharpness import gradient_noise_interaction as gradient_noise_interaction
 from .curvature_operators import gauss_newton as gauss_newton
@@ -10,3 +11,4 @@ from .ntk import ntk as ntk
 from .ntk import row_norms as row_norms
 from .spectral_density import spectral_density as spectral_density
 from .trace import trace as trace
+from .tracking import track as track

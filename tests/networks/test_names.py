@@ -10,6 +10,7 @@ from tests.networks.nets import torch
 
 NAMES = [
     "Estimate",
+    "Probe",
     "batch_sharpness",
     "gauss_newton",
     "gradient_noise_interaction",
@@ -21,6 +22,7 @@ NAMES = [
     "row_norms",
     "spectral_density",
     "trace",
+    "track",
 ]
 
 
