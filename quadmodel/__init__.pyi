@@ -7,6 +7,7 @@ from ._util.version import __version__ as __version__
 from .comparison import compare as compare
 from .comparison import critical_noise_kernel_norm as critical_noise_kernel_norm
 from .ensemble import Ensemble as Ensemble
+from .explorer.explore import explore as explore
 from .large_p.trajectories import large_p_limit as large_p_limit
 from .laws import curvature as curvature
 from .laws import eigenvectors as eigenvectors

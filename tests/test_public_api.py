@@ -27,6 +27,7 @@ NAMES = [
     "edge_of_stability",
     "eigenvectors",
     "expected_ntk",
+    "explore",
     "fit_edge_law",
     "large_p_edge",
     "large_p_limit",

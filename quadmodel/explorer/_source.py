@@ -15,8 +15,21 @@ _EQUAL_ROWS = (
 # The errors are those that .ci/explorer_tables.py --check has printed.
 _ON_TABLE = (
     "Nonlinear edge: interpolated from a table of mean-field theory for plain SGD, two parameters "
-    "per data point (Marchenko\N{EN DASH}Pastur: its own ratio)."
+    "per data point (Marchenko\N{EN DASH}Pastur: its own ratio). "
 )
+_ERROR = "At 18 random settings it was off by 1.3 % in the mean, at most 3.5 %."
+_ERROR_BEYOND = (
+    "For other optimizers and sampling schemes the table\N{RIGHT SINGLE QUOTATION MARK}s share of "
+    "their own K = 1 is taken: at 18 random settings it was off by 6 % in the mean, at most 31 %."
+)
+# What edges and curves of K are functions of.
+OF_EDGES = (
+    "momentum", "nesterov", "weight_decay", "sampling", "spectrum", "parameter",
+    "curvature_strength",
+)  # fmt: skip
+OF_NORMS = (
+    "batch_size", "momentum", "nesterov", "weight_decay", "sampling", "spectrum", "parameter",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,13 +59,17 @@ def page_source() -> dict[str, Any]:
         "n_data": N_DATA,
         "unit": 1.0,
         "residual": 1.0,
+        "of_edges": OF_EDGES,
+        "of_norms": OF_NORMS,
+        "adjustable": True,
+        "curved": False,
         "table": {
             "shares": tables(),
             "batch_sizes": TABULATED_SIZES,
             "curvature_strengths": CURVATURE_STRENGTHS,
         },
         "note_on_norms": _EQUAL_ROWS,
-        "note_on_table": _ON_TABLE,
+        "note_on_table": _ON_TABLE + _ERROR,
+        "note_beyond_table": _ON_TABLE + _ERROR_BEYOND,
         "note_on_computed": "Nonlinear edge: mean-field theory of these settings.",
-        "note_on_loss": "",
     }

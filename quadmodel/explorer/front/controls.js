@@ -20,7 +20,7 @@ function sizes(nData) {
 }
 
 // Return the settings' controls, given what depends on the spectrum.
-function described({ family, lam, unit, residual }) {
+function described({ family, lam, unit, residual, adjustable }) {
   const decays = [0, ...geometric(0.001, 1, 31)].map((value) => value * unit);
   return [
     { name: "learning_rate", label: "Learning rate η", values: geometric(1e-3 / unit, 4 / unit, 240) },
@@ -42,7 +42,7 @@ function described({ family, lam, unit, residual }) {
     {
       name: "curvature_strength",
       label: "Curvature strength q = σ√P",
-      values: Array.from({ length: 33 }, (_, n) => ((n / 4) * unit) / residual),
+      values: Array.from({ length: adjustable ? 33 : 1 }, (_, n) => ((n / 4) * unit) / residual),
     },
     { name: "steps", label: "Steps", values: [50, 100, 200, 300, 500, 700, 1000] },
   ];

@@ -9,9 +9,6 @@ export const SETTINGS = [
   "learning_rate", "batch_size", "momentum", "nesterov", "weight_decay", "sampling", "spectrum",
   "parameter", "curvature_strength", "steps",
 ];
-const OF_EDGES = [
-  "momentum", "nesterov", "weight_decay", "sampling", "spectrum", "parameter", "curvature_strength",
-];
 const PANELS = [
   ["phase", "Phase diagram"],
   ["norm", "Noise kernel norm"],
@@ -78,16 +75,15 @@ export function render({ model, el }) {
     const settings = Object.fromEntries(SETTINGS.map((name) => [name, model.get(name)]));
     const family = byName.get(settings.spectrum);
     const lam = family.eigenvalues[Math.max(0, family.values.indexOf(settings.parameter))];
-    const context = { family, lam, unit: source.unit, residual: source.residual };
+    const { unit, residual, adjustable } = source;
+    const context = { family, lam, unit, residual, adjustable };
     const sgd = settings;
     const computed = model.get("computed") ?? {};
-    const ofEdges = belongs(computed.edges, settings, OF_EDGES) ? computed.edges : null;
+    const ofEdges = belongs(computed.edges, settings, source.of_edges) ? computed.edges : null;
     const simulation = belongs(computed.simulation, settings, SETTINGS) ? computed.simulation : null;
-    const exact = belongs(computed.norms, settings, SETTINGS.filter(notOfNorms))
-      ? computed.norms
-      : null;
-    const range = [1e-3 / source.unit, 4 / source.unit];
-    const key = JSON.stringify(OF_EDGES.map((name) => settings[name]));
+    const exact = belongs(computed.norms, settings, source.of_norms) ? computed.norms : null;
+    const range = [1e-3 / unit, 4 / unit];
+    const key = JSON.stringify(source.of_edges.map((name) => settings[name]));
     if (edgesFor?.key !== key || edgesFor.computed !== ofEdges) {
       edges = edgesOf(lam, sgd, settings, family, source.table, ofEdges);
       edgesFor = { key, computed: ofEdges };
@@ -97,17 +93,19 @@ export function render({ model, el }) {
     const line = root.querySelector(".verdict");
     line.dataset.kind = kind;
     if (line.textContent !== text) line.textContent = text;
-    const start = family.start ?? lam.map(() => source.residual ** 2);
-    put("phase", phaseChart(lam, sgd, edges, range), noteOnEdges(ofEdges));
+    const start = family.start ?? lam.map(() => residual ** 2);
+    put("phase", phaseChart(lam, sgd, edges, range), noteOnEdges(ofEdges, sgd));
     put("norm", normChart(lam, sgd, edges, range, exact), exact ? "" : source.note_on_norms);
-    const curved = settings.curvature_strength > 0;
-    put("loss", lossChart(lam, start, sgd, settings.steps, curved, simulation), source.note_on_loss);
+    const curved = source.curved || settings.curvature_strength > 0;
+    put("loss", lossChart(lam, start, sgd, settings.steps, curved, simulation));
     put("spectrum", spectrumChart(lam, sgd, edges));
   }
 
-  function noteOnEdges(ofEdges) {
+  function noteOnEdges(ofEdges, { momentum, weight_decay, sampling }) {
     if (!edges.nonlinear) return "";
-    return ofEdges?.nonlinear ? source.note_on_computed : source.note_on_table;
+    if (ofEdges?.nonlinear) return source.note_on_computed;
+    const plain = momentum === 0 && weight_decay === 0 && sampling === "without_replacement";
+    return plain ? source.note_on_table : source.note_beyond_table;
   }
 
   let waiting = null;
@@ -127,11 +125,6 @@ export function render({ model, el }) {
     observer.disconnect();
     if (waiting !== null) cancelAnimationFrame(waiting);
   };
-}
-
-// Exact K is computed along learning rates, whatever they are now, and does not depend on these.
-function notOfNorms(name) {
-  return !["learning_rate", "curvature_strength", "steps"].includes(name);
 }
 
 export default { render };

@@ -155,9 +155,10 @@ export function lossChart(lam, start, sgd, steps, curved, simulation) {
   const layers = [];
   if (simulation) {
     const { step, runs, mean } = simulation;
+    const flat = curved && !simulation.curved ? ", without the curvature" : "";
     const line = (values) => step.map((n, k) => [n, values[k] ?? NaN]);
     for (const run of runs) layers.push({ style: "run", points: line(run) });
-    layers[0].name = "simulated runs";
+    layers[0].name = `simulated runs${flat}`;
     layers.push({ style: "simulated", points: line(mean), name: "their mean" });
     values.push(...mean.filter((value) => value !== null));
   }
