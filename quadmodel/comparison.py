@@ -253,13 +253,13 @@ def critical_noise_kernel_norm(
     *Close-up* (linear model). Growth close to its crossing is a straight line in log learning rate,
     and every learning rate has runs of its own: least squares through them, with the error that
     follows from their scatter and Student's quantile
-    (:func:`quadmodel._util.crossing.rising_line`). What the correction for the bias of a logarithm
+    (``quadmodel/_util/crossing.py``). What the correction for the bias of a logarithm
     moves the crossing by counts as one more standard error, independent of that one.
     Where it has not settled, the interval is widened to hold the scan's crossing as well.
 
     *Scan* (all other diagrams). Growth rates of the grid and of its finer scan are made monotone in
     the learning rate; the crossing is interpolated, with the error that follows from those of the
-    growth rates and from their spacing (:func:`quadmodel._util.crossing.monotone_crossing`).
+    growth rates and from their spacing (``quadmodel/_util/crossing.py``).
 
     K is interpolated between the same learning rates; the pooled value is the mean of log K
     weighted by 1/variance.

@@ -148,7 +148,7 @@ def trace_boundary(
     rate at which half of the runs diverge (overflow, or end above ten times the initial loss)
     within `steps` steps. Whether it is more than half is a sequential test per learning rate, of
     runs doubled up to 64 times `replicas`; errors of all tests together are below 5 %
-    (:class:`quadmodel.studies._bracket.SequentialTest`), if the share rises with the learning rate.
+    (``quadmodel/studies/_bracket.py``), if the share rises with the learning rate.
     Where no test decides, the interval stays as wide as it is, and `precise` is false.
 
     References

@@ -87,7 +87,7 @@ def fock_variance(points: Sequence[Index], rows: tuple[Index, Index]) -> Polynom
     Returns
     -------
     Polynomial
-        In the terms of :func:`fock_moment`, for every P. It falls as 1/P.
+        In the terms of :func:`~quadmodel.symbolic.fock_moment`, for every P. It falls as 1/P.
 
     Raises
     ------
@@ -133,7 +133,7 @@ def many_parameters(polynomial: Polynomial) -> Polynomial:
 
 
 def fock_inner_product(points: Sequence[Index], rows: tuple[Index, Index]) -> Polynomial:
-    r"""Return the limit of :func:`fock_moment` for many parameters, by pairings without crossings.
+    r"""Return the limit of the moment for many parameters, by pairings without crossings.
 
     Parameters
     ----------

@@ -34,7 +34,7 @@ _numbers = itertools.count()
 class Tensor(TensorType):
     """A tensor whose call with indices gives its entry there, as a polynomial.
 
-    See :class:`~quadmodel.symbolic.algebra.indices.TensorType` for its parameters.
+    See ``TensorType`` for its parameters.
 
     Examples
     --------
