@@ -2,6 +2,7 @@ from . import datasets as datasets
 from . import networks as networks
 from . import plot as plot
 from . import spectra as spectra
+from . import sweeps as sweeps
 from . import symbolic as symbolic
 from ._util.version import __version__ as __version__
 from .comparison import compare as compare

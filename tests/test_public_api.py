@@ -17,7 +17,6 @@ NAMES = [
     "Ensemble",
     "LowRankCurvature",
     "QuadraticModel",
-    "Running",
     "SGD",
     "compare",
     "critical_learning_rate",
@@ -54,6 +53,7 @@ NAMES = [
     "simulate",
     "spectra",
     "stability_margins",
+    "sweeps",
     "symbolic",
     "trace_boundary",
     "typical_critical_learning_rate",
@@ -61,7 +61,8 @@ NAMES = [
     "validate",
 ]
 MODULES = [
-    "curvature", "datasets", "eigenvectors", "networks", "plot", "residuals", "spectra", "symbolic",
+    "curvature", "datasets", "eigenvectors", "networks", "plot", "residuals", "spectra", "sweeps",
+    "symbolic",
 ]  # fmt: skip
 HEAVY = ["IPython", "matplotlib", "numba", "pandas", "scipy.stats", "sympy", "torch", "xarray"]
 

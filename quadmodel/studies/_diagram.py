@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -33,6 +33,8 @@ UNDECIDED = "undecided"
 NOT_SIMULATED = "not simulated"
 # Cells whose growth is within so many standard errors of zero are undecided.
 _CLEAR = 2.0
+# Steps of runs that tell how long those of a unit take.
+_CALIBRATED = 128
 
 _LABELS = {
     "mean_growth": ("growth rate of the mean loss", "1 / step"),
@@ -126,6 +128,11 @@ class CellsUnit(NamedTuple):
     """Some grid points: a part of a grid."""
 
     points: GridPoints
+
+    def short(self) -> tuple[CellsUnit, float]:
+        """Return a unit that takes less, and how many times as long this one takes."""
+        steps = min(self.points.steps, _CALIBRATED)
+        return CellsUnit(replace(self.points, steps=steps)), self.points.steps / steps
 
     def compute(self, kept: Kept, pool: Workers) -> Record:
         """Measure them, and set noise kernel norms beside."""

@@ -66,7 +66,8 @@ def large_p_phase_diagram(
     truncation_order : int, optional
         Order L at which the hierarchy of basis states is cut, at most 1000.
     **running : threads, progress, store, executor
-        How the sweep runs, which its result does not depend on; see :class:`quadmodel.Running`.
+        How the sweep runs, which its result does not depend on: see
+        :class:`quadmodel.sweeps.Running`.
 
     Returns
     -------
@@ -134,7 +135,9 @@ def large_p_phase_diagram(
     }
     cost = float(spec.steps * spec.replicas) * 2 * model.n_data ** (truncation_order + 1)
     diagram = diagram_of(spec, described, kept, linear=False, cost=cost)
-    return sweep_of(diagram, Job(prepare, asked, kept), how, law=repr(kept.law))
+    return sweep_of(
+        diagram, Job(prepare, asked, kept, nbytes=model.nbytes), how, law=repr(kept.law)
+    )
 
 
 class Asked(NamedTuple):

@@ -29,6 +29,8 @@ from quadmodel.theory.mean_field_edge import nonlinear_edges
 
 # Learning rates of the finer scan: where close-ups follow, and where it is all there is.
 _SCAN_BEFORE_CLOSE_UP, _SCAN = 6, 12
+# Grid points that a close-up takes as long as.
+_CLOSE_UP = 9.0
 
 
 def phase_diagram(
@@ -71,7 +73,8 @@ def phase_diagram(
     precision : {"float64", "mixed"}, optional
         As for :func:`quadmodel.simulate`.
     **running : threads, progress, store, executor
-        How the sweep runs, which its result does not depend on; see :class:`quadmodel.Running`.
+        How the sweep runs, which its result does not depend on: see
+        :class:`quadmodel.sweeps.Running`.
 
     Returns
     -------
@@ -155,7 +158,7 @@ def phase_diagram(
     kept = prepare(asked)
     described |= kept.model.spec(with_curvature=True)
     diagram = diagram_of(spec, described, kept, linear=linear, cost=_cost(kept.model, spec))
-    return sweep_of(diagram, Job(prepare, asked, kept), how)
+    return sweep_of(diagram, Job(prepare, asked, kept, nbytes=kept.model.nbytes), how)
 
 
 class Asked(NamedTuple):
@@ -224,5 +227,10 @@ def diagram_of(
 
 def sweep_of(diagram: Diagram, job: Job, how: How, **more: Any) -> xr.Dataset:
     """Run the sweep of a diagram; `more` says what else its result depends on."""
-    manifest = Manifest("phase diagram", diagram.specification() | more, diagram.expected())
+    manifest = Manifest(
+        "phase diagram",
+        diagram.specification() | more,
+        diagram.expected(),
+        weights={"grid": diagram.cells, "finer scan": diagram.scan_cells, "close-ups": _CLOSE_UP},
+    )
     return run_sweep(manifest, job, how, lambda sweep: diagram.run(sweep.run))

@@ -41,7 +41,8 @@ def by_threads(job: Job, threads: int | None) -> Iterator[Compute]:
             failed: dict[int, Exception] = {}
             numbers = list(wanted)
             # Few units: one after the other, with all threads.
-            helpers = CALLER_ONLY if len(numbers) >= pool.threads else pool
+            alone = job.alone or len(numbers) < pool.threads
+            helpers = pool if alone else CALLER_ONLY
 
             def work(number: int) -> None:
                 try:
@@ -53,7 +54,7 @@ def by_threads(job: Job, threads: int | None) -> Iterator[Compute]:
                 else:
                     keep(number, record)
 
-            if helpers is pool:
+            if alone:
                 for number in numbers:
                     work(number)
             else:

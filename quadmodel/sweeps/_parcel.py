@@ -30,12 +30,15 @@ class Job:
     """What the units of a sweep are computed from.
 
     `prepare`, a function that other processes can import, makes of `source` what a worker keeps for
-    its next unit; `kept` is what this process has prepared.
+    its next unit; `kept` is what this process has prepared. Threads compute several units at a
+    time, unless each is `alone` with all of them. `nbytes` is the size of what a worker keeps.
     """
 
     prepare: Callable[[Any], Any]
     source: Any
     kept: Any
+    alone: bool = False
+    nbytes: int = 0
 
 
 @dataclass(frozen=True)

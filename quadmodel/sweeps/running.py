@@ -29,6 +29,9 @@ class Running(TypedDict, total=False):
         ``get_executor(pure=False)``, MPI. Units of work carry specification and seed; a worker
         draws its model itself, or maps arrays that were given from one file, in `store` if there is
         one.
+    dry_run : bool, optional
+        Compute a few units only, and raise :class:`quadmodel.sweeps.DryRun`, whose text says how
+        many units there are, what they take on disk, and about how long.
 
     Raises
     ------
@@ -52,6 +55,7 @@ class Running(TypedDict, total=False):
     progress: bool
     store: str | os.PathLike[str] | None
     executor: Executor | None
+    dry_run: bool
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class How:
     progress: bool
     store: Path | None
     executor: Executor | None
+    dry_run: bool = False
 
 
 def as_how(running: Mapping[str, Any]) -> How:
@@ -84,4 +89,5 @@ def as_how(running: Mapping[str, Any]) -> How:
         bool(running.get("progress", False)),
         None if store is None else Path(store),
         executor,
+        bool(running.get("dry_run", False)),
     )

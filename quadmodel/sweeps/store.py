@@ -28,13 +28,15 @@ _FORMAT = 1
 class Manifest:
     """What a sweep is asked for: all that its result depends on, as JSON has it.
 
-    `expected` says how many units each stage has, at most, before it is known.
+    `expected` says how many units each stage has, at most, before it is known; `weights` how the
+    times compare that units of different stages take.
     """
 
     kind: str
     specification: Mapping[str, Any]
     expected: Mapping[str, int] = field(default_factory=dict)
     version: str = __version__
+    weights: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def fields(self) -> dict[str, Any]:

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from quadmodel._util.progress import progress_bar
 from quadmodel.sweeps._execution import Compute, SweepError, by_executor, by_threads
 from quadmodel.sweeps._parcel import Job, Unit
 from quadmodel.sweeps._records import Record
+from quadmodel.sweeps.plan import Plan
 from quadmodel.sweeps.running import How
 from quadmodel.sweeps.store import (
     Folder,
@@ -33,6 +34,21 @@ _FEW, _MOST = 96, 8000
 _LONG = 2.0**33
 
 
+class RunsStages(Protocol):
+    """Returns records of stages."""
+
+    def run(
+        self,
+        stage: str,
+        units: Sequence[Unit],
+        undecided: Callable[[Record], int] | None = None,
+    ) -> list[Record]:
+        """Return the records of a stage, in the order of its units.
+
+        Units are small and can be pickled; `undecided` counts in a record what is not clear yet.
+        """
+
+
 @dataclass(frozen=True)
 class Sweep:
     """A sweep that runs: computes the units that its store doesn't hold."""
@@ -47,10 +63,7 @@ class Sweep:
         units: Sequence[Unit],
         undecided: Callable[[Record], int] | None = None,
     ) -> list[Record]:
-        """Return the records of a stage, in the order of its units.
-
-        Units are small and can be pickled; `undecided` counts in a record what is not clear yet.
-        """
+        """Return the records of a stage, and compute those that are missing."""
         self.store.begin(stage, len(units))
         found = self.store.records(stage, len(units))
         doubtful = 0 if undecided is None else sum(map(undecided, found.values()))
@@ -85,13 +98,17 @@ class Sweep:
 
 
 def run_sweep(
-    manifest: Manifest, job: Job, how: How, flow: Callable[[Sweep], xr.Dataset]
+    manifest: Manifest, job: Job, how: How, flow: Callable[[RunsStages], xr.Dataset]
 ) -> xr.Dataset:
     """Return what `flow` makes of the records of its stages, or the result that the store holds.
 
     Raises InputError where the store is another sweep's or in use, OSError where it can't be
     written, and SweepError where units failed twice; what is finished is kept.
     """
+    if how.dry_run:
+        plan = Plan(manifest, job, how)
+        flow(plan)
+        raise plan.end()
     with _store(manifest, how) as store:
         if isinstance(store, Folder) and (found := store.result()) is not None:
             return found
