@@ -3,8 +3,8 @@
 A maintainer's command, not in the gate: python .ci/networks.py [--points D] [--draws N]
 [--no-large] [--only-tracking]. First exact K without the NTK, beside that from the NTK, of Gaussian
 Jacobians with rows of equal and of unequal norm and flat and falling spectra; then, of a network
-with a million parameters, K by quadrature: within 60 s on 2 cores. Last, what track() adds to the time of training
-when it records the bound of K every 50 steps.
+with a million parameters, K by quadrature: within 60 s on 2 cores. Last, what track() adds to the
+time of training when it records the bound of K every 50 steps.
 """
 
 import argparse
