@@ -5,6 +5,8 @@ from .batch_sharpness import gradient_noise_interaction as gradient_noise_intera
 from .curvature_operators import gauss_newton as gauss_newton
 from .curvature_operators import hessian as hessian
 from .eigenvalue import largest_eigenvalue as largest_eigenvalue
+from .expansion import quadratic_model as quadratic_model
+from .expansion import side_by_side as side_by_side
 from .jacobian import jacobian as jacobian
 from .noise_kernel import noise_kernel_norm as noise_kernel_norm
 from .ntk import ntk as ntk

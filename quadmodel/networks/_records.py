@@ -26,6 +26,7 @@ from quadmodel.model import ntk_eigensystem
 from quadmodel.networks._bounds import bound
 from quadmodel.networks._estimate import Estimate, mean_of
 from quadmodel.networks._exact_norm import matrix_free_norm
+from quadmodel.networks._gradient_norms import squared_rows_by_signs
 from quadmodel.networks._linearisation import Linearisation
 from quadmodel.networks._losses import CrossEntropy, Loss, SquaredError
 from quadmodel.networks._noise_map import Kernel
@@ -307,7 +308,7 @@ class Snapshot:
 
         The trace comes from one gradient per point, of its outputs with random signs.
         """
-        squares = squared_rows_by_signs(self.at, self.probe.seed)
+        squares = squared_rows_by_signs(self.at, np.random.default_rng(self.probe.seed))
         count = self.at.n_outputs - self.at.loss.flat
         modes, population = len(squares) * int(count), int(self.everything.n_data)
 
@@ -357,26 +358,3 @@ def count_right(loss: Loss, outputs: Any, targets: Any) -> float:
     if outputs.shape[1] == 1:
         return float((outputs.sign() == targets.sign()).sum())
     return float((outputs.argmax(1) == targets.argmax(1)).sum())
-
-
-def squared_rows_by_signs(at: Linearisation, seed: int) -> FloatArray:
-    """Return unbiased estimates of the squared row norms, exact for one output per point."""
-    rng = np.random.default_rng(seed)
-    signs = rng.integers(0, 2, (at.n_data, at.n_outputs)) * 2.0 - 1.0
-    found = []
-    size = max(1, at.block // 2)
-    with torch.no_grad():
-        for k in range(0, at.n_data, size):
-            part = slice(k, min(k + size, at.n_data))
-            weights = at.factor(part).transposed_times(torch.as_tensor(signs[part]).to(at.dtype))
-
-            def signed(params: Any, point: Any, weight: Any) -> Any:
-                outputs = torch.func.functional_call(at.net, {**at.fixed, **params}, (point[None],))
-                return (outputs.reshape(-1) * weight).sum()
-
-            each = torch.func.vmap(torch.func.grad(signed), in_dims=(None, 0, 0))(
-                at.params, at.inputs[part], weights
-            )
-            total = sum((g.flatten(1).to(torch.float64) ** 2).sum(1) for g in each.values())
-            found.append(np.asarray(total.numpy()))
-    return np.concatenate(found)

@@ -8,6 +8,8 @@ import xarray as xr
 
 import quadmodel as qm
 from quadmodel.batches import batch_indices
+from quadmodel.networks._gradient_norms import squared_rows_by_signs
+from quadmodel.networks._linearisation import Linearisation
 from quadmodel.theory._noise_blocks import block_norm_of_modes
 from tests.networks.nets import GivenJacobian, classes_for, inputs_for, small_net, torch
 
@@ -221,6 +223,40 @@ def test_bound_by_the_trace():
     wanted = qm.noise_kernel_norm(alike, sgd, norm="finite")
     assert found.noise_kernel_norm_trace == pytest.approx(wanted, rel=1e-10)
     assert 0.9 * found.noise_kernel_norm_finite < wanted < found.noise_kernel_norm_finite
+
+
+class Sequence(torch.nn.Module if torch else object):
+    """Linear layers along a sequence of three places."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(5, 4), torch.nn.Linear(4, 2, bias=False)
+
+    def forward(self, points):
+        places = torch.stack([points, points.sin(), points.cos()], 1)
+        return self.last(torch.tanh(self.first(places)).mean(1))
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("kind", ["layers", "sequence", "shared", "convolution"])
+def test_row_norms_by_signs(kind):
+    inputs = inputs_for(300)
+    nets = {
+        "layers": lambda: small_net(2),
+        "sequence": lambda: Sequence().double(),
+        "shared": lambda: torch.nn.Sequential(*[torch.nn.Linear(5, 5).double()] * 2),
+        "convolution": lambda: torch.nn.Sequential(
+            torch.nn.Unflatten(1, (1, 5)), torch.nn.Conv1d(1, 2, 3), torch.nn.Flatten()
+        ).double(),
+    }
+    at = Linearisation(nets[kind](), inputs)
+    rows = np.array(
+        [squared_rows_by_signs(at, np.random.default_rng(k)) for k in range(200)]
+    )  # (draws, points)
+    error = rows.std(0, ddof=1) / 200**0.5
+    exact = qm.networks.row_norms(at.net, inputs) ** 2
+    assert (np.abs(rows.mean(0) - exact) < 6.5 * error + 1e-9 * exact).all()
+    assert not (np.abs(rows.mean(0) - 1.5 * exact) < 6.5 * error).all()
 
 
 def test_a_sample_stands_for_all_points():
