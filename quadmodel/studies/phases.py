@@ -16,6 +16,7 @@ from quadmodel._util.threads import Workers, workers
 from quadmodel.ensemble import Ensemble
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
+from quadmodel.simulation._kernels.shapes import vector_bytes
 from quadmodel.simulation.growth import GridPoints, Measurement, measure_growth
 from quadmodel.simulation.populations import KINDS
 from quadmodel.studies._scan import close_up_crossings, finer_scan
@@ -267,6 +268,7 @@ def stability_diagram(
         replicas=spec.replicas,
         refine=spec.refine,
         precision=spec.precision,
+        vector_bytes=vector_bytes(),
         replica_steps=steps_of_grid + steps_of_scan + steps_of_close,
         seed=spec.seed,
     )
