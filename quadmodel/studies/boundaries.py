@@ -25,6 +25,7 @@ from quadmodel._util.threads import Workers
 from quadmodel.ensemble import Ensemble
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
+from quadmodel.simulation._kernels.shapes import vector_bytes
 from quadmodel.simulation._stepper import PRECISIONS
 from quadmodel.simulation.growth import MIN_STEPS
 from quadmodel.studies._diagram import spectrum_of
@@ -301,6 +302,7 @@ def _dataset(
         steps=spec.steps,
         replicas=spec.replicas,
         precision=spec.precision,
+        vector_bytes=vector_bytes(),
         replica_steps=sum(one.replica_steps for one in found),
         seed=spec.seed,
     )
