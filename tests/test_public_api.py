@@ -26,6 +26,7 @@ NAMES = [
     "edge_of_stability",
     "eigenvectors",
     "expected_ntk",
+    "explore",
     "fit_edge_law",
     "large_p_edge",
     "large_p_limit",
@@ -39,6 +40,7 @@ NAMES = [
     "misclassified_share",
     "networks",
     "noise_kernel_norm",
+    "open_phase_diagram",
     "outcome_table",
     "persistent_edge",
     "phase_boundaries",
@@ -51,6 +53,7 @@ NAMES = [
     "simulate",
     "spectra",
     "stability_margins",
+    "sweeps",
     "symbolic",
     "trace_boundary",
     "typical_critical_learning_rate",
@@ -58,7 +61,8 @@ NAMES = [
     "validate",
 ]
 MODULES = [
-    "curvature", "datasets", "eigenvectors", "networks", "plot", "residuals", "spectra", "symbolic",
+    "curvature", "datasets", "eigenvectors", "networks", "plot", "residuals", "spectra", "sweeps",
+    "symbolic",
 ]  # fmt: skip
 HEAVY = ["IPython", "matplotlib", "numba", "pandas", "scipy.stats", "sympy", "torch", "xarray"]
 

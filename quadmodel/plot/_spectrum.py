@@ -70,8 +70,7 @@ def _eigenvalues(model: QuadraticModel | ArrayLike) -> FloatArray:
     """Return eigenvalues in descending order, rounding noise set to zero."""
     if isinstance(model, QuadraticModel):
         return model.eigensystem[0]
-    tolerance = tolerance_of(model)
     if n_axes("model", model) == 1:
         values = as_array("model", model, (None,))
-        return clean_eigenvalues(np.sort(values)[::-1], tolerance)
-    return ntk_eigensystem(as_array("model", model, (None, None)), tolerance)[0]
+        return clean_eigenvalues(np.sort(values)[::-1], tolerance_of(model))
+    return ntk_eigensystem(as_array("model", model, (None, None)), tolerance_of(model))[0]

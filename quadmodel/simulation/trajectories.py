@@ -13,6 +13,7 @@ from quadmodel._util.results import attributes, recorded_steps
 from quadmodel._util.threads import workers
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
+from quadmodel.simulation._kernels.shapes import vector_bytes
 from quadmodel.simulation._measurement import MeasurementContext, bytes_needed
 from quadmodel.simulation._recording import Recorder, numbers_recorded, stretches
 from quadmodel.simulation._replicas import Replicas, start_replicas
@@ -184,8 +185,9 @@ def simulate(
             bar.update(n_steps)
     source = model.spec(with_curvature=True) | sgd.spec()
     attrs = attributes(
-        "simulation", source, steps=steps, seed=seed, model_index=model_index, precision=precision
-    )
+        "simulation", source, steps=steps, seed=seed, model_index=model_index, precision=precision,
+        vector_bytes=vector_bytes(),
+    )  # fmt: skip
     return recorder.dataset(states.diverged_at, attrs)
 
 

@@ -448,6 +448,19 @@ def phase_boundaries(
         lam[lam > 0] / top, template.weight_decay / top, template.momentum
     )
     crossing = edge * top * float(np.sum(responses)) if responses.size else float("nan")
+    attrs = attributes("phase boundaries", spectrum.spec() | template.spec())
+    found = labelled_boundaries(norms, sizes, np.array(critical), edge, crossing)
+    return found.assign_attrs(attrs)
+
+
+def labelled_boundaries(
+    norms: Sequence[str],
+    sizes: Sequence[int],
+    critical: NDArray[np.float64],
+    edge: float,
+    crossing: float,
+) -> xr.Dataset:
+    """Label critical learning rates, shape (norms, batch sizes), and what all of them share."""
     unit = "1 / NTK eigenvalue"
     return xr.Dataset(
         {
@@ -458,7 +471,10 @@ def phase_boundaries(
                 unit,
             ),
             "edge_of_stability": variable(
-                "batch_size", np.full(len(sizes), edge), "deterministic edge of stability", unit
+                "batch_size",
+                np.full(len(sizes), edge),
+                "deterministic edge of stability",
+                unit,
             ),
             "crossing_batch_size": variable(
                 (), crossing, "batch size where both edges meet", "data points"
@@ -470,7 +486,6 @@ def phase_boundaries(
                 list(norms),
                 {"long_name": "which noise kernel norm", "comment": _WHAT_NORMS_LEAVE_OUT},
             ),
-            "batch_size": variable("batch_size", sizes, units="data points"),
+            "batch_size": variable("batch_size", list(sizes), units="data points"),
         },
-        attrs=attributes("phase boundaries", spectrum.spec() | template.spec()),
     )
