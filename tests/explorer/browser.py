@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -105,7 +106,7 @@ def jupyterlab(folder, *cells):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    settings = folder / "settings"
+    settings, token = folder / "settings", secrets.token_hex()
     environment = os.environ | {
         "PYTHONPATH": str(Path(quadmodel.__file__).parents[1]),
         **{f"JUPYTER_{n}_DIR": str(settings) for n in ("CONFIG", "DATA", "RUNTIME")},
@@ -114,8 +115,8 @@ def jupyterlab(folder, *cells):
     }
     command = [
         sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1",
-        f"--port={port}", f"--ServerApp.root_dir={folder}", "--IdentityProvider.token=",
-        "--LabApp.expose_app_in_browser=True", "--LabApp.news_url=None",
+        f"--port={port}", f"--ServerApp.root_dir={folder}", f"--IdentityProvider.token={token}",
+        "--LabApp.expose_app_in_browser=True",
     ]  # fmt: skip
     log = folder / "server.log"
     with open(log, "wb") as output:
@@ -123,7 +124,7 @@ def jupyterlab(folder, *cells):
     try:
         wait(lambda: _answers(port) or server.poll() is not None)
         assert server.poll() is None, log.read_text()
-        yield f"http://127.0.0.1:{port}/lab/tree/explorer.ipynb"
+        yield f"http://127.0.0.1:{port}/lab/tree/explorer.ipynb?token={token}"
     finally:
         server.terminate()
         try:
@@ -141,8 +142,10 @@ def _answers(port):
 def run_all_cells(driver, address):
     """Open a notebook and run it, until an explorer is drawn."""
     driver.get(address)
-    wait(lambda: driver.execute_script("return Boolean(window.jupyterapp)"))
-    wait(lambda: driver.find_elements("css selector", ".jp-NotebookPanel .jp-CodeCell"))
-    time.sleep(1)
+    ready = """
+    const session = window.jupyterapp?.shell.currentWidget?.sessionContext?.session;
+    return session?.kernel?.status === "idle";
+    """
+    wait(lambda: driver.execute_script(ready))
     driver.execute_script("window.jupyterapp.commands.execute('notebook:run-all-cells')")
     wait(lambda: driver.find_elements("css selector", ".quadmodel-explorer .chart svg"))

@@ -163,7 +163,7 @@ def test_in_jupyterlab(driver, tmp_path):
     with jupyterlab(tmp_path, NOTEBOOK) as address:
         run_all_cells(driver, address)
         wait(lambda: driver.find_elements("css selector", '[data-panel="loss"] .simulated'))
-        before = picture(driver, "phase")
+        before = picture(driver, "phase")  # scrolls there, too
         slider(driver, "learning_rate").send_keys(Keys.ARROW_RIGHT * 5)
         wait(lambda: picture(driver, "phase") != before)
         wait(lambda: (tmp_path / "seen").exists() and (tmp_path / "seen").read_text())
