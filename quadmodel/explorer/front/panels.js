@@ -194,7 +194,7 @@ export function phaseChart(lam, sgd, edges, range) {
   ];
   const more = [["exact", "K = 1, exact"], ["typical", "typical edge"], ["nonlinear", "nonlinear edge"]];
   for (const [style, name] of more)
-    if (edges[style]?.some(([, rate]) => rate > 0)) layers.push({ style, points: edges[style], name });
+    if (edges[style]?.filter(([, rate]) => rate > 0).length > 1) layers.push({ style, points: edges[style], name });
   layers.push({ style: "here", at: [sgd.batch_size, sgd.learning_rate], name: "here" });
   const low = Math.min(edges.finite[0], edges.paper[0], sgd.learning_rate);
   return {
