@@ -79,11 +79,11 @@ def simulate(
         from the initial parameters, and z, J, the NTK :math:`\Theta = JJ^\top/D` with its
         eigenvalues :math:`\lambda` and eigenvectors v are those at the step:
 
-        - `loss`*: :math:`L = |z|^2/(2D)`.
-        - `squared_distance`*: :math:`|\theta|^2`, in units of parameter^2.
-        - `ntk_largest_eigenvalue`*, `ntk_trace`*, and `ntk_eigenvalue` (replica, step, mode), all
+        - `loss`\*: :math:`L = |z|^2/(2D)`.
+        - `squared_distance`\*: :math:`|\theta|^2`, in units of parameter^2.
+        - `ntk_largest_eigenvalue`\*, `ntk_trace`\*, and `ntk_eigenvalue` (replica, step, mode), all
           of them in descending order; in units of 1 / learning rate.
-        - `noise_kernel_norm`*, `noise_kernel_norm_finite`*, `noise_kernel_norm_exact`: K of the
+        - `noise_kernel_norm`\*, `noise_kernel_norm_finite`\*, `noise_kernel_norm_exact`: K of the
           present NTK, without unit, in the three forms of :func:`quadmodel.noise_kernel_norm`.
         - `hessian_largest_eigenvalue`: of :math:`H = \nabla^2L = (J^\top J + \sum_az_aQ_a)/D`, in
           units of 1 / learning rate.
@@ -95,9 +95,9 @@ def simulate(
           1 / learning rate, exactly, over all batches.
         - `residual_overlap`: :math:`(v_1\cdot z)^2/|z|^2`, without unit, along the top eigenvector
           of the present NTK.
-        - `mode_energy`* and `mode_energy_standard_error`* (step, mode): mean over replicas of the
+        - `mode_energy`\* and `mode_energy_standard_error`\* (step, mode): mean over replicas of the
           squared residual along each eigenvector of the *initial* NTK, in units of residual^2.
-        - `divergence_step`* (replica): -1 for runs that did not diverge; always there.
+        - `divergence_step`\* (replica): -1 for runs that did not diverge; always there.
 
         L, its gradients and Hessians are without the term of weight decay. A run that diverges
         (squared norm beyond 1e200 of its start, or 1e100 in parameters) stops there; from then on
