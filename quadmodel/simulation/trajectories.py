@@ -18,7 +18,7 @@ from quadmodel.simulation._measurement import MeasurementContext, bytes_needed
 from quadmodel.simulation._recording import Recorder, numbers_recorded, stretches
 from quadmodel.simulation._replicas import Replicas, start_replicas
 from quadmodel.simulation._snapshots import Snapshots
-from quadmodel.simulation._stepper import PRECISIONS, Stepper, stored_bytes
+from quadmodel.simulation._stepper import STEPPED, STORED, Stepper, stored_bytes
 from quadmodel.simulation.observables import as_observables
 
 
@@ -58,12 +58,15 @@ def simulate(
         What to record, by the names below; those marked with a star by default.
     model_index : int, optional
         Number of the model among several that share a seed.
-    precision : {"float64", "mixed"}, optional
+    precision : {"float64", "mixed", "float32"}, optional
         "mixed" keeps the NTK of a linear model, or the curvature (and the Jacobian, if the rank is
         low), and products with it in single precision, at half the memory and up to twice the
         speed. Residuals or parameters are stepped in double precision, and records are measured
         with the model as it was given. A step is off by about 1e-7 of itself, and residuals of a
-        quadratic model can't shrink below about 1e-8 of their terms.
+        quadratic model can't shrink below about 1e-8 of their terms. "float32" steps residuals or
+        parameters in single precision, too: they can't shrink below 1e-7 of their size where
+        curvature or weight decay holds them up, nor below about 1e-19 at all, and runs diverge at a
+        squared norm of 3e38.
     threads : int, optional
         Worker threads; all available cores by default. Results don't depend on it.
     progress : bool, optional
@@ -158,7 +161,7 @@ def simulate(
     replicas = as_integer("replicas", replicas, high=2**32 - 1)
     seed = as_integer("seed", seed, low=0, high=2**64 - 1)
     model_index = as_integer("model_index", model_index, low=0, high=2**32 - 1)
-    precision = as_choice("precision", precision, PRECISIONS)
+    precision = as_choice("precision", precision, tuple(STORED))
     names = as_observables(observables)
     threads = None if threads is None else as_integer("threads", threads)
     if record_every is None:
@@ -173,6 +176,7 @@ def simulate(
         np.full(replicas, sgd.learning_rate),
         np.full(replicas, sgd.batch_size),
         np.arange(replicas),
+        STEPPED[precision],
     )
     stepper = Stepper(model, sgd, seed=seed, model_index=model_index, precision=precision)
     recorder = Recorder(names, replicas, recorded, model.n_data)
