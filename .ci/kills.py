@@ -1,4 +1,4 @@
-"""Try sweeps that are killed, whose disk is full, whose workers vanish: are they the same bits?
+"""Try sweeps that are killed, whose disk is full, whose workers vanish: bits must stay the same.
 
 A maintainer's command, not in the gate: python .ci/kills.py [TRIAL ...] [--kills N]. Prints a line
 per trial, and exits with 1 if one fails.
@@ -50,7 +50,7 @@ def partial(folder: Path) -> list[Path]:
 
 
 def by_sigkill(folder: Path, expected: xr.Dataset, kills: int, seconds: float) -> str:
-    """Kill the process of a sweep of so many seconds at random moments; read the store each time."""
+    """Kill the process of a sweep of so many seconds at random moments, and read the store then."""
     chance, done, sweeps, unread, left = random.Random(0), 0, 0, 0, 0
     shares: list[float] = []
     while done < kills:
