@@ -1,4 +1,4 @@
-"""Command line: a command per study, each in a file of its own; validate and derive."""
+"""Command line: a command per study, each in a file of its own; explore, validate and derive."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from quadmodel._util.threads import working
 from quadmodel._util.version import __version__
 from quadmodel.cli._sweeps import rescued
 from quadmodel.cli.derive import derive_command
+from quadmodel.cli.explore import explore_command
 from quadmodel.cli.large_p_diagram import large_p_diagram_command
 from quadmodel.cli.large_p_edge import large_p_edge_command
 from quadmodel.cli.persistent_edge import persistent_edge_command
@@ -46,6 +47,7 @@ for command in (
     persistent_edge_command,
     large_p_edge_command,
     trace_boundary_command,
+    explore_command,
     validate_command,
     status_command,
     plot_command,

@@ -15,6 +15,7 @@ from quadmodel._util.results import attributes, variable
 from quadmodel._util.threads import Workers
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
+from quadmodel.simulation._kernels.shapes import vector_bytes
 from quadmodel.simulation.growth import GridPoints, Measurement
 from quadmodel.simulation.populations import KINDS
 from quadmodel.studies._scan import close_ups, scan_learning_rates
@@ -205,6 +206,7 @@ class Diagram:
             "replicas": spec.replicas,
             "refine": spec.refine,
             "precision": spec.precision,
+            "vector_bytes": vector_bytes(),  # results differ by rounding
             "seed": spec.seed,
             "units": {"linear": self.linear, "curved": self.curved, "cells": self.cells,
                       "scan_cells": self.scan_cells, "n_data": self.n_data},
@@ -319,6 +321,7 @@ class Diagram:
             replicas=spec.replicas,
             refine=spec.refine,
             precision=spec.precision,
+            vector_bytes=vector_bytes(),
             replica_steps=replica_steps,
             seed=spec.seed,
         )

@@ -25,6 +25,7 @@ from quadmodel._util.threads import Workers
 from quadmodel.ensemble import Ensemble
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
+from quadmodel.simulation._kernels.shapes import vector_bytes
 from quadmodel.simulation._stepper import PRECISIONS
 from quadmodel.simulation.growth import MIN_STEPS
 from quadmodel.studies._diagram import spectrum_of
@@ -152,7 +153,7 @@ def trace_boundary(
     rate at which half of the runs diverge (overflow, or end above ten times the initial loss)
     within `steps` steps. Whether it is more than half is a sequential test per learning rate, of
     runs doubled up to 64 times `replicas`; errors of all tests together are below 5 %
-    (:class:`quadmodel.studies._bracket.SequentialTest`), if the share rises with the learning rate.
+    (``quadmodel/studies/_bracket.py``), if the share rises with the learning rate.
     Where no test decides, the interval stays as wide as it is, and `precise` is false.
 
     References
@@ -301,6 +302,7 @@ def _dataset(
         steps=spec.steps,
         replicas=spec.replicas,
         precision=spec.precision,
+        vector_bytes=vector_bytes(),
         replica_steps=sum(one.replica_steps for one in found),
         seed=spec.seed,
     )

@@ -336,6 +336,13 @@ def outcome_table(found: xr.Dataset) -> xr.Dataset:
     References
     ----------
     .. [1] derivations/08-large-p.md.
+
+    Examples
+    --------
+    >>> import quadmodel as qm
+    >>> found = qm.large_p_edge([0.4, 4.0], [2], [0.5], n_data=10, steps=200, replicas=1)
+    >>> qm.outcome_table(found).outcome.squeeze().values.tolist()
+    ['1 stayed below', '1 diverged']
     """
     needed = dict.fromkeys(("outcome", "divergence_step", *_FINAL), (*_GRID, "replica"))
     check_result("found", found, "large_p_edge()", needed)

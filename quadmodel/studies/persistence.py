@@ -318,6 +318,13 @@ def late_time_quartiles(found: xr.Dataset) -> xr.Dataset:
     References
     ----------
     .. [1] Goes beyond arXiv:2404.19261; see :func:`persistent_edge`.
+
+    Examples
+    --------
+    >>> import quadmodel as qm
+    >>> found = qm.persistent_edge([0.5], replicas=1, n_data=10, n_params=20, steps=50)
+    >>> qm.late_time_quartiles(found)["quantile"].values.tolist()
+    [0.25, 0.5, 0.75]
     """
     needed = dict.fromkeys(("scaled_largest_eigenvalue", "loss"), ("step",))
     check_result("found", found, "persistent_edge()", {**needed, "divergence_step": ()})

@@ -121,11 +121,11 @@ def phase_diagram(
     size 1. The growth of the mean loss is that of a population of replicas, redrawn in proportion
     to their losses whenever fewer than half of them carry the mean, which leaves the mean's
     expectation as it is; 16 blocks of steps give the standard error and the correction for the bias
-    of a logarithm (:func:`quadmodel.simulation.populations.population_growth`). Where these cross
+    of a logarithm (``quadmodel/simulation/populations.py``). Where these cross
     zero, close-ups follow with as many steps and replicas as the runs themselves turn out to need
-    (:func:`quadmodel.studies._close_up.close_up`). Growth of a
+    (``quadmodel/studies/_close_up.py``). Growth of a
     quadratic model is that of independent replicas over the second half of their steps, or up to
-    their divergence or convergence (:func:`quadmodel.simulation.growth.measure_growth`).
+    their divergence or convergence (``quadmodel/simulation/growth.py``).
 
     References
     ----------
