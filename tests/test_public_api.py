@@ -15,6 +15,7 @@ from quadmodel._util.version import __version__
 
 NAMES = [
     "Ensemble",
+    "HoldK",
     "LowRankCurvature",
     "QuadraticModel",
     "SGD",
@@ -155,8 +156,9 @@ def test_docstrings_of_modules(name):
 @pytest.mark.parametrize(
     "name",
     [
-        "boundary", "large_p_edge", "loss", "mean_field", "mean_field_edge", "persistent_edge",
-        "phase_diagram", "sharpening", "sharpening_diagram", "spectrum",
+        "boundary", "large_p_edge", "loss", "mean_field", "mean_field_edge", "network_outcomes",
+        "network_runs", "persistent_edge", "phase_diagram", "separation", "sharpening",
+        "sharpening_diagram", "spectrum",
     ],
 )  # fmt: skip
 def test_docstrings_of_plots(name):

@@ -16,6 +16,7 @@ from quadmodel._util.version import __version__
 from quadmodel.cli.derive import derive_command
 from quadmodel.cli.large_p_diagram import large_p_diagram_command
 from quadmodel.cli.large_p_edge import large_p_edge_command
+from quadmodel.cli.network import network_command
 from quadmodel.cli.persistent_edge import persistent_edge_command
 from quadmodel.cli.phase_diagram import phase_diagram_command
 from quadmodel.cli.sharpening_diagram import sharpening_diagram_command
@@ -42,6 +43,7 @@ for command in (
     persistent_edge_command,
     large_p_edge_command,
     trace_boundary_command,
+    network_command,
     validate_command,
     derive_command,
 ):

@@ -96,7 +96,7 @@ class Descent:
         self.learner, self.sgd, self.batches, self.limit = learner, sgd, batches, limit
         self.learning_rate = sgd.learning_rate
         self.velocity = [torch.zeros_like(tensor) for tensor in learner.tensors]
-        self.step, self.diverged_at = 0, -1
+        self.step, self.diverged_at, self.renewed_at = 0, -1, 0
 
     def advance(self, n_steps: int) -> None:
         """Take steps, up to one after which the loss or the parameters are out of bounds."""

@@ -199,9 +199,10 @@ def side_by_side(
     reverse mode, at some six times the cost of the network's own step.
 
     *Curvature strength.* After a tenth of the steps the quadratic model's displacement
-    :math:`\delta` gives :math:`\hat q^2 = \sum_i|Q_i\delta|^2/(D^2|\delta|^2)`, which independent curvature
-    has on average in every direction. The theory takes curvature to be independent of the Jacobian,
-    and its covariance to be the same for all directions and points; a network's is neither.
+    :math:`\delta` gives :math:`\hat q^2 = \sum_i|Q_i\delta|^2/(D^2|\delta|^2)`, which independent
+    curvature has on average in every direction. The theory takes curvature to be independent of the
+    Jacobian, and its covariance to be the same for all directions and points; a network's is
+    neither.
 
     References
     ----------
