@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 
 from quadmodel._util.checks import InputError, as_choice, as_integer, as_number, shown
+from quadmodel._util.display import html_table
 from quadmodel._util.roots import newton_in_bracket
 
 SAMPLING_SCHEMES = ("without_replacement", "with_replacement", "bernoulli")
@@ -139,7 +140,7 @@ class HoldK(float):
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SGD:
     r"""Stochastic gradient descent with momentum, weight decay and a sampling scheme.
 
@@ -228,6 +229,25 @@ class SGD:
     def rule(self) -> HoldK | None:
         """The rule that sets the learning rate, if there is one."""
         return self.learning_rate if isinstance(self.learning_rate, HoldK) else None
+
+    def __repr__(self) -> str:
+        """Show what differs from the defaults."""
+        shown = (
+            f"{field.name}={getattr(self, field.name)!r}"
+            for field in fields(self)
+            if getattr(self, field.name) != field.default
+        )
+        return f"SGD({', '.join(shown)})"
+
+    def _repr_html_(self) -> str:
+        """Show every field in a notebook."""
+        rows = self.spec() | {"sampling": self.sampling.replace("_", " ")}
+        rows["nesterov"] = self.nesterov
+        units = {"learning_rate": " / NTK eigenvalue", "batch_size": " data points"}
+        return html_table(
+            "SGD",
+            {name.replace("_", " "): f"{v}{units.get(name, '')}" for name, v in rows.items()},
+        )
 
     def check_batch_size(self, n_data: int, *, rules: tuple[str, ...] = ()) -> None:
         """Check the batch size against the number of data points, and that there is a number.

@@ -19,7 +19,8 @@ def derive_command(context: click.Context, names: tuple[str, ...], check: bool, 
     """Derive the theory's equations and write them.
 
     NAME is a number, like 03, or the name of what to derive, or all; without any, list them. The
-    documents go to derivations/, the module of formulas to quadmodel/theory/.
+    documents go to derivations/, the formulas as Python to quadmodel/theory/, as JavaScript to
+    quadmodel/explorer/.
     """
     top = Path(root)
     if not top.is_dir():

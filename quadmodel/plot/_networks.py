@@ -9,6 +9,7 @@ import xarray as xr
 
 from quadmodel._util.checks import InputError
 from quadmodel._util.results import check_result
+from quadmodel.plot._artists import returns_artists
 from quadmodel.plot._common import CYCLE, check_axes, ink, legend, new_axes, ticks
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ _FAR = 3.0
 _EDGES = {"scaled_largest_eigenvalue": 2.0, "scaled_batch_sharpness": 2.0}
 
 
+@returns_artists
 def network_runs(
     found: xr.Dataset, ax: Axes | None = None, *, quantity: str = "noise_kernel_norm_exact"
 ) -> list[Artist]:
@@ -74,6 +76,7 @@ def network_runs(
     return artists
 
 
+@returns_artists
 def network_outcomes(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     r"""Draw the last exact K against the last scaled eigenvalue of every training.
 
@@ -127,6 +130,7 @@ def network_outcomes(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     return artists
 
 
+@returns_artists
 def separation(areas: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     r"""Draw how well measures tell runs that diverge, over the steps ahead.
 

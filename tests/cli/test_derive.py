@@ -36,7 +36,7 @@ def test_without_names_it_lists(capsys):
     lines = capsys.readouterr().out.splitlines()
     names = [line.split()[0] for line in lines]
     documents = sorted(path.stem for path in (COMMITTED / "derivations").glob("*-*.md"))
-    assert names == [*documents, "formulas"]
+    assert names == [*documents, "formulas", "javascript"]
     assert "01-batch-weights" in names
     assert all((COMMITTED / line.split()[1]).is_file() for line in lines)
 
@@ -54,6 +54,13 @@ def test_formulas_go_to_the_theory(checkout):
     assert run("formulas") == 0
     written = Path("quadmodel/theory/_generated.py").read_bytes()
     assert written == (COMMITTED / "quadmodel/theory/_generated.py").read_bytes()
+
+
+def test_javascript_goes_to_the_explorer():
+    Path("quadmodel/explorer/front").mkdir(parents=True)
+    assert run("javascript") == 0
+    written = Path("quadmodel/explorer/front/formulas.js").read_bytes()
+    assert written == (COMMITTED / "quadmodel/explorer/front/formulas.js").read_bytes()
 
 
 def test_check_writes_nothing_and_tells_what_differs(checkout, capsys):

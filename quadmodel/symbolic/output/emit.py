@@ -88,16 +88,23 @@ def _arguments(every: Iterable[Formula]) -> str:
     )
 
 
-def _function(formula: Formula) -> str:
+def assignments(formula: Formula) -> tuple[dict[str, sp.Expr], list[sp.Expr]]:
+    """Return a formula's intermediate values by name, and its results, in the code's names."""
     names = {symbol: _named(symbol, name) for name, symbol in formula.arguments.items()}
     renamed = {symbol: sp.Symbol(key) for key, symbol in _symbols(formula).items()} | names
-    lines = [f"{key} = {_code(value.xreplace(renamed))}" for key, value in formula.steps.items()]
+    steps = {key: value.xreplace(renamed) for key, value in formula.steps.items()}
     results = [result.xreplace(renamed) for result in formula.results]
-    matrices = any(isinstance(result, sp.MatrixExpr) for result in results)
-    shared, reduced = ([], results) if matrices else sp.cse(results, sp.numbered_symbols("shared"))
-    lines += [f"{symbol} = {_code(value)}" for symbol, value in shared]
-    end = "," if formula.several and len(reduced) == 1 else ""
-    lines.append(f"return {', '.join(_code(value) for value in reduced)}{end}")
+    if any(isinstance(result, sp.MatrixExpr) for result in results):
+        return steps, results
+    shared, reduced = sp.cse(results, sp.numbered_symbols("shared"))
+    return steps | {str(symbol): value for symbol, value in shared}, reduced
+
+
+def _function(formula: Formula) -> str:
+    values, results = assignments(formula)
+    lines = [f"{name} = {_code(value)}" for name, value in values.items()]
+    end = "," if formula.several and len(results) == 1 else ""
+    lines.append(f"return {', '.join(_code(value) for value in results)}{end}")
     arguments = ", ".join(f"{name}: Any" for name in formula.arguments)
     body = textwrap.indent("\n".join([*_docstring(formula), *lines]), "    ")
     return f"def {formula.name}({arguments}) -> Any:\n{body}\n"

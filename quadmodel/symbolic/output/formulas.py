@@ -24,15 +24,12 @@ _OPTIMIZERS = {"heavy_ball": HEAVY_BALL, "nesterov": NESTEROV}
 
 def formulas() -> list[Formula]:
     """Derive everything that the numeric theory calls."""
-    return [
-        *_batches(),
-        *_recursions(),
-        *_responses(),
-        *_moments(),
-        *_stationary(),
-        *expected_ntk_formulas(),
-        *_fluctuations(),
-    ]
+    return [*linear_formulas(), *expected_ntk_formulas(), *_fluctuations()]
+
+
+def linear_formulas() -> list[Formula]:
+    """Derive what the second moment of the linear model is made of."""
+    return [*_batches(), *_recursions(), *_responses(), *_moments(), *_stationary()]
 
 
 def _batches() -> list[Formula]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from quadmodel._util.checks import InputError
 from quadmodel.symbolic.output.documents import documents
 from quadmodel.symbolic.output.emit import MODULE, generated_module
+from quadmodel.symbolic.output.javascript import JAVASCRIPT, javascript_module
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,11 @@ def targets() -> list[Target]:
     'derivations/01-batch-weights.md'
     """
     papers = [Target(d.name, d.title, d.path, d.text) for d in documents()]
-    return [*papers, Target("formulas", "What the numeric theory calls", MODULE, generated_module)]
+    return [
+        *papers,
+        Target("formulas", "What the numeric theory calls", MODULE, generated_module),
+        Target("javascript", "What the explorer calls", JAVASCRIPT, javascript_module),
+    ]
 
 
 def chosen(names: Sequence[str]) -> list[Target]:

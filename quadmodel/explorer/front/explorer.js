@@ -1,0 +1,130 @@
+import { controls } from "./controls.js";
+import { chart, legend } from "./draw.js";
+import { edgesOf, lossChart, normChart, phaseChart, spectrumChart, verdict } from "./panels.js";
+
+// The explorer: one front end for two hosts. `model` holds the settings and what the host has
+// computed: anywidget's model in a notebook, `pageModel` on a page.
+
+export const SETTINGS = [
+  "learning_rate", "batch_size", "momentum", "nesterov", "weight_decay", "sampling", "spectrum",
+  "parameter", "curvature_strength", "steps",
+];
+const PANELS = [
+  ["phase", "Phase diagram"],
+  ["norm", "Noise kernel norm"],
+  ["loss", "Loss"],
+  ["spectrum", "Spectrum"],
+];
+
+// Return a model without a host.
+export function pageModel(values) {
+  const listeners = new Set();
+  return {
+    get: (name) => values[name],
+    set: (name, value) => (values[name] = value),
+    save_changes: () => listeners.forEach((listener) => listener()),
+    on: (_, listener) => listeners.add(listener),
+    off: (_, listener) => listeners.delete(listener),
+  };
+}
+
+// Whether what the host has computed belongs to these settings.
+function belongs(computed, settings, names) {
+  return Boolean(computed?.settings) && names.every((n) => computed.settings[n] === settings[n]);
+}
+
+function skeleton(element) {
+  const figure = ([name, title]) =>
+    `<figure class="panel" data-panel="${name}"><figcaption>${title}</figcaption>` +
+    `<div class="chart"></div><ul class="legend"></ul><p class="note"></p></figure>`;
+  element.innerHTML =
+    `<div class="quadmodel-explorer"><div class="layout">` +
+    `<form class="controls" aria-label="Settings"></form>` +
+    `<div class="shown"><p class="verdict" role="status" aria-live="polite"></p>` +
+    `<div class="panels">${PANELS.map(figure).join("")}</div></div></div></div>`;
+  return element.querySelector(".quadmodel-explorer");
+}
+
+// Draw the explorer in an element; returns a function that ends it.
+export function render({ model, el }) {
+  const root = skeleton(el);
+  const source = model.get("source");
+  const byName = new Map(source.families.map((family) => [family.name, family]));
+  root.querySelector("form").addEventListener("submit", (event) => event.preventDefault());
+  const panel = (name) => root.querySelector(`[data-panel="${name}"]`);
+  const charts = Object.fromEntries(PANELS.map(([n]) => [n, panel(n).querySelector(".chart")]));
+
+  function put(name, description, note = "") {
+    const { clientWidth: width, clientHeight: height } = charts[name];
+    if (width > 0) charts[name].innerHTML = chart(description, width, height);
+    panel(name).querySelector(".legend").innerHTML = legend(description.layers);
+    panel(name).querySelector(".note").textContent = note;
+  }
+
+  const show = controls(root.querySelector("form"), source.families, (name, value) => {
+    model.set(name, value);
+    if (name === "spectrum") model.set("parameter", byName.get(value).default);
+    if (name === "momentum" && value === 0) model.set("nesterov", false);
+    model.save_changes();
+    later();
+  });
+  let edges;
+  let edgesFor;
+
+  function draw() {
+    const settings = Object.fromEntries(SETTINGS.map((name) => [name, model.get(name)]));
+    const family = byName.get(settings.spectrum);
+    const lam = family.eigenvalues[Math.max(0, family.values.indexOf(settings.parameter))];
+    const { unit, residual, adjustable } = source;
+    const context = { family, lam, unit, residual, adjustable };
+    const sgd = settings;
+    const computed = model.get("computed") ?? {};
+    const ofEdges = belongs(computed.edges, settings, source.of_edges) ? computed.edges : null;
+    const simulation = belongs(computed.simulation, settings, SETTINGS) ? computed.simulation : null;
+    const exact = belongs(computed.norms, settings, source.of_norms) ? computed.norms : null;
+    const range = [1e-3 / unit, 4 / unit];
+    const key = JSON.stringify(source.of_edges.map((name) => settings[name]));
+    if (edgesFor?.key !== key || edgesFor.computed !== ofEdges) {
+      edges = edgesOf(lam, sgd, settings, family, source.table, ofEdges);
+      edgesFor = { key, computed: ofEdges };
+    }
+    show(settings, context);
+    const [kind, text] = verdict(lam, sgd, edges);
+    const line = root.querySelector(".verdict");
+    line.dataset.kind = kind;
+    if (line.textContent !== text) line.textContent = text;
+    const start = family.start ?? lam.map(() => residual ** 2);
+    put("phase", phaseChart(lam, sgd, edges, range), noteOnEdges(ofEdges, sgd));
+    put("norm", normChart(lam, sgd, edges, range, exact), exact ? "" : source.note_on_norms);
+    const curved = source.curved || settings.curvature_strength > 0;
+    put("loss", lossChart(lam, start, sgd, settings.steps, curved, simulation));
+    put("spectrum", spectrumChart(lam, sgd, edges));
+  }
+
+  function noteOnEdges(ofEdges, { momentum, weight_decay, sampling }) {
+    if (!edges.nonlinear) return "";
+    if (ofEdges?.nonlinear) return source.note_on_computed;
+    const plain = momentum === 0 && weight_decay === 0 && sampling === "without_replacement";
+    return plain ? source.note_on_table : source.note_beyond_table;
+  }
+
+  let waiting = null;
+  function later() {
+    waiting ??= requestAnimationFrame(() => {
+      waiting = null;
+      draw();
+    });
+  }
+
+  model.on("change", later);
+  const observer = new ResizeObserver(later);
+  observer.observe(root);
+  draw();
+  return () => {
+    model.off("change", later);
+    observer.disconnect();
+    if (waiting !== null) cancelAnimationFrame(waiting);
+  };
+}
+
+export default { render };
