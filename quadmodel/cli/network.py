@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from quadmodel._util.checks import InputError
-from quadmodel.cli._options import Outputs, option, output_options, values_option
+from quadmodel.cli._click import option
+from quadmodel.cli._options import Outputs, output_options, values_option
 
 if TYPE_CHECKING:
     import xarray as xr

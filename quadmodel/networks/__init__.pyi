@@ -1,5 +1,3 @@
-from . import data as data
-from . import models as models
 from ._estimate import Estimate as Estimate
 from ._records import Probe as Probe
 from .batch_sharpness import batch_sharpness as batch_sharpness

@@ -224,12 +224,12 @@ def _read_idx(file: Path) -> NDArray[np.uint8]:
     except (OSError, EOFError) as error:
         raise InputError(f"{file} must be readable, got {error}") from None
     axes = content[3] if content[:3] == b"\0\0\x08" and len(content) > 4 else 0
-    shape = np.frombuffer(content[4 : 4 + 4 * axes], ">u4").astype(np.int64)
-    if not axes or len(content) != 4 + 4 * axes + shape.prod():
-        raise InputError(
-            f"{file} must be in IDX format, got {len(content)} bytes of something else"
-        )
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
+    lengths = content[4 : 4 + 4 * axes]
+    if axes and len(lengths) == 4 * axes:
+        shape = np.frombuffer(lengths, ">u4").astype(np.int64)
+        if len(content) == 4 + 4 * axes + shape.prod():
+            return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
+    raise InputError(f"{file} must be in IDX format, got {len(content)} bytes of something else")
 
 
 def _chosen(count: int, n_data: int | None, seed: int) -> NDArray[np.int64]:

@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 _RUNS = ("batch_size", "share", "replica")
 # Values beyond this multiple of an edge are drawn at it.
 _FAR = 3.0
+# Measures, as they stand below an axis.
+_SHORT = {
+    "noise_kernel_norm_exact": "K,\nexact",
+    "noise_kernel_norm_finite": "K,\nfinite D",
+    "noise_kernel_norm": "K,\npaper's",
+    "scaled_largest_eigenvalue": "$\\eta\\lambda_{\\max}$",
+    "scaled_batch_sharpness": "$\\eta$ batch\nsharpness",
+    "row_norm_spread": "row\nspread",
+}
 _EDGES = {"scaled_largest_eigenvalue": 2.0, "scaled_batch_sharpness": 2.0}
 
 
@@ -66,7 +75,7 @@ def network_runs(
                 last = np.flatnonzero(np.isfinite(values))
                 if last.size:
                     place = found.step.values[last[-1]], values[last[-1]]
-                    ax.plot(*place, "x", color=colour, markersize=6)
+                    ax.plot(*place, "x", color=colour, markersize=6, clip_on=False)
     ax.axhline(edge, color=ink(ax), linewidth=0.8)
     ax.set(xlabel="SGD steps", ylabel=found[quantity].attrs.get("long_name", quantity))
     ax.set_ylim(0, _FAR * edge)
@@ -115,7 +124,7 @@ def network_outcomes(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
         gone = here.divergence_step.values >= 0
         colour = CYCLE[n % len(CYCLE)]
         artists += ax.plot(x[~gone], y[~gone], "o", color=colour, markersize=5, label=f"B = {size}")
-        artists += ax.plot(x[gone], y[gone], "x", color=colour, markersize=7)
+        artists += ax.plot(x[gone], y[gone], "x", color=colour, markersize=7, clip_on=False)
     ax.axhline(1, color=ink(ax), linewidth=0.8)
     ax.axvline(2, color=ink(ax), linewidth=0.8)
     ax.set(
@@ -175,9 +184,7 @@ def separation(areas: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
             )[0]
         )
     ax.axhline(0.5, color=ink(ax), linewidth=0.8)
-    texts = [str(name).replace("_", " ") for name in areas.measure.values]
-    names = [text.replace("noise kernel norm", "K") for text in texts]
-    ax.set_xticks(place, names, rotation=30, ha="right", fontsize="small")
+    ax.set_xticks(place, [_SHORT.get(str(n), str(n)) for n in areas.measure.values])
     ax.set(ylabel="area under the ROC curve", ylim=(0, 1.05))
     legend(ax)
     return artists

@@ -93,13 +93,15 @@ def test_rules_are_those_of_the_simulation():
 
 
 def test_rules_hold_networks():
-    inputs, targets = inputs_for(12), targets_for(12)
+    # K of a network this small moves by a tenth in a few steps.
+    inputs, targets = inputs_for(30), targets_for(30)
     for norm, name in (("exact", "_exact"), ("trace", "_trace")):
-        sgd = qm.SGD(qm.HoldK(0.3, norm=norm, every=10), 3)
+        sgd = qm.SGD(qm.HoldK(0.2, norm=norm, every=2), 3)
         probe = qm.networks.Probe(every=10, observables=[f"noise_kernel_norm{name}"])
-        found = qm.networks.track(small_net(), inputs, targets, sgd, 300, probe=probe)
-        late = found[f"noise_kernel_norm{name}"][0, 2:]
-        assert (np.abs(np.log(late / 0.3)) < 0.2).all()
+        found = qm.networks.track(small_net(), inputs, targets, sgd, 200, probe=probe)
+        away = np.abs(np.log(found[f"noise_kernel_norm{name}"][0] / 0.2))
+        assert float(away[0]) < 2e-3
+        assert float(away.median()) < 0.2
         assert np.unique(found.learning_rate).size > 10
 
 
