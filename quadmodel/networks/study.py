@@ -106,6 +106,7 @@ def train_grid(
     replicas, seed = as_integer("replicas", replicas), as_integer("seed", seed, low=0)
     probe = probe or Probe()
     rows = []
+    critical: dict[tuple[int, int], float] = {}
     with progress_bar(len(sizes) * len(factors) * replicas, what="train", show=progress) as bar:
         for size in sizes:
             columns = []
@@ -114,8 +115,10 @@ def train_grid(
                 for number in range(replicas):
                     torch.manual_seed(seed + number)
                     net = build()
-                    rate = share * _critical(net, inputs, targets, size, loss, probe)
-                    found = track(
+                    if (size, number) not in critical:
+                        critical[size, number] = _critical(net, inputs, targets, size, loss, probe)
+                    rate = share * critical[size, number]
+                    run = track(
                         net,
                         inputs,
                         targets,
@@ -126,8 +129,8 @@ def train_grid(
                         seed=seed + number,
                     )
                     units = "1 / NTK eigenvalue"
-                    found["learning_rate"] = variable("replica", [rate], "learning rate", units)
-                    runs.append(found.assign_coords(replica=[number]))
+                    run["learning_rate"] = variable("replica", [rate], "learning rate", units)
+                    runs.append(run.assign_coords(replica=[number]))
                     bar.update(1)
                 columns.append(xr.concat(runs, "replica", combine_attrs="drop_conflicts"))
             rows.append(xr.concat(columns, _axis("share", factors), combine_attrs="drop_conflicts"))

@@ -70,7 +70,8 @@ def track(
     checkpoint : path-like, optional
         File (.npz) that holds the run. If it exists, training goes on from there with the same bits
         as without a break, given the same arguments; it is written every 20 seconds, at the end,
-        and on an interrupt.
+        and on an interrupt (unless that falls into the middle of an update: then the last one
+        stays).
     start : path-like, optional
         Checkpoint of another run to fork from: its parameters, velocities and step; learning rate,
         batch size and everything else are this call's.
@@ -154,7 +155,8 @@ def track(
     try:
         run.go(checkpoint, progress)
     except KeyboardInterrupt:
-        run.save(checkpoint)
+        if run.descent.whole:
+            run.save(checkpoint)
         raise
     return run.dataset()
 
