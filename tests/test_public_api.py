@@ -15,6 +15,7 @@ from quadmodel._util.version import __version__
 
 NAMES = [
     "Ensemble",
+    "HoldK",
     "LowRankCurvature",
     "QuadraticModel",
     "SGD",
@@ -188,8 +189,8 @@ def test_docstrings_of_modules(name):
     "name",
     [
         "boundary", "large_p_edge", "loss", "mean_field", "mean_field_edge", "network",
-        "persistent_edge", "phase_diagram", "sharpening", "sharpening_diagram", "spectrum",
-        "trajectory",
+        "network_outcomes", "network_runs", "persistent_edge", "phase_diagram", "separation",
+        "sharpening", "sharpening_diagram", "spectrum", "trajectory",
     ],
 )  # fmt: skip
 def test_docstrings_of_plots(name):
