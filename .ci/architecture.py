@@ -16,7 +16,7 @@ import grimp
 PAGE = Path("docs/architecture.md")
 TREES = (".ci", "quadmodel", "tests", "benchmarks", "derivations", "docs")
 BEGIN, END = "<!-- import graph: python .ci/architecture.py --write -->\n", "<!-- end -->"
-MOST = {"modules": 20, "layers": 7, "imports": 70, "arguments": 12, "lines of a function": 80}
+MOST = {"modules": 20, "layers": 7, "imports": 75, "arguments": 12, "lines of a function": 80}
 
 
 def modules() -> dict[str, set[str]]:

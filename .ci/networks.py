@@ -1,9 +1,10 @@
 """Try the estimates of quadmodel.networks at size, beside dense ones.
 
 A maintainer's command, not in the gate: python .ci/networks.py [--points D] [--draws N]
-[--no-large]. First exact K without the NTK, beside that from the NTK, of Gaussian Jacobians with
-rows of equal and of unequal norm and flat and falling spectra; then, of a network with a million
-parameters, K by quadrature: within 60 s on 2 cores.
+[--no-large] [--only-tracking]. First exact K without the NTK, beside that from the NTK, of Gaussian
+Jacobians with rows of equal and of unequal norm and flat and falling spectra; then, of a network
+with a million parameters, K by quadrature: within 60 s on 2 cores. Last, what track() adds to the
+time of training when it records the bound of K every 50 steps.
 """
 
 import argparse
@@ -88,13 +89,63 @@ def large(n_data: int = 2000) -> bool:
     return seconds <= 60 and relative < MOST_RELATIVE
 
 
+def tracking(n_data: int = 2000, steps: int = 200) -> None:
+    """Print the time that recording K every 50 steps adds, per batch size and observable.
+
+    Of the process, not of the clock: a busy machine changes that less.
+    """
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(n_data, 784), torch.randint(10, (n_data,))
+    for size in (16, 128, 512):
+        for width in (128, 1000):
+
+            def train(
+                names: tuple[str, ...], points: int, size: int = size, width: int = width
+            ) -> float:
+                net = torch.nn.Sequential(
+                    torch.nn.Linear(784, width),
+                    torch.nn.Tanh(),
+                    torch.nn.Linear(width, width // 4),
+                    torch.nn.Tanh(),
+                    torch.nn.Linear(width // 4, 10),
+                )
+                every = 50 if names else [0]
+                probe = qm.networks.Probe(every=every, points=points, observables=names)
+                began = time.process_time()
+                qm.networks.track(
+                    net, inputs, targets, qm.SGD(0.01, size), steps, loss="cross_entropy",
+                    probe=probe,
+                )  # fmt: skip
+                return time.process_time() - began
+
+            train((), 1)
+            bare = train((), 1)
+            added = {
+                f"{name} ({points} points)": (train((name,), points) - bare) / bare
+                for name, points in (
+                    ("noise_kernel_norm_trace", 100),
+                    ("noise_kernel_norm_trace", n_data),
+                    ("noise_kernel_norm_finite", 100),
+                )
+            }
+            print(
+                f"width {width}, B {size}: {1e3 * bare / steps:.2f} ms a step; every 50 steps adds "
+                + ", ".join(f"{name} {share:.1%}" for name, share in added.items()),
+                flush=True,
+            )
+
+
 def main() -> int:
     """Print the table; 1 if a line of it fails."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--points", type=int, default=1000)
     parser.add_argument("--draws", type=int, default=1)
     parser.add_argument("--no-large", action="store_true")
+    parser.add_argument("--only-tracking", action="store_true")
     asked = parser.parse_args()
+    if asked.only_tracking:
+        tracking()
+        return 0
     passed = [
         against_dense(asked.points, spread, decay, seed)
         for seed in range(asked.draws)
@@ -103,6 +154,8 @@ def main() -> int:
     ]
     if not asked.no_large:
         passed.append(large())
+    if not asked.no_large:
+        tracking()
     print(f"{sum(passed)} of {len(passed)} pass")
     # Of many draws one in 400 may be further off than three standard errors.
     return 0 if sum(passed) >= len(passed) - max(0, len(passed) // 100) else 1

@@ -13,7 +13,7 @@ from benchmarks.report import Result, share_of
 from benchmarks.timing import Program, Settings, Spread, Timing, alternate, fastest, mixture
 from quadmodel._util.threads import workers
 from quadmodel.simulation.growth import GridPoints, Measurement, measure_growth
-from quadmodel.studies.phases import _spread_learning_rates
+from quadmodel.studies._diagram import _spread_learning_rates
 
 N_DATA, N_PARAMS = 200, 400
 _PRECISIONS = ("float64", "float32")

@@ -2,6 +2,7 @@ from . import datasets as datasets
 from . import networks as networks
 from . import plot as plot
 from . import spectra as spectra
+from . import sweeps as sweeps
 from . import symbolic as symbolic
 from ._util.version import __version__ as __version__
 from .comparison import compare as compare
@@ -28,7 +29,10 @@ from .studies.persistence import late_time_quartiles as late_time_quartiles
 from .studies.persistence import persistent_edge as persistent_edge
 from .studies.phases import phase_diagram as phase_diagram
 from .studies.sharpening import sharpening_diagram as sharpening_diagram
+from .studies.stored import open_phase_diagram as open_phase_diagram
 from .studies.validation import validate as validate
+from .sweeps.running import Running as Running
+from .theory.margins import stability_margins as stability_margins
 from .theory.mean_field import mean_field as mean_field
 from .theory.mean_field_edge import mean_field_edge as mean_field_edge
 from .theory.moments import late_time_rate as late_time_rate

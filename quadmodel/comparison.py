@@ -13,6 +13,7 @@ from scipy.special import ndtri
 from quadmodel._util.checks import FloatArray, InputError, as_choice, as_number, shown
 from quadmodel._util.crossing import interval_of_line, monotone_crossing
 from quadmodel._util.results import check_result
+from quadmodel._util.tables import Comparison, Critical
 
 # Relative difference of two values that is taken for rounding.
 _ROUNDING = 1e-9
@@ -117,7 +118,7 @@ def compare(sim: xr.Dataset, pred: xr.Dataset, *, family_wise_error: float = 1e-
     worst = float(np.max(np.abs(joined["z"])))
     joined["agrees"] = np.abs(joined["z"]) <= bound
     coordinates = ("variable", "step", "mode")
-    return xr.Dataset(
+    return Comparison(
         {k: ("comparison", v) for k, v in joined.items() if k not in coordinates},
         coords={k: ("comparison", joined[k]) for k in coordinates},
         attrs={
@@ -252,13 +253,13 @@ def critical_noise_kernel_norm(
     *Close-up* (linear model). Growth close to its crossing is a straight line in log learning rate,
     and every learning rate has runs of its own: least squares through them, with the error that
     follows from their scatter and Student's quantile
-    (:func:`quadmodel._util.crossing.rising_line`). What the correction for the bias of a logarithm
+    (``quadmodel/_util/crossing.py``). What the correction for the bias of a logarithm
     moves the crossing by counts as one more standard error, independent of that one.
     Where it has not settled, the interval is widened to hold the scan's crossing as well.
 
     *Scan* (all other diagrams). Growth rates of the grid and of its finer scan are made monotone in
     the learning rate; the crossing is interpolated, with the error that follows from those of the
-    growth rates and from their spacing (:func:`quadmodel._util.crossing.monotone_crossing`).
+    growth rates and from their spacing (``quadmodel/_util/crossing.py``).
 
     K is interpolated between the same learning rates; the pooled value is the mean of log K
     weighted by 1/variance.
@@ -266,6 +267,14 @@ def critical_noise_kernel_norm(
     References
     ----------
     .. [1] E. Fieller, "Some problems in interval estimation" (1954), for the crossing of a line.
+
+    Examples
+    --------
+    >>> import quadmodel as qm
+    >>> grid = qm.phase_diagram(qm.Ensemble(20, 40), 6, [1, 4], steps=64, replicas=8)
+    >>> table = qm.critical_noise_kernel_norm(grid)
+    >>> bool((table.noise_kernel_norm_low < table.noise_kernel_norm_high).all())
+    True
     """
     as_choice("growth", growth, ("mean", "typical"))
     confidence = as_number("confidence", confidence, above=0.0, below=1.0)
@@ -288,7 +297,7 @@ def critical_noise_kernel_norm(
     units = {"learning_rate": "1 / NTK eigenvalue", "noise_kernel_norm": "1"}
     value, low, high = (table[n] for n in names[3:])
     pooled = _pool(np.where(resolved, value, np.nan), low, high, width)
-    return xr.Dataset(
+    return Critical(
         {
             n: ("batch_size", v, {"units": units[n.split("_low")[0].split("_high")[0]]})
             for n, v in table.items()

@@ -8,6 +8,16 @@ from importlib.resources import as_file, files
 import numpy as np
 import xarray as xr
 
+__all__ = [
+    "digits_ntk",
+    "llm_edge",
+]
+
+
+def __dir__() -> list[str]:
+    """Return the public names, and no others."""
+    return sorted(__all__)
+
 
 def digits_ntk() -> xr.Dataset:
     r"""Return the NTK of a real network on real handwritten digits.

@@ -17,6 +17,7 @@ from quadmodel._util.checks import (
     check_memory,
     shown,
 )
+from quadmodel._util.display import bytes_shown, cut, html_table
 from quadmodel.laws.curvature import CurvatureLaw, IndependentCurvature
 from quadmodel.laws.eigenvectors import EigenvectorLaw, Haar, haar_frame
 from quadmodel.laws.residuals import GaussianResidual, ResidualLaw
@@ -163,7 +164,7 @@ class Ensemble:
         return {
             "n_data": self.n_data,
             "n_params": self.n_params,
-            "jacobian": repr(self.jacobian),
+            "jacobian": _as_spectrum(self.jacobian).spelled_out(),
             "eigenvectors": repr(self.eigenvectors or Haar()),
             "curvature": repr(self.curvature),
             "residual": repr(self.residual),
@@ -171,8 +172,25 @@ class Ensemble:
 
     def __repr__(self) -> str:
         """Show every field, long ones cut."""
-        fields = (f"{name}={_cut(str(value))}" for name, value in self.spec().items())
+        shown = self.spec() | {"jacobian": repr(self.jacobian)}
+        fields = (f"{name}={cut(str(value))}" for name, value in shown.items())
         return f"Ensemble({', '.join(fields)})"
+
+    def _repr_html_(self) -> str:
+        """Show numbers, laws and the bytes of a model in a notebook."""
+        spec = self.spec()
+        return html_table(
+            "Ensemble of quadratic models",
+            {
+                "data points": f"{self.n_data:,}",
+                "parameters": f"{self.n_params:,}",
+                "NTK eigenvalues": repr(self.jacobian),
+                "NTK eigenvectors": spec["eigenvectors"],
+                "curvature": "none" if self.curvature is None else spec["curvature"],
+                "residual": spec["residual"],
+                "a model": bytes_shown(self.nbytes),
+            },
+        )
 
 
 def _as_spectrum(value: Any) -> SpectralLaw:
@@ -194,7 +212,3 @@ def _as_residual(value: Any) -> ResidualLaw:
     if not isinstance(value, numbers.Real):
         raise InputError(f"residual must be a number or a ResidualLaw, got {shown(value)}")
     return GaussianResidual(as_number("residual", value, least=0.0))
-
-
-def _cut(text: str, length: int = 60) -> str:
-    return text if len(text) <= length else f"{text[: length - 3]}..."

@@ -20,6 +20,7 @@ from quadmodel._util.checks import (
     shown,
     tolerance_of,
 )
+from quadmodel._util.display import bytes_shown, html_table
 from quadmodel._util.files import (
     open_npz,
     settings_from_arrays,
@@ -28,6 +29,9 @@ from quadmodel._util.files import (
 )
 from quadmodel._util.results import checksum
 from quadmodel.laws.curvature import LAWS, Curvature, CurvatureLaw, LowRankCurvature
+
+# What a representation may cost: products of numbers that are done in about 50 ms.
+_MOST_PRODUCTS = 5e8
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -125,6 +129,13 @@ class QuadraticModel:
         ------
         InputError
             If `ntk` is not symmetric positive semidefinite.
+
+        Examples
+        --------
+        >>> import quadmodel as qm
+        >>> qm.QuadraticModel.from_ntk([[2.0, 0.0], [0.0, 0.5]]).jacobian
+        array([[2., 0.],
+               [0., 1.]])
         """
         matrix = as_array("ntk", ntk, (None, None))
         eigenvalues, vectors = ntk_eigensystem(matrix, tolerance_of(ntk))
@@ -183,6 +194,16 @@ class QuadraticModel:
         InputError
             If the place can't be written, or the curvature has a law that is not the package's:
             files hold no code.
+
+        Examples
+        --------
+        >>> import tempfile, quadmodel as qm
+        >>> from pathlib import Path
+        >>> model = qm.Ensemble(3, 5, curvature=0.1).sample(seed=0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save(Path(folder) / "model.npz")
+        ...     qm.QuadraticModel.load(Path(folder) / "model.npz") == model
+        True
         """
         arrays: dict[str, Any] = {"residual": self.residual, "jacobian": self.jacobian}
         if isinstance(self.curvature, LowRankCurvature):
@@ -364,20 +385,46 @@ class QuadraticModel:
         return ntk_eigensystem(self.ntk())
 
     def __repr__(self) -> str:
-        """Show shapes, bytes and a summary of the spectrum."""
-        kind = "none"
-        if isinstance(self.curvature, LowRankCurvature):
-            kind = f"low rank {self.curvature.coefficients.shape[1]}"
-        elif self.curvature is not None:
-            kind = "dense"
-        trace = float(np.sum(self.jacobian**2)) / self.n_data
-        largest = "" if self.n_data > 2000 else f", largest eigenvalue {self.eigensystem[0][0]:.4g}"
+        """Show shapes, bytes and a summary of the spectrum, as far as it costs nothing."""
         known = "from an NTK" if self._ntk_hash else f"n_params={self.n_params}"
+        largest = self._largest_eigenvalue()
+        top = "" if largest is None else f", largest eigenvalue {largest:.4g}"
         return (
-            f"QuadraticModel(n_data={self.n_data}, {known}, curvature: {kind}, "
-            f"{self.nbytes / 1e6:.3g} MB, NTK: trace {trace:.4g}{largest}, "
+            f"QuadraticModel(n_data={self.n_data}, {known}, curvature: {self._kind()}, "
+            f"{self.nbytes / 1e6:.3g} MB, NTK: trace {self._trace():.4g}{top}, "
             f"loss {self.loss():.4g})"
         )
+
+    def _repr_html_(self) -> str:
+        """Show the same in a notebook."""
+        kind, largest = self._kind(), self._largest_eigenvalue()
+        shape = "" if self.curvature is None else f", shape {self.curvature.shape}"
+        rows = {
+            "data points": f"{self.n_data:,}",
+            "parameters": "of an NTK: made up" if self._ntk_hash else f"{self.n_params:,}",
+            "curvature": kind + shape,
+            "memory": bytes_shown(self.nbytes),
+            "loss": f"{self.loss():.4g}",
+            "NTK: trace": f"{self._trace():.4g} / learning rate",
+        }
+        if largest is not None:
+            rows["NTK: largest eigenvalue"] = f"{largest:.4g} / learning rate"
+        return html_table("Quadratic model", rows)
+
+    def _kind(self) -> str:
+        if isinstance(self.curvature, LowRankCurvature):
+            return f"low rank {self.curvature.coefficients.shape[1]}"
+        return "none" if self.curvature is None else "dense"
+
+    def _trace(self) -> float:
+        return float(np.vdot(self.jacobian, self.jacobian)) / self.n_data
+
+    def _largest_eigenvalue(self) -> float | None:
+        """Return it where it is known already or takes a moment."""
+        products = self.n_data**2 * (self.n_params + 10 * self.n_data)
+        if "eigensystem" not in self.__dict__ and products > _MOST_PRODUCTS:
+            return None
+        return float(self.eigensystem[0][0])
 
 
 def _curvature_from(arrays: dict[str, Any]) -> Any:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 
 from quadmodel._util.checks import InputError, as_choice, as_integer, as_number, shown
+from quadmodel._util.display import html_table
 
 SAMPLING_SCHEMES = ("without_replacement", "with_replacement", "bernoulli")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SGD:
     r"""Stochastic gradient descent with momentum, weight decay and a sampling scheme.
 
@@ -95,6 +96,24 @@ class SGD:
         if batch_size is not None:
             copy.__dict__["batch_size"] = batch_size
         return copy
+
+    def __repr__(self) -> str:
+        """Show what differs from the defaults."""
+        shown = (
+            f"{field.name}={getattr(self, field.name)!r}"
+            for field in fields(self)
+            if getattr(self, field.name) != field.default
+        )
+        return f"SGD({', '.join(shown)})"
+
+    def _repr_html_(self) -> str:
+        """Show every field in a notebook."""
+        rows = asdict(self) | {"sampling": self.sampling.replace("_", " ")}
+        units = {"learning_rate": " / NTK eigenvalue", "batch_size": " data points"}
+        return html_table(
+            "SGD",
+            {name.replace("_", " "): f"{v}{units.get(name, '')}" for name, v in rows.items()},
+        )
 
     def check_batch_size(self, n_data: int) -> None:
         """Check the batch size against the number of data points.

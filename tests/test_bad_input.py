@@ -46,7 +46,7 @@ ARRAYS = {
     "a tensor with a gradient": (Tensor(), "NumPy can't read.*requires grad|got.*Tensor"),
     "masked": (np.ma.MaskedArray(NTK, mask=np.eye(3) > 0), "masked values, got 3 of them"),
     "ragged": ([[1.0], [1.0, 2.0]], "ragged"),
-    "empty": (np.empty((0, 0)), r"got \(0, 0\)"),
+    "empty": (np.empty((0, 0)), r"must not be empty|got \(0, 0\)"),
     "three axes": (np.ones((2, 2, 2)), r"got \(2, 2, 2\)|3 dimensions"),
     "complex": (NTK * 1j, "dtype complex"),
     "text": (np.array([["a", "b"], ["c", "d"]]), "dtype <U1"),
@@ -74,7 +74,7 @@ VECTORS = {
     "a tensor with a gradient": ARRAYS["a tensor with a gradient"],
     "masked": (np.ma.MaskedArray(np.ones(3), mask=[1, 0, 1]), "masked values, got 2 of them"),
     "ragged": ([1.0, [1.0, 2.0]], "ragged"),
-    "empty": ([], r"got \(0,\)"),
+    "empty": ([], "must not be empty"),
     "a matrix": (NTK, r"got \(3, 3\)"),
     "complex": ([1j, 1, 1], "dtype complex"),
     "NaN": ([1.0, 1.0, math.nan], r"finite numbers, got nan at \(2,\)"),
@@ -90,6 +90,7 @@ TAKES_AN_NTK = {
     "phase_diagram: source|ntk": lambda x: qm.phase_diagram(x, 3, 2),
     "trace_boundary: source|ntk": lambda x: qm.trace_boundary(x, 2),
     "lyapunov_exponent: model|ntk": lambda x: qm.lyapunov_exponent(x, SGD, 10),
+    "plot.spectrum: model|ntk": qm.plot.spectrum,
 }
 TAKES_A_MATRIX = {
     "QuadraticModel: jacobian": lambda x: qm.QuadraticModel(np.ones(3), x),
@@ -135,7 +136,7 @@ RATES = {
     "zero": ([0.0, 0.1], "> 0, got 0"),
     "twice": ([0.1, 0.1], "different ones"),
     "NaN": ([0.1, math.nan], "got nan"),
-    "empty": ([], r"got \(0,\)"),
+    "empty": ([], "must not be empty"),
     "ragged": ([[0.1], [0.1, 0.2]], "ragged"),
     "text": (["0.1", "0.2"], "dtype <U3"),
     "bool": ([True, False], "dtype bool"),
@@ -246,7 +247,6 @@ TAKES_A_CHOICE = {
     "predict: sgd": lambda x: qm.predict(MODEL, x, 2),
     "phase_diagram: sgd": lambda x: qm.phase_diagram(NTK, 3, 2, sgd=x),
     "noise_kernel_norm: sgd": lambda x: qm.noise_kernel_norm(NTK, x),
-    "plot.spectrum: model": qm.plot.spectrum,
     "plot.spectrum: ax": lambda x: qm.plot.spectrum(MODEL, x),
     "plot.loss: ax": lambda x: qm.plot.loss(RUNS, None, x),
 }
@@ -290,6 +290,12 @@ TABLE = [
     ]
     for (name, call), (kind, (given, words)) in product(calls.items(), kinds.items())
 ]
+
+
+@pytest.mark.parametrize("call", [qm.noise_kernel_norm, qm.critical_learning_rate])
+def test_a_model_in_place_of_its_ntk(call):
+    with pytest.raises(InputError, match=r"^ntk must be an NTK.* give model\.ntk\(\)$"):
+        call(MODEL, SGD)
 
 
 def refused(call, given, words, name):

@@ -40,6 +40,7 @@ NAMES = [
     "misclassified_share",
     "networks",
     "noise_kernel_norm",
+    "open_phase_diagram",
     "outcome_table",
     "persistent_edge",
     "phase_boundaries",
@@ -51,6 +52,8 @@ NAMES = [
     "sharpening_diagram",
     "simulate",
     "spectra",
+    "stability_margins",
+    "sweeps",
     "symbolic",
     "trace_boundary",
     "typical_critical_learning_rate",
@@ -58,7 +61,8 @@ NAMES = [
     "validate",
 ]
 MODULES = [
-    "curvature", "datasets", "eigenvectors", "networks", "plot", "residuals", "spectra", "symbolic",
+    "curvature", "datasets", "eigenvectors", "networks", "plot", "residuals", "spectra", "sweeps",
+    "symbolic",
 ]  # fmt: skip
 HEAVY = ["IPython", "matplotlib", "numba", "pandas", "scipy.stats", "sympy", "torch", "xarray"]
 
@@ -89,6 +93,33 @@ def test_every_name_is_one_of_three_kinds():
 def test_unknown_name():
     with pytest.raises(AttributeError, match="no_such_thing"):
         qm.no_such_thing  # noqa: B018
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_list_public_names_only(name):
+    module = getattr(qm, name)
+    assert dir(module) == sorted(module.__all__)
+    assert [n for n in dir(module) if n.startswith("_")] == []
+    for key in set(dir(module)) - {"names"} if name != "networks" else []:
+        thing = getattr(module, key)
+        assert getattr(thing, "__module__", "quadmodel").startswith("quadmodel"), key
+
+
+def public_callables():
+    """Yield every public function and class with its name."""
+    for name in ["", *MODULES]:
+        module = getattr(qm, name) if name else qm
+        names = module.__all__ if name != "networks" else ["Estimate"]
+        for key in names:
+            thing = getattr(module, key)
+            if callable(thing) and hasattr(thing, "__name__"):
+                yield f"{name}.{key}".strip("."), thing
+
+
+@pytest.mark.parametrize(("name", "thing"), list(public_callables()))
+def test_example(name, thing):
+    """Examples run as doctests: those of networks, where PyTorch is, in tests/networks."""
+    assert ">>>" in inspect.getdoc(thing), name
 
 
 def test_version():
@@ -156,8 +187,9 @@ def test_docstrings_of_modules(name):
 @pytest.mark.parametrize(
     "name",
     [
-        "boundary", "large_p_edge", "loss", "mean_field", "mean_field_edge", "persistent_edge",
-        "phase_diagram", "sharpening", "sharpening_diagram", "spectrum",
+        "boundary", "large_p_edge", "loss", "mean_field", "mean_field_edge", "network",
+        "persistent_edge", "phase_diagram", "sharpening", "sharpening_diagram", "spectrum",
+        "trajectory",
     ],
 )  # fmt: skip
 def test_docstrings_of_plots(name):

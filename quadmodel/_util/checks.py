@@ -104,6 +104,8 @@ def as_array(name: str, value: ArrayLike, shape: tuple[int | None, ...]) -> Floa
     """Return `value` as a C-contiguous float64 array of `shape` (None: any length >= 1)."""
     wanted = "(" + ", ".join("any" if n is None else str(n) for n in shape) + ")"
     raw = as_raw_array(name, value)
+    if raw.size == 0 and raw.ndim == len(shape):
+        raise InputError(f"{name} must not be empty, got shape {raw.shape}")
     if raw.dtype.kind not in "fiu":
         raise InputError(f"{name} must hold real numbers, got dtype {shown(str(raw.dtype))[1:-1]}")
     fits = raw.ndim == len(shape) and all(

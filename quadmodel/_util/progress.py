@@ -7,18 +7,19 @@ import warnings
 from typing import Any
 
 
-def progress_bar(total: int, *, what: str, show: bool) -> Any:
-    """Return a tqdm bar (a context manager with `update`)."""
+def progress_bar(total: int, *, what: str, show: bool, initial: int = 0) -> Any:
+    """Return a tqdm bar (a context manager with `update`), of which `initial` is done."""
     if show and _in_notebook():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # without ipywidgets the bar is text: good enough
             from tqdm.auto import tqdm
 
-        return tqdm(total=total, desc=what, disable=False, leave=False)
+        return tqdm(total=total, desc=what, disable=False, leave=False, initial=initial)
     from tqdm import tqdm as plain
 
     # disable=None: silent unless standard error is a terminal.
-    return plain(total=total, desc=what, disable=None if show else True, leave=False)
+    hidden = None if show else True
+    return plain(total=total, desc=what, disable=hidden, leave=False, initial=initial)
 
 
 def _in_notebook() -> bool:

@@ -13,15 +13,19 @@ from quadmodel._util.checks import InputError
 from quadmodel._util.files import WRITTEN
 from quadmodel._util.threads import working
 from quadmodel._util.version import __version__
+from quadmodel.cli._sweeps import rescued
 from quadmodel.cli.derive import derive_command
 from quadmodel.cli.explore import explore_command
 from quadmodel.cli.large_p_diagram import large_p_diagram_command
 from quadmodel.cli.large_p_edge import large_p_edge_command
 from quadmodel.cli.persistent_edge import persistent_edge_command
 from quadmodel.cli.phase_diagram import phase_diagram_command
+from quadmodel.cli.plot import plot_command
 from quadmodel.cli.sharpening_diagram import sharpening_diagram_command
+from quadmodel.cli.status import status_command
 from quadmodel.cli.trace_boundary import trace_boundary_command
 from quadmodel.cli.validate import validate_command
+from quadmodel.sweeps import DryRun, SweepError
 
 
 @click.group(
@@ -45,6 +49,8 @@ for command in (
     trace_boundary_command,
     explore_command,
     validate_command,
+    status_command,
+    plot_command,
     derive_command,
 ):
     cli.add_command(command)
@@ -63,20 +69,25 @@ def main() -> None:
         sys.exit(cli(prog_name="quadmodel", standalone_mode=False))
     except click.ClickException as error:
         _complain(error.format_message())
+    except DryRun as plan:
+        click.echo(str(plan))
+        sys.exit(0)
+    except SweepError as error:
+        _complain(f"{error}; {rescued()}".rstrip("; "))
     except (InputError, MemoryError, OSError) as error:
         _complain(str(error) or type(error).__name__)
-    except (click.Abort, KeyboardInterrupt):
-        _end(stopped[0], [str(path) for path in WRITTEN[kept:]])
+    except (click.Abort, KeyboardInterrupt) as stop:
+        _end(stopped[0], [str(path) for path in WRITTEN[kept:]], str(stop))
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def _end(code: int, written: list[str]) -> None:
+def _end(code: int, written: list[str], left: str) -> None:
     """Say what an interrupt has left, and leave."""
-    click.echo(
-        f"interrupted; {'kept ' + ', '.join(written) if written else 'nothing was written'}",
-        err=True,
-    )
+    left = rescued() or (left if " are kept in " in left else "")
+    if not left:
+        left = f"kept {', '.join(written)}" if written else "nothing was written"
+    click.echo(f"interrupted; {left}", err=True)
     if working():  # what can't be stopped, like compiling: Python would wait for it
         sys.stdout.flush()
         os._exit(code)

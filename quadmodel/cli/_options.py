@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +16,8 @@ from click.core import ParameterSource
 from quadmodel import spectra
 from quadmodel._util.checks import InputError, as_array, as_integer, as_number, tolerance_of
 from quadmodel._util.files import array_path, check_writable, load_array, write_atomically
+from quadmodel.cli._click import Command, Decorator, grouped, option
+from quadmodel.cli._sweeps import SWEEP, Sweeping
 from quadmodel.optimizer import SAMPLING_SCHEMES, SGD
 
 if TYPE_CHECKING:
@@ -27,31 +28,7 @@ if TYPE_CHECKING:
     from quadmodel.model import QuadraticModel
 
 Number = TypeVar("Number", int, float)
-Command = Callable[..., None]
-Decorator = Callable[[Command], Command]
 _FORMATS = (".png", ".pdf", ".svg")
-
-
-def option(usage: str, default: object, text: str, **more: Any) -> Decorator:
-    """Add an option to a command; `usage` as help shows it, like "--n-data D"."""
-    flag, _, metavar = usage.partition(" ")
-    return click.option(flag, default=default, metavar=metavar or None, help=text, **more)
-
-
-def _grouped(argument: str, build: Callable[..., object], **options: Decorator) -> Decorator:
-    """Add options, by name, to a command, which receives what `build` makes of their values."""
-
-    def decorate(command: Command) -> Command:
-        @wraps(command)
-        def grouped(**values: Any) -> None:
-            values[argument] = build(**{name: values.pop(name) for name in options})
-            command(**values)
-
-        for add in reversed(options.values()):
-            add(grouped)
-        return grouped
-
-    return decorate
 
 
 # ---- diagrams over learning rate and batch size
@@ -121,12 +98,13 @@ def diagram_options(
         ),
         steps=option("--steps", steps, "SGD steps."),
         replicas=option("--replicas", replicas, of_replicas),
-        **_RUN,
+        seed=_SEED,
+        **SWEEP,
         **_files(name),
     )  # fmt: skip
     if learning_rates is None:
         del options["learning_rates"]
-    return _grouped("asked", _diagram, **options)
+    return grouped("asked", _diagram, **options)
 
 
 @dataclass(frozen=True)
@@ -140,7 +118,7 @@ class Diagram:
     steps: int
     replicas: int
     seed: int
-    threads: int | None
+    how: Sweeping
     outputs: Outputs
 
 
@@ -159,7 +137,8 @@ def _diagram(
     """Return what the options stand for; refuse those that the others make meaningless."""
     if nesterov and momentum == 0:
         raise InputError("--nesterov must be given with a --momentum other than 0, got 0")
-    run = {name: others.pop(name) for name in ("steps", "replicas", "seed", "threads")}
+    run = {name: others.pop(name) for name in ("steps", "replicas", "seed")}
+    how = Sweeping(**{name: others.pop(name) for name in SWEEP})
     source = _source(others)
     return Diagram(
         source,
@@ -167,6 +146,7 @@ def _diagram(
         _count_or_values("--batch-sizes", batch_sizes, int),
         # Learning rate and batch size are those of the grid.
         SGD(1.0, 1, momentum, nesterov, weight_decay, sampling),
+        how=how,
         outputs=_outputs(picture, data, overwrite, source.file),
         **run,
     )
@@ -323,15 +303,12 @@ def _law(text: str, n_data: int, n_params: int) -> spectra.SpectralLaw:
 
 # ---- how to run, and what to write
 
-_RUN = {
-    "seed": option("--seed", 0, "Seed of models, curvatures and batches."),
-    "threads": option("--threads", None, "Worker threads.  [default: all cores]", type=int),
-}
+_SEED = option("--seed", 0, "Seed of models, curvatures and batches.")
 
 
 def run_options(command: Command) -> Command:
-    """Add options for seed and threads."""
-    return _RUN["seed"](_RUN["threads"](command))
+    """Add options for the seed, and for the sweep: a `Sweeping` called `how`."""
+    return _SEED(grouped("how", Sweeping, **SWEEP)(command))
 
 
 def _files(name: str) -> dict[str, Decorator]:
@@ -349,7 +326,7 @@ def _files(name: str) -> dict[str, Decorator]:
 
 def output_options(name: str) -> Decorator:
     """Add options for the files to write; the command receives `Outputs` called `outputs`."""
-    return _grouped("outputs", _outputs, **_files(name))
+    return grouped("outputs", _outputs, **_files(name))
 
 
 @dataclass(frozen=True)
@@ -377,8 +354,7 @@ class Outputs:
 def _outputs(picture: str, data: str, overwrite: bool, file: str | None = None) -> Outputs:
     """Return the outputs if both can be written, and not over the source or what is kept."""
     outputs = Outputs(Path(picture), Path(data))
-    if outputs.picture.suffix not in _FORMATS:
-        raise InputError(f"--picture must end in {', '.join(_FORMATS)}, got {picture or repr('')}")
+    _check_suffix(picture)
     if not data:
         raise InputError("--data must name a file, got ''")
     named = {"--picture": outputs.picture, "--data": outputs.data}
@@ -395,6 +371,19 @@ def _outputs(picture: str, data: str, overwrite: bool, file: str | None = None) 
             "to replace what is there"
         )
     return outputs
+
+
+def _check_suffix(picture: str) -> None:
+    if Path(picture).suffix not in _FORMATS:
+        raise InputError(f"--picture must end in {', '.join(_FORMATS)}, got {picture or repr('')}")
+
+
+def check_picture(path: Path, *, overwrite: bool) -> None:
+    """Raise InputError unless a picture can be written, and replaces nothing that is kept."""
+    _check_suffix(str(path))
+    check_writable(path, "--picture")
+    if os.path.lexists(path) and not overwrite:
+        raise InputError(f"--picture {path} must not exist yet, or --overwrite be given")
 
 
 def values_option(flag: str, default: str, number: type[Number], text: str) -> Decorator:

@@ -6,7 +6,8 @@ import time
 
 import click
 
-from quadmodel.cli._options import Diagram, diagram_options, option
+from quadmodel.cli._click import option
+from quadmodel.cli._options import Diagram, diagram_options
 from quadmodel.cli.phase_diagram import report
 
 
@@ -32,17 +33,17 @@ def large_p_diagram_command(asked: Diagram, refine: int, truncation_order: int) 
     from quadmodel.studies.large_p_phases import large_p_phase_diagram
 
     began = time.perf_counter()
-    found = large_p_phase_diagram(
-        asked.source.build(asked.seed, draw_curvature=False),
-        asked.learning_rates,
-        asked.batch_sizes,
-        sgd=asked.sgd,
-        steps=asked.steps,
-        replicas=asked.replicas,
-        seed=asked.seed,
-        refine=refine,
-        truncation_order=truncation_order,
-        threads=asked.threads,
-        progress=True,
-    )
+    with asked.how.running() as how:
+        found = large_p_phase_diagram(
+            asked.source.build(asked.seed, draw_curvature=False),
+            asked.learning_rates,
+            asked.batch_sizes,
+            sgd=asked.sgd,
+            steps=asked.steps,
+            replicas=asked.replicas,
+            seed=asked.seed,
+            refine=refine,
+            truncation_order=truncation_order,
+            **how,
+        )
     report(found, time.perf_counter() - began, asked.outputs)

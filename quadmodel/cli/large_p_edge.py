@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from quadmodel.cli._options import Outputs, option, output_options, run_options, values_option
+from quadmodel.cli._click import option
+from quadmodel.cli._options import Outputs, output_options, run_options, values_option
+from quadmodel.cli._sweeps import Sweeping
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -35,7 +37,7 @@ def large_p_edge_command(
     steps: int,
     replicas: int,
     seed: int,
-    threads: int | None,
+    how: Sweeping,
     outputs: Outputs,
 ) -> None:
     """Follow training from below and above the stochastic edge, in the limit of many parameters.
@@ -46,26 +48,26 @@ def large_p_edge_command(
     from quadmodel.studies.large_p_outcomes import large_p_edge, outcome_table
 
     began = time.perf_counter()
-    found = large_p_edge(
-        initial_norms,
-        batch_sizes,
-        curvature_strengths,
-        truncation_order=truncation_order,
-        n_data=n_data,
-        steps=steps,
-        replicas=replicas,
-        seed=seed,
-        threads=threads,
-        progress=True,
-    )
-    outputs.write(found, _draw)
+    with how.running() as running:
+        found = large_p_edge(
+            initial_norms,
+            batch_sizes,
+            curvature_strengths,
+            truncation_order=truncation_order,
+            n_data=n_data,
+            steps=steps,
+            replicas=replicas,
+            seed=seed,
+            **running,
+        )
+    outputs.write(found, draw)
     frame = outcome_table(found).to_dataframe().reset_index()
     click.echo("medians over replicas that did not diverge")
     click.echo(frame.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
     click.echo(f"{time.perf_counter() - began:.1f} s\n{outputs}")
 
 
-def _draw(found: xr.Dataset, figure: Figure) -> None:
+def draw(found: xr.Dataset, figure: Figure) -> None:
     """Draw one panel per curvature strength."""
     from quadmodel import plot
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from quadmodel.cli._options import Outputs, option, output_options, run_options, values_option
+from quadmodel.cli._click import option
+from quadmodel.cli._options import Outputs, output_options, run_options, values_option
+from quadmodel.cli._sweeps import Sweeping
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -33,7 +35,7 @@ def persistent_edge_command(
     batch_size: int,
     steps: int,
     seed: int,
-    threads: int | None,
+    how: Sweeping,
     outputs: Outputs,
 ) -> None:
     """Follow models that train at the stochastic edge without converging.
@@ -45,19 +47,19 @@ def persistent_edge_command(
     from quadmodel.studies.persistence import late_time_quartiles, persistent_edge
 
     began = time.perf_counter()
-    found = persistent_edge(
-        curvature_strengths,
-        replicas=replicas,
-        initial_norm=initial_norm,
-        n_data=n_data,
-        n_params=n_params,
-        batch_size=batch_size,
-        steps=steps,
-        seed=seed,
-        threads=threads,
-        progress=True,
-    )
-    outputs.write(found, _draw)
+    with how.running() as running:
+        found = persistent_edge(
+            curvature_strengths,
+            replicas=replicas,
+            initial_norm=initial_norm,
+            n_data=n_data,
+            n_params=n_params,
+            batch_size=batch_size,
+            steps=steps,
+            seed=seed,
+            **running,
+        )
+    outputs.write(found, draw)
     quartiles = late_time_quartiles(found)
     predicted = quartiles.mean_field_noise_kernel_norm_finite
     quartiles = quartiles.drop_vars(predicted.name)
@@ -75,7 +77,8 @@ def persistent_edge_command(
     click.echo(f"{time.perf_counter() - began:.1f} s\n{outputs}")
 
 
-def _draw(found: xr.Dataset, figure: Figure) -> None:
+def draw(found: xr.Dataset, figure: Figure) -> None:
+    """Draw the result."""
     from quadmodel import plot
 
     figure.set_size_inches(8, 5)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 import numpy as np
 
-from quadmodel.cli._options import Diagram, Outputs, diagram_options, option
+from quadmodel.cli._click import option
+from quadmodel.cli._options import Diagram, Outputs, diagram_options
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -41,25 +42,25 @@ def phase_diagram_command(asked: Diagram, refine: int | None, precision: str) ->
     from quadmodel.studies.phases import phase_diagram
 
     began = time.perf_counter()
-    found = phase_diagram(
-        asked.source.build(asked.seed),
-        asked.learning_rates,
-        asked.batch_sizes,
-        sgd=asked.sgd,
-        steps=asked.steps,
-        replicas=asked.replicas,
-        seed=asked.seed,
-        refine=refine,
-        precision=precision,
-        threads=asked.threads,
-        progress=True,
-    )
+    with asked.how.running() as how:
+        found = phase_diagram(
+            asked.source.build(asked.seed),
+            asked.learning_rates,
+            asked.batch_sizes,
+            sgd=asked.sgd,
+            steps=asked.steps,
+            replicas=asked.replicas,
+            seed=asked.seed,
+            refine=refine,
+            precision=precision,
+            **how,
+        )
     report(found, time.perf_counter() - began, asked.outputs)
 
 
 def report(found: xr.Dataset, elapsed: float, outputs: Outputs) -> None:
     """Write a phase diagram, print its table and how long it took."""
-    outputs.write(found, _draw)
+    outputs.write(found, draw)
     click.echo(_table(found))
     done = found.attrs["replica_steps"]
     click.echo(
@@ -72,7 +73,8 @@ def report(found: xr.Dataset, elapsed: float, outputs: Outputs) -> None:
 _NEAR_THE_EDGE = 0.9
 
 
-def _draw(found: xr.Dataset, figure: Figure) -> None:
+def draw(found: xr.Dataset, figure: Figure) -> None:
+    """Draw the result."""
     from quadmodel import plot
 
     figure.set_size_inches(7, 6)

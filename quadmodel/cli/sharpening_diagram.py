@@ -30,18 +30,18 @@ def sharpening_diagram_command(asked: Diagram) -> None:
     from quadmodel.studies.sharpening import sharpening_diagram
 
     began = time.perf_counter()
-    found = sharpening_diagram(
-        asked.source.build(asked.seed),
-        asked.learning_rates,
-        asked.batch_sizes,
-        sgd=asked.sgd,
-        steps=asked.steps,
-        replicas=as_integer("--replicas", asked.replicas, low=2, high=2**32 - 1),
-        seed=asked.seed,
-        threads=asked.threads,
-        progress=True,
-    )
-    asked.outputs.write(found, _draw)
+    with asked.how.running() as how:
+        found = sharpening_diagram(
+            asked.source.build(asked.seed),
+            asked.learning_rates,
+            asked.batch_sizes,
+            sgd=asked.sgd,
+            steps=asked.steps,
+            replicas=as_integer("--replicas", asked.replicas, low=2, high=2**32 - 1),
+            seed=asked.seed,
+            **how,
+        )
+    asked.outputs.write(found, draw)
     for name in ("predicted", "simulated"):
         frame = found[f"{name}_growth"].to_pandas()
         frame.index.name, frame.columns.name = "learning rate", "batch size"
@@ -50,7 +50,7 @@ def sharpening_diagram_command(asked: Diagram) -> None:
     click.echo(f"{time.perf_counter() - began:.1f} s\n{asked.outputs}")
 
 
-def _draw(found: xr.Dataset, figure: Figure) -> None:
+def draw(found: xr.Dataset, figure: Figure) -> None:
     """Draw what is predicted beside what is simulated."""
     from quadmodel import plot
 

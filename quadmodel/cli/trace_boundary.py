@@ -9,7 +9,8 @@ import click
 import numpy as np
 
 from quadmodel._util.checks import InputError
-from quadmodel.cli._options import Diagram, diagram_options, option
+from quadmodel.cli._click import option
+from quadmodel.cli._options import Diagram, diagram_options
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -61,28 +62,29 @@ def trace_boundary_command(
     from quadmodel.studies.boundaries import trace_boundary
 
     began = time.perf_counter()
-    found = trace_boundary(
-        asked.source.build(asked.seed),
-        asked.batch_sizes,
-        kind=kind,
-        rtol=rtol,
-        momenta=momenta,
-        sgd=asked.sgd,
-        steps=asked.steps,
-        replicas=asked.replicas,
-        seed=asked.seed,
-        precision=precision,
-        threads=asked.threads,
-        progress=True,
-    )
+    with asked.how.running() as how:
+        found = trace_boundary(
+            asked.source.build(asked.seed),
+            asked.batch_sizes,
+            kind=kind,
+            rtol=rtol,
+            momenta=momenta,
+            sgd=asked.sgd,
+            steps=asked.steps,
+            replicas=asked.replicas,
+            seed=asked.seed,
+            precision=precision,
+            **how,
+        )
     elapsed = time.perf_counter() - began
-    asked.outputs.write(found, _draw)
+    asked.outputs.write(found, draw)
     click.echo(_table(found))
     click.echo(f"{elapsed:.1f} s, {found.attrs['replica_steps']:,} replica-steps")
     click.echo(asked.outputs)
 
 
-def _draw(found: xr.Dataset, figure: Figure) -> None:
+def draw(found: xr.Dataset, figure: Figure) -> None:
+    """Draw the result."""
     from quadmodel import plot
 
     figure.set_size_inches(7, 5.5)

@@ -10,6 +10,7 @@ import click
 import numpy as np
 
 from quadmodel.cli._options import run_options
+from quadmodel.cli._sweeps import Sweeping
 
 
 @click.command("validate")
@@ -18,7 +19,7 @@ from quadmodel.cli._options import run_options
 @run_options
 @click.pass_context
 def validate_command(
-    context: click.Context, quick: bool, as_json: bool, seed: int, threads: int | None
+    context: click.Context, quick: bool, as_json: bool, seed: int, how: Sweeping
 ) -> None:
     """Compare the theory's closed forms with Monte Carlo, one row each.
 
@@ -27,7 +28,8 @@ def validate_command(
     from quadmodel.studies.validation import validate
 
     began = time.perf_counter()
-    found = validate(quick=quick, seed=seed, threads=threads, progress=True)
+    with how.running() as running:
+        found = validate(quick=quick, seed=seed, **running)
     frame = found.to_dataframe()
     if as_json:
         rows = frame.reset_index().to_dict("records")

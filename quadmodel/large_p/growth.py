@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from threading import Lock
 from typing import Any
 
 import numpy as np
 
 from quadmodel._util.checks import FloatArray, InputError, check_memory
-from quadmodel._util.progress import progress_bar
 from quadmodel._util.threads import Workers, available_cores
 from quadmodel.ensemble import Ensemble
 from quadmodel.large_p._snapshot import Snapshot
@@ -78,9 +76,7 @@ def check_runs(system: System, sgd: SGD, n_runs: int, threads: int | None) -> No
     check_memory("the large-P limit", need + 8.0 * n_runs * (4 * WINDOWS + 8))
 
 
-def measure_growth_in_limit(
-    system: System, points: GridPoints, pool: Workers, *, what: str = "points", show: bool = False
-) -> Measurement:
+def measure_growth_in_limit(system: System, points: GridPoints, pool: Workers) -> Measurement:
     """Run every grid point in the large-P limit and measure how its loss grows.
 
     Growth, divergence and final losses follow the rules for a quadratic model of
@@ -92,24 +88,20 @@ def measure_growth_in_limit(
     count = runs.point.size
     losses, diverged_at = np.empty((count, WINDOWS + 1)), np.empty(count, np.int64)
     pieces = groups(count, -(-count // _PIECES), at_least=1)
-    total, lock = count * points.steps, Lock()
-    with progress_bar(total, what=what, show=show) as bar:
 
-        def follow(piece: slice) -> None:
-            for n in range(*piece.indices(count)):
-                point = runs.point[n]
-                sgd = points.sgd._at(
-                    learning_rate=float(points.learning_rate[point]),
-                    batch_size=int(points.batch_size[point]),
-                )
-                losses[n], diverged_at[n] = _follow(system, sgd, points, runs.number[n])
-                with lock:
-                    bar.update(points.steps)
+    def follow(piece: slice) -> None:
+        for n in range(*piece.indices(count)):
+            point = runs.point[n]
+            sgd = points.sgd._at(
+                learning_rate=float(points.learning_rate[point]),
+                batch_size=int(points.batch_size[point]),
+            )
+            losses[n], diverged_at[n] = _follow(system, sgd, points, runs.number[n])
 
-        pool.map(follow, pieces)
+    pool.map(follow, pieces)
     loss = runs.by_point(losses, points)
     growth = growth_of_runs(loss, runs.by_point(diverged_at, points), points.recorded())
-    return Measurement.of(growth, loss, total)
+    return Measurement.of(growth, loss, count * points.steps)
 
 
 def _follow(system: System, sgd: SGD, points: GridPoints, replica: int) -> tuple[FloatArray, int]:

@@ -18,7 +18,21 @@ from quadmodel._util.checks import (
     check_symmetric,
     tolerance_of,
 )
+from quadmodel._util.display import law_html
 from quadmodel._util.results import checksum
+
+__all__ = [
+    "CurvatureLaw",
+    "IndependentCurvature",
+    "KroneckerCurvature",
+    "LowRankCurvature",
+    "RandomLowRankCurvature",
+]
+
+
+def __dir__() -> list[str]:
+    """Return the public names, and no others."""
+    return sorted(__all__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +50,18 @@ class LowRankCurvature:
     ------
     InputError
         If shapes don't fit or entries are not finite.
+
+    Examples
+    --------
+    >>> import quadmodel as qm
+    >>> curvature = qm.LowRankCurvature(coefficients=[[2.0]], vectors=[[[1.0, 3.0]]])
+    >>> curvature.shape
+    (1, 2, 2)
+    >>> curvature.dense()
+    array([[[ 2.,  6.],
+            [ 6., 18.]]])
+    >>> curvature.times([1.0, 0.0])
+    array([[2., 6.]])
     """
 
     coefficients: FloatArray
@@ -103,7 +129,26 @@ Curvature = FloatArray | LowRankCurvature | None
 
 
 class CurvatureLaw(ABC):
-    """Law of the curvature, with mean zero."""
+    """Law of the curvature, with mean zero.
+
+    Examples
+    --------
+    A law of your own has two methods:
+
+    >>> import numpy as np, quadmodel as qm
+    >>> class Diagonal(qm.curvature.CurvatureLaw):
+    ...     def sample(self, rng, n_data, n_params):
+    ...         return rng.standard_normal((n_data, n_params))[:, :, None] * np.eye(n_params)
+    ...
+    ...     def nbytes(self, n_data, n_params):
+    ...         return 8 * n_data * n_params**2
+    >>> qm.Ensemble(4, 8, curvature=Diagonal()).sample(seed=0).curvature.shape
+    (4, 8, 8)
+    """
+
+    def _repr_html_(self) -> str:
+        """Show kind and parameters in a notebook."""
+        return law_html(self)
 
     @abstractmethod
     def sample(
@@ -199,6 +244,15 @@ class IndependentCurvature(CurvatureLaw):
     References
     ----------
     .. [1] A. Agarwala, J. Pennington, arXiv:2404.19261, section 2.
+
+    Examples
+    --------
+    >>> import quadmodel as qm
+    >>> law = qm.curvature.IndependentCurvature(scale=0.1)
+    >>> law.nbytes(n_data=10, n_params=100)
+    800000
+    >>> qm.Ensemble(4, 8, curvature=law).sample(seed=0).curvature.shape
+    (4, 8, 8)
     """
 
     scale: float
@@ -251,6 +305,15 @@ class KroneckerCurvature(CurvatureLaw):
 
     drawn as :math:`Q_a = \sigma\sum_b (C^{1/2})_{ab}\, S^{1/2} G_b S^{1/2}` with independent
     symmetric :math:`G_b`; derivations/04-gradient-statistics.md for what follows from it.
+
+    Examples
+    --------
+    Two data points whose curvatures are correlated:
+
+    >>> import quadmodel as qm
+    >>> law = qm.curvature.KroneckerCurvature(data_covariance=[[1.0, 0.9], [0.9, 1.0]], scale=0.1)
+    >>> qm.Ensemble(2, 5, curvature=law).sample(seed=0).curvature.shape
+    (2, 5, 5)
     """
 
     data_covariance: ArrayLike | None = None
@@ -356,6 +419,13 @@ class RandomLowRankCurvature(CurvatureLaw):
     every off-diagonal entry has variance :math:`\sigma^2`, as in `IndependentCurvature`, and a
     diagonal one :math:`3\sigma^2`. Entries of one :math:`Q_a` are uncorrelated off the diagonal,
     but not independent.
+
+    Examples
+    --------
+    >>> import quadmodel as qm
+    >>> law = qm.curvature.RandomLowRankCurvature(rank=3, scale=0.1)
+    >>> qm.Ensemble(4, 8, curvature=law).sample(seed=0).curvature.vectors.shape
+    (4, 3, 8)
     """
 
     rank: int

@@ -1,12 +1,16 @@
 from ._estimate import Estimate as Estimate
+from ._records import Probe as Probe
 from .batch_sharpness import batch_sharpness as batch_sharpness
 from .batch_sharpness import gradient_noise_interaction as gradient_noise_interaction
 from .curvature_operators import gauss_newton as gauss_newton
 from .curvature_operators import hessian as hessian
 from .eigenvalue import largest_eigenvalue as largest_eigenvalue
+from .expansion import quadratic_model as quadratic_model
+from .expansion import side_by_side as side_by_side
 from .jacobian import jacobian as jacobian
 from .noise_kernel import noise_kernel_norm as noise_kernel_norm
 from .ntk import ntk as ntk
 from .ntk import row_norms as row_norms
 from .spectral_density import spectral_density as spectral_density
 from .trace import trace as trace
+from .tracking import track as track

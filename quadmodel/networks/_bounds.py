@@ -47,7 +47,7 @@ def bound(
         return Estimate(math.inf, 0.0)
 
     def response(lam: FloatArray) -> FloatArray:
-        return mode_response(np.clip(lam, 0, largest), sgd, kernel.n_data, norm)
+        return mode_response(np.clip(lam, 0, largest), sgd, kernel.population, norm)
 
     def quadrature(lam: FloatArray, weights: FloatArray) -> FloatArray:
         return np.asarray((response(lam) * weights**2).sum(1))
@@ -69,7 +69,7 @@ def bound(
         )
         samples = np.append(samples, quadrature(ritz.values, ritz.weights))
     rest = mean_of(samples)
-    scale = kernel.n_data * per_point
+    scale = kernel.population * per_point
     return Estimate((top + rest.value) / scale, rest.standard_error / scale)
 
 

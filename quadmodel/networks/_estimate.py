@@ -20,6 +20,13 @@ class Estimate(NamedTuple):
     standard_error : float
         Its standard error over the random draws of the estimator; 0 where nothing is drawn. Each
         function says what else is in it.
+
+    Examples
+    --------
+    >>> from quadmodel.networks import Estimate
+    >>> value, standard_error = Estimate(0.91, 0.02)
+    >>> value + 2 * standard_error < 1
+    True
     """
 
     value: float

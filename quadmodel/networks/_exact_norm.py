@@ -84,7 +84,7 @@ def matrix_free_norm(
     noise = NoiseMap(kernel, sgd, rng)
     if sgd.learning_rate >= formulas.noiseless_edge(noise.largest, sgd):
         return Estimate(math.inf, 0.0)
-    if formulas.batch_weight_covariance(sgd, kernel.n_data)[0] == 0.0 or noise.largest <= 0:
+    if formulas.batch_weight_covariance(sgd, kernel.population)[0] == 0.0 or noise.largest <= 0:
         return Estimate(0.0, 0.0)
     x = positive(np.tile(np.eye(kernel.n_outputs), (kernel.n_data, 1, 1)))
     weight = kernel.squared_norms

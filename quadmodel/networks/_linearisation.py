@@ -73,7 +73,7 @@ class Linearisation:
         self.n_outputs = first[0].numel()
         self.n_rows = self.n_data * self.n_outputs
         self.block = max(1, MEMORY // (self.n_params * self.dtype.itemsize))
-        self._factors: dict[int, Any] = {}
+        self._factors: dict[tuple[int, int], Any] = {}
 
     def _as_tensor(self, name: str, value: Any) -> Any:
         """Return data as a tensor; floats take the network's precision."""
@@ -116,12 +116,17 @@ class Linearisation:
 
     def factor(self, part: slice) -> Any:
         """Return the factor of the loss's Hessians of a chunk."""
-        if part.start not in self._factors:
+        place = part.start, part.stop
+        if place not in self._factors:
             with torch.no_grad():
                 outputs = self._outputs(self.params, part)
             targets = None if self.targets is None else self.targets[part]
-            self._factors[part.start] = self.loss.factor(outputs, targets)
-        return self._factors[part.start]
+            self._factors[place] = self.loss.factor(outputs, targets)
+        return self._factors[place]
+
+    def forget(self) -> None:
+        """Forget what was computed at parameters that the network has left since."""
+        self._factors.clear()
 
     def losses(self, params: Tensors, part: slice) -> Any:
         """Return the losses, shape (points,), of some data points."""

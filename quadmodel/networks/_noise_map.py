@@ -26,6 +26,8 @@ class Kernel(NamedTuple):
     n_data: int
     n_outputs: int
     squared_norms: FloatArray  # of the data points' rows, shape (D,)
+    # Data points that batches are drawn from, of which those of the NTK are a sample.
+    population: int
 
 
 class NoiseMap:
@@ -51,11 +53,13 @@ class NoiseMap:
         self.at_once = max(1, _linearisation.MEMORY // (3 * each))
 
     def response(self, values: FloatArray, others: FloatArray) -> FloatArray:
-        """Return gamma S of pairs of eigenvalues."""
+        """Return gamma S of pairs of eigenvalues, for as many points as the NTK has."""
         at_most = self.largest  # rounding must not carry a Ritz value over the edge
-        return pair_response(
-            np.clip(values, 0, at_most), np.clip(others, 0, at_most), self.sgd, self.kernel.n_data
+        population = self.kernel.population
+        response = pair_response(
+            np.clip(values, 0, at_most), np.clip(others, 0, at_most), self.sgd, population
         )
+        return response * (self.kernel.n_data / population)
 
     def of_vectors(self, vectors: FloatArray, x_top: FloatArray | None = None) -> FloatArray:
         """Return the blocks (k, D, C, C) of G(d d^T) for vectors d of shape (k, D C).

@@ -128,9 +128,10 @@ def noise_kernel_norm(
     if dense:
         return Estimate(_dense(at, sgd, norm, chunk_size), 0.0)
     if norm == "exact":
-        kernel = Kernel(at.ntk_product, at.n_data, at.n_outputs, norms_of(at, chunk_size) ** 2)
+        squares = norms_of(at, chunk_size) ** 2
+        kernel = Kernel(at.ntk_product, at.n_data, at.n_outputs, squares, at.n_data)
         return matrix_free_norm(kernel, sgd, relative_error, rng)
-    kernel = Kernel(at.ntk_product, at.n_data, at.n_outputs, np.empty(0))
+    kernel = Kernel(at.ntk_product, at.n_data, at.n_outputs, np.empty(0), at.n_data)
     return bound(kernel, sgd, norm, at.n_outputs - at.loss.flat, relative_error, rng)
 
 

@@ -9,6 +9,7 @@ import xarray as xr
 
 from quadmodel._util.checks import FloatArray
 from quadmodel._util.results import check_result
+from quadmodel.plot._artists import returns_artists
 from quadmodel.plot._common import (
     CYCLE,
     Line,
@@ -41,6 +42,7 @@ _TOP_ROW = 0.95
 _MOST_TICKS = 7
 
 
+@returns_artists
 def persistent_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     r"""Draw the exact noise kernel norm of models that train at the stochastic edge.
 
@@ -70,6 +72,14 @@ def persistent_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     References
     ----------
     .. [1] Goes beyond arXiv:2404.19261; see :func:`quadmodel.persistent_edge`.
+
+    Examples
+    --------
+    >>> import quadmodel as qm
+    >>> found = qm.persistent_edge([0.5], replicas=1, n_data=10, n_params=20, steps=50)
+    >>> artists = qm.plot.persistent_edge(found)
+    >>> artists[0].axes.get_ylabel()
+    'noise kernel norm (exact)'
     """
     runs = ("curvature_strength", "replica", "step")
     needed = {"scaled_largest_eigenvalue": runs, "noise_kernel_norm_exact": runs}
@@ -145,6 +155,7 @@ def _colours(count: int) -> list[Any]:
     return [colormaps["viridis"](share) for share in np.linspace(0.0, 0.9, count)]
 
 
+@returns_artists
 def large_p_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     r"""Draw where the noise kernel norm ends against where it started, in the large-P limit.
 
@@ -176,6 +187,14 @@ def large_p_edge(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     References
     ----------
     .. [1] derivations/08-large-p.md; goes beyond arXiv:2404.19261.
+
+    Examples
+    --------
+    >>> import quadmodel as qm
+    >>> found = qm.large_p_edge([0.4, 4.0], [2], [0.5], n_data=10, steps=200, replicas=1)
+    >>> artists = qm.plot.large_p_edge(found)
+    >>> artists[0].axes.get_ylabel()
+    'noise kernel norm (paper) at the end'
     """
     dims = ("batch_size", "initial_norm", "replica")
     needed = {"batch_size": dims[:1], "initial_norm": dims[1:2]}

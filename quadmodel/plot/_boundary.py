@@ -8,12 +8,14 @@ import numpy as np
 import xarray as xr
 
 from quadmodel._util.results import check_result
+from quadmodel.plot._artists import returns_artists
 from quadmodel.plot._common import (
     CYCLE,
     GREEN,
     PURPLE,
     check_axes,
     halo,
+    ink,
     legend,
     new_axes,
     ticks,
@@ -34,6 +36,7 @@ _KINDS = {
 _ENDS = ("", "_low", "_high")
 
 
+@returns_artists
 def boundary(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     r"""Draw a traced boundary with its intervals, over a phase diagram if `ax` holds one.
 
@@ -59,6 +62,14 @@ def boundary(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     -----
     Bars are 95% intervals; marks are hollow where they are not resolved. A colour per momentum if
     there are several.
+
+    Examples
+    --------
+    >>> import quadmodel as qm
+    >>> found = qm.trace_boundary(qm.Ensemble(10, 20), [1, 4], rtol=0.2)
+    >>> artists = qm.plot.boundary(found)
+    >>> artists[0].axes.get_ylabel()
+    'learning rate (1 / NTK eigenvalue)'
     """
     needed = {f"critical_learning_rate{end}": ("batch_size",) for end in _ENDS}
     needed |= {"batch_size": ("batch_size",), "resolved": ("batch_size",)}
@@ -75,6 +86,8 @@ def boundary(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
         )
     limits = ax.get_xlim(), ax.get_ylim()
     words, colour = _KINDS.get(str(found.attrs["boundary"]), ("simulated", "black"))
+    if alone and colour == "black":
+        colour = ink(ax)
     artists: list[Artist] = []
     if "momentum" in found.dims:
         for n, momentum in enumerate(found.momentum.values):
@@ -104,7 +117,7 @@ def _draw(ax: Axes, found: xr.Dataset, label: str, colour: str) -> list[Artist]:
         artists += ax.plot(sizes, value, color=colour, linewidth=0.8, zorder=3.1)
     for which, text, face in (
         (resolved, f"{label} (95%)", colour),
-        (~resolved, f"{label}, unresolved", "white"),
+        (~resolved, f"{label}, unresolved", ax.get_facecolor()),
     ):
         if which.any():
             bars = np.abs(np.stack([low, high]) - value)[:, which]

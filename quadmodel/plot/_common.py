@@ -25,6 +25,9 @@ CYCLE = (SIMULATION, THEORY, GREEN, PURPLE, ORANGE, SKY, "#7F7F7F")
 # Length of the lines in legends, in units of the font's size: a whole period of every dash.
 _HANDLE = 2.8
 
+# Decades beyond which logarithmic axes end: locators of ticks overflow near the largest numbers.
+_FAR = 250.0
+
 # Lines closer than this everywhere, as a share of the height of the axes, are drawn once.
 _COINCIDE = 0.004
 
@@ -180,6 +183,17 @@ def ticks(axis: Any, *, whole: bool = False) -> None:
         at = axis.get_major_locator().tick_values(low, high)
         axis.set_major_locator(FixedLocator([value for value in at if value >= 1]))
         axis.set_minor_locator(NullLocator())
+
+
+def log_limits(values: Sequence[FloatArray]) -> tuple[float, float]:
+    """Return limits of a logarithmic axis with a margin."""
+    every = np.concatenate([np.ravel(some) for some in values])
+    every = every[np.isfinite(every)]
+    if every.size == 0:
+        return 0.1, 10.0
+    low, high = np.log10(every.min()), np.log10(every.max())
+    margin = max(0.05 * (high - low), 0.02)
+    return float(10.0 ** max(low - margin, -_FAR)), float(10.0 ** min(high + margin, _FAR))
 
 
 # ---- lines

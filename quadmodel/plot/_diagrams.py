@@ -10,6 +10,7 @@ import xarray as xr
 from quadmodel._util.checks import FloatArray, as_choice
 from quadmodel._util.results import check_result
 from quadmodel.comparison import GRID_OF_GROWTH, critical_noise_kernel_norm
+from quadmodel.plot._artists import returns_artists
 from quadmodel.plot._cells import cell_size, edges, fill, hatch, mark, on_plane, prepare
 from quadmodel.plot._common import check_axes, legend, new_axes, number, title
 from quadmodel.plot._setting import setting
@@ -27,6 +28,7 @@ _PREDICTED = {
 }
 
 
+@returns_artists
 def phase_diagram(grid: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     r"""Draw the phase diagram: simulated growth under the predicted edges.
 
@@ -62,6 +64,14 @@ def phase_diagram(grid: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     References
     ----------
     .. [1] A. Agarwala, J. Pennington, arXiv:2404.19261, section 3, for the edges.
+
+    Examples
+    --------
+    >>> import quadmodel as qm
+    >>> grid = qm.phase_diagram(qm.Ensemble(20, 40), 6, [1, 4], steps=64, replicas=4, refine=0)
+    >>> artists = qm.plot.phase_diagram(grid)
+    >>> artists[0].axes.get_xlabel()
+    'batch size (data points)'
     """
     needed = GRID_OF_GROWTH | _PREDICTED | {"phase": ("learning_rate", "batch_size")}
     attributes = ("n_data", "momentum", "weight_decay")
@@ -151,6 +161,7 @@ def _boundary(
     return artists
 
 
+@returns_artists
 def sharpening_diagram(
     grid: xr.Dataset, ax: Axes | None = None, *, quantity: str = "simulated_growth"
 ) -> list[Artist]:
@@ -188,6 +199,15 @@ def sharpening_diagram(
     References
     ----------
     .. [1] arXiv:2404.19261, section 4; derivations/06-expected-ntk.md.
+
+    Examples
+    --------
+    >>> import quadmodel as qm
+    >>> ensemble = qm.Ensemble(6, 20, qm.spectra.PowerLaw(1.0), curvature=0.005)
+    >>> grid = qm.sharpening_diagram(ensemble, [0.1, 0.3], [1, 6], steps=4, replicas=2)
+    >>> artists = qm.plot.sharpening_diagram(grid)
+    >>> artists[0].axes.get_xlabel()
+    'batch size (data points)'
     """
     plane = ("learning_rate", "batch_size")
     needed = {"simulated_growth": plane, "predicted_growth": plane} | _PREDICTED

@@ -9,6 +9,7 @@ import xarray as xr
 
 from quadmodel._util.checks import InputError, shown
 from quadmodel._util.results import check_result
+from quadmodel.plot._artists import returns_artists
 from quadmodel.plot._common import (
     CYCLE,
     SIMULATION,
@@ -32,6 +33,7 @@ _NORM = "noise_kernel_norm_finite"
 _MARKERS = "osDv^"
 
 
+@returns_artists
 def mean_field(
     pred: xr.Dataset, sim: xr.Dataset | None = None, ax: Axes | None = None
 ) -> list[Artist]:
@@ -63,6 +65,15 @@ def mean_field(
     References
     ----------
     .. [1] Goes beyond arXiv:2404.19261: derivations/09-mean-field.md.
+
+    Examples
+    --------
+    >>> import quadmodel as qm
+    >>> ensemble = qm.Ensemble(n_data=100, n_params=200, curvature=0.02)
+    >>> pred = qm.mean_field(ensemble, qm.SGD(learning_rate=0.1, batch_size=5), steps=20)
+    >>> artists = qm.plot.mean_field(pred)
+    >>> artists[0].axes.get_ylabel()
+    'noise kernel norm (finite size)'
     """
     check_result("pred", pred, "mean_field()", {_NORM: ("step",), "step": ("step",)})
     if pred[_NORM].ndim != 1:
@@ -97,6 +108,7 @@ def mean_field(
     return artists
 
 
+@returns_artists
 def mean_field_edge(edges: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     r"""Draw the initial noise kernel norm at the nonlinear edge over the curvature strength.
 
@@ -126,6 +138,18 @@ def mean_field_edge(edges: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     References
     ----------
     .. [1] Goes beyond arXiv:2404.19261: derivations/09-mean-field.md.
+
+    Examples
+    --------
+    >>> import numpy as np, quadmodel as qm, xarray as xr
+    >>> strengths = xr.DataArray([0.5, 1.0], dims="curvature_strength", name="curvature_strength")
+    >>> edges = [
+    ...     qm.mean_field_edge(qm.Ensemble(100, 200, curvature=q / 200**0.5), [5], steps=50)
+    ...     for q in strengths.values
+    ... ]
+    >>> artists = qm.plot.mean_field_edge(xr.concat(edges, strengths))
+    >>> artists[0].axes.get_ylabel()
+    'noise kernel norm (finite size) at the start'
     """
     dims = ("curvature_strength", "batch_size")
     needed = {_NORM: dims, "curvature_strength": dims[:1], "batch_size": dims[1:]}

@@ -1,4 +1,4 @@
-"""Pictures of training, loss and sharpening beside their predictions; and of a spectrum."""
+"""Pictures of training: loss and sharpening beside their predictions."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from quadmodel._util.checks import FloatArray, InputError, as_integer
+from quadmodel._util.checks import FloatArray, as_integer
 from quadmodel._util.results import check_result
-from quadmodel.model import QuadraticModel
+from quadmodel.plot._artists import returns_artists
 from quadmodel.plot._common import (
     GREEN,
     ORANGE,
@@ -21,6 +21,7 @@ from quadmodel.plot._common import (
     check_axes,
     draw_lines,
     legend,
+    log_limits,
     new_axes,
     ticks,
     title,
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-# Decades beyond which logarithmic axes end: locators of ticks overflow near the largest numbers.
-_FAR = 250.0
 _PARTS: dict[str, dict[str, Any]] = {
     "progressive": {"color": GREEN, "linestyle": "--"},
     "conservative": {"color": ORANGE, "linestyle": "-."},
@@ -41,6 +40,7 @@ _PARTS: dict[str, dict[str, Any]] = {
 }
 
 
+@returns_artists
 def loss(sim: xr.Dataset, pred: xr.Dataset | None = None, ax: Axes | None = None) -> list[Artist]:
     """Draw the simulated loss, its spread over replicas, and the predicted mean.
 
@@ -64,6 +64,16 @@ def loss(sim: xr.Dataset, pred: xr.Dataset | None = None, ax: Axes | None = None
     ------
     InputError
         If a Dataset has no loss along steps, or the first one no replicas.
+
+    Examples
+    --------
+    >>> import quadmodel as qm
+    >>> model = qm.Ensemble(n_data=10, n_params=20).sample(seed=0)
+    >>> sgd = qm.SGD(learning_rate=0.05, batch_size=5)
+    >>> sim = qm.simulate(model, sgd, steps=20, replicas=8)
+    >>> artists = qm.plot.loss(sim, qm.predict(model, sgd, steps=20))
+    >>> artists[0].axes.get_ylabel()
+    'loss'
     """
     check_result("sim", sim, "simulate()", {"loss": ("replica", "step"), "step": ("step",)})
     if pred is not None:
@@ -81,7 +91,7 @@ def loss(sim: xr.Dataset, pred: xr.Dataset | None = None, ax: Axes | None = None
         predicted = pred.loss.mean("replica") if "replica" in pred.loss.dims else pred.loss
         style = {"color": THEORY, "linestyle": "--"}
         lines.append(Line("predicted mean", pred.step.values, _shown(predicted.values), style))
-    limits = _limits([low, high, *(line.y for line in lines)])
+    limits = log_limits([low, high, *(line.y for line in lines)])
     ax.set(xlabel="SGD steps", ylabel="loss", yscale="log", ylim=limits)
     artists: list[Artist] = []
     if not np.array_equal(low, high, equal_nan=True):
@@ -121,17 +131,7 @@ def _linear_limits(values: Sequence[FloatArray]) -> tuple[float, float]:
     return float(low - margin), float(high + margin)
 
 
-def _limits(values: Sequence[FloatArray]) -> tuple[float, float]:
-    """Return limits of a logarithmic axis with a margin."""
-    every = np.concatenate([np.ravel(some) for some in values])
-    every = every[np.isfinite(every)]
-    if every.size == 0:
-        return 0.1, 10.0
-    low, high = np.log10(every.min()), np.log10(every.max())
-    margin = max(0.05 * (high - low), 0.02)
-    return float(10.0 ** max(low - margin, -_FAR)), float(10.0 ** min(high + margin, _FAR))
-
-
+@returns_artists
 def sharpening(
     pred: xr.Dataset, sim: xr.Dataset | None = None, ax: Axes | None = None, *, mode: int = 0
 ) -> list[Artist]:
@@ -166,6 +166,15 @@ def sharpening(
     References
     ----------
     .. [1] arXiv:2404.19261, section 4; derivations/06-expected-ntk.md.
+
+    Examples
+    --------
+    >>> import quadmodel as qm
+    >>> model = qm.Ensemble(6, 20, qm.spectra.PowerLaw(1.0), curvature=0.005).sample(seed=0)
+    >>> pred = qm.expected_ntk(model, qm.SGD(learning_rate=0.2, batch_size=2), steps=10)
+    >>> artists = qm.plot.sharpening(pred)
+    >>> artists[0].axes.get_xlabel()
+    'SGD steps'
     """
     parts = ("progressive", "conservative", "diffusive", "ntk_projection")
     check_result("pred", pred, "expected_ntk()", dict.fromkeys(parts, ("step", "mode")))
@@ -212,47 +221,4 @@ def sharpening(
     sampled = [] if sim is None else setting({}, replicas=values.sizes["replica"])
     title(ax, [*setting(pred.attrs), *sampled, f"along mode {mode}"])
     legend(ax)
-    return artists
-
-
-def spectrum(model: QuadraticModel, ax: Axes | None = None) -> list[Artist]:
-    """Draw the eigenvalues of the initial NTK in descending order.
-
-    Parameters
-    ----------
-    model : QuadraticModel
-        The model.
-    ax : matplotlib.axes.Axes, optional
-        Where to draw; a new figure if left out.
-
-    Returns
-    -------
-    list of matplotlib.artist.Artist
-        The points.
-
-    Raises
-    ------
-    InputError
-        If `model` is no model.
-    """
-    if not isinstance(model, QuadraticModel):
-        raise InputError(f"model must be a QuadraticModel, got a {type(model).__name__}")
-    check_axes(ax)
-    ax = ax or new_axes()
-    eigenvalues = model.eigensystem[0]
-    positive = eigenvalues[eigenvalues > 0]
-    ax.set(
-        xscale="log",
-        yscale="log",
-        xlabel="rank",
-        ylabel="NTK eigenvalue (1 / learning rate)",
-        xlim=(0.9, 1.1 * max(positive.size, 1)),
-        ylim=_limits([positive]),
-    )
-    artists: list[Artist] = list(
-        ax.plot(np.arange(1, positive.size + 1), positive, ".", color=SIMULATION)
-    )
-    ticks(ax.xaxis, whole=True)
-    ticks(ax.yaxis)
-    title(ax, [], f"{positive.size} of {eigenvalues.size} eigenvalues are not zero")
     return artists

@@ -40,7 +40,8 @@ class Snapshots:
         alive = np.flatnonzero(replicas.alive)
         for part in cut(alive.size, -(-alive.size // replicas_together(self._context.model))):
             rows = alive[part]
-            view = self._context, replicas.state[rows], replicas.number[rows], step
+            state = np.asarray(replicas.state[rows], np.float64)
+            view = self._context, state, replicas.number[rows], step
             if self._constant is None:
                 yield rows, _QuadraticSnapshot(*view)
             else:

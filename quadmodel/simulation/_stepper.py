@@ -20,10 +20,12 @@ from quadmodel.simulation._kernels.arguments import (
     LinearModel,
     LowRankModel,
     Options,
+    PackedModel,
     StackedModel,
 )
 from quadmodel.simulation._kernels.columns import tiled
 from quadmodel.simulation._kernels.linear import advance_linear
+from quadmodel.simulation._kernels.shapes import Shape, current_shape, linear_lanes
 from quadmodel.simulation._replicas import Replicas, groups
 
 # A run counts as diverged when its squared norm passes this multiple of its initial scale: far from
@@ -37,16 +39,24 @@ _SHARED_FROM = 3e6
 # Parts that the data points are then split into, each with a gradient of its own per replica, and
 # replicas per group.
 _PARTS, _SHARED_GROUP = 4, 2304
+# Replicas per data point from which on vectors across replicas are faster than one after another.
+_ACROSS_FROM = 2.0
 # Multiplications that drawing a batch and other work on a replica count for, per step.
 _AROUND = 1000.0
 # Precision of the stored NTK, or Jacobian and curvature, and of products with them.
 STORED: dict[str, np.dtype[np.floating]] = {
     "float64": np.dtype(np.float64),
     "mixed": np.dtype(np.float32),
+    "float32": np.dtype(np.float32),
 }
-PRECISIONS = tuple(STORED)
+# Precision of residuals or parameters.
+STEPPED = STORED | {"mixed": np.dtype(np.float64)}
+# Those in which growth is measured, which takes residuals that shrink without end.
+PRECISIONS = ("float64", "mixed")
 
-CurvedModel = DenseModel | LowRankModel | StackedModel
+CurvedModel = DenseModel | PackedModel | LowRankModel | StackedModel
+Rows = Callable[..., None]  # adds the gradients of some data points
+Advance = Callable[..., None]
 
 
 def options_of(sgd: SGD, seed: int, model_index: int = 0) -> Options:
@@ -79,7 +89,7 @@ class Stepper:
     ) -> None:
         """Choose the kernels and arrange what they read."""
         self._options, self._n_data = options_of(sgd, seed, model_index), model.n_data
-        curvature, dtype = model.curvature, STORED[precision]
+        curvature, dtype, shape = model.curvature, STORED[precision], current_shape()
         self._linear: LinearModel | None = None
         if curvature is None:
             self._limit = DIVERGENCE_LIMIT["linear"] * max(
@@ -87,25 +97,28 @@ class Stepper:
             )
             self._linear = linear_model(model, precision)
             return
-        self._limit, by_vectors = DIVERGENCE_LIMIT["quadratic"], vectors.AVAILABLE
+        self._limit = DIVERGENCE_LIMIT["quadratic"]
         self._curved: CurvedModel
-        self._rows: Callable[..., None]  # adds the gradients of some data points
-        self._advance: Callable[..., None]
+        self._alone: tuple[Rows, Advance] | None = None  # for few replicas per data point
         if isinstance(curvature, LowRankCurvature):
-            kernels = vector_low_rank if by_vectors else plain
-            self._rows, self._advance = kernels.low_rank_rows, kernels.advance_low_rank
-            self._curved = _low_rank_model(model, curvature, dtype, by_vectors)
+            low_rank = vector_low_rank if shape else plain
+            self._kernels = low_rank.low_rank_rows, low_rank.advance_low_rank
+            self._curved = _low_rank_model(model, curvature, dtype, shape)
             multiplications, self._dtype = 4.0 * curvature.vectors[0].size, dtype
         else:
-            dense = vector_dense if by_vectors else plain
-            self._rows, self._advance = dense.dense_rows, dense.advance_dense
-            self._curved = _dense_model(model, curvature, dtype, by_vectors)
-            # Points and gradients are in double precision whatever that of Q.
-            multiplications, self._dtype = 2.0 * model.n_params**2, np.dtype(np.float64)
+            dense = vector_dense if shape else plain
+            self._kernels = dense.dense_rows, dense.advance_dense
+            if shape:
+                self._alone = vector_dense.dense_rows_alone, vector_dense.advance_dense_alone
+            self._curved = _dense_model(model, curvature, precision, shape)
+            multiplications, self._dtype = 2.0 * model.n_params**2, STEPPED[precision]
         self._per_point = multiplications
-        self._padded = (
-            vectors.padded_params(model.n_params, dtype) if by_vectors else model.n_params
-        )
+        self._padded = vectors.padded_params(model.n_params, dtype) if shape else model.n_params
+
+    def _kernels_for(self, some: Replicas) -> tuple[Rows, Advance]:
+        """Return the kernels that serve as many replicas best."""
+        few = float(some.batch_size.sum()) < _ACROSS_FROM * self._n_data
+        return self._alone if self._alone and few else self._kernels
 
     def advance(self, replicas: Replicas, first_step: int, n_steps: int, workers: Workers) -> None:
         """Take `n_steps` steps with every replica, in place."""
@@ -140,8 +153,9 @@ class Stepper:
             some, buffers = replicas.chosen(rows), self._buffers(rows.stop - rows.start, 1)
             cost = some.size * (_AROUND + 10 * self._padded)
             cost += float(some.batch_size.sum()) * self._per_point
+            _, advance = self._kernels_for(some)
             for start, count in stretches(first_step, n_steps, cost):
-                self._advance(self._curved, some, self._options, self._limit, buffers, start, count)
+                advance(self._curved, some, self._options, self._limit, buffers, start, count)
 
         workers.map(step, groups(replicas.size))
 
@@ -153,6 +167,7 @@ class Stepper:
         ]
         parts = [(group, part) for group in range(len(every)) for part in range(_PARTS)]
         costs = [float(some.batch_size.sum()) * self._per_point for some, _ in every]
+        kernels = [self._kernels_for(some)[0] for some, _ in every]
 
         def begin(group: int, step: int) -> None:
             some, buffers = every[group]
@@ -166,7 +181,7 @@ class Stepper:
             pieces = short_pieces(costs[group] / _PARTS)
             for piece in range(part * pieces, (part + 1) * pieces):
                 stop_if_asked()
-                self._rows(self._curved, every[group][1], piece, _PARTS * pieces)
+                kernels[group](self._curved, every[group][1], piece, _PARTS * pieces)
 
         for step in range(first_step, first_step + n_steps + 1):
             workers.map(partial(begin, step=step), range(len(every)))
@@ -191,38 +206,45 @@ def linear_model(
 ) -> LinearModel:
     """Return what the linear kernels read; weight decay pulls to `start`, by default z_0."""
     ntk = np.asarray(model.ntk(), STORED[precision])
-    columns, padded_length = tiled(ntk)
-    return LinearModel(columns, padded_length, ntk, model.residual if start is None else start)
+    lanes = linear_lanes()
+    columns, padded_length = tiled(ntk, lanes)
+    start = model.residual if start is None else start
+    return LinearModel(columns, lanes, padded_length, ntk, start)
 
 
 def _low_rank_model(
-    model: QuadraticModel, curvature: LowRankCurvature, dtype: np.dtype, by_vectors: bool
+    model: QuadraticModel, curvature: LowRankCurvature, dtype: np.dtype, shape: Shape | None
 ) -> LowRankModel | StackedModel:
-    if by_vectors:
+    if shape:
         rows = vector_low_rank.stacked(curvature.vectors, model.jacobian, dtype)
-        return StackedModel(rows, curvature.coefficients, model.residual)
+        return StackedModel(
+            rows, curvature.coefficients, model.residual, shape.low_rank, shape.low_rank_replicas
+        )
     u, jacobian = np.asarray(curvature.vectors, dtype), np.asarray(model.jacobian, dtype)
     return LowRankModel(u, curvature.coefficients, jacobian, model.residual)
 
 
 def _dense_model(
-    model: QuadraticModel, curvature: FloatArray, dtype: np.dtype, by_vectors: bool
-) -> DenseModel:
-    if by_vectors:
-        packed, padded = vector_dense.packed(curvature, model.jacobian, dtype)
-        return DenseModel(packed, padded, model.residual)
-    return DenseModel(np.asarray(curvature, dtype), model.jacobian, model.residual)
+    model: QuadraticModel, curvature: FloatArray, precision: str, shape: Shape | None
+) -> DenseModel | PackedModel:
+    dtype, stepped = STORED[precision], STEPPED[precision]
+    if shape:
+        packed, jacobian = vector_dense.packed(curvature, model.jacobian, dtype, stepped)
+        column = (0,) * (vector_dense.BLOCK * dtype.itemsize // vectors.PIECE)
+        return PackedModel(packed, jacobian, model.residual, shape.dense, shape.dense_rows, column)
+    jacobian = np.asarray(model.jacobian, stepped)
+    return DenseModel(np.asarray(curvature, dtype), jacobian, model.residual)
 
 
 def stored_bytes(model: QuadraticModel, precision: str = "float64") -> float:
     """Return what a stepper keeps beside the model, in bytes."""
-    dtype, curvature = STORED[precision], model.curvature
+    dtype, curvature, by_vectors = STORED[precision], model.curvature, current_shape() is not None
     copied = precision != "float64"
     if curvature is None:
-        return float(dtype.itemsize * (copied + vectors.AVAILABLE) * model.n_data**2)
+        return float(dtype.itemsize * (copied + 1) * model.n_data**2)
     if isinstance(curvature, LowRankCurvature):
         size = curvature.vectors.size + model.jacobian.size
-        return float(dtype.itemsize * size * (vectors.AVAILABLE or copied))
-    if vectors.AVAILABLE:
+        return float(dtype.itemsize * size * (by_vectors or copied))
+    if by_vectors:
         return float(vector_dense.packed_bytes(model.n_data, model.n_params, dtype))
     return float(dtype.itemsize * curvature.size * copied)

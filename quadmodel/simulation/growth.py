@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 from quadmodel._util.checks import FloatArray, IntArray, check_memory
-from quadmodel._util.progress import progress_bar
 from quadmodel._util.threads import Workers
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
@@ -35,13 +34,25 @@ _CONVERGED_IN_SINGLE = 1e-10
 _STOPPED = 1.0
 
 
+class Place(NamedTuple):
+    """Where grid points stand in a whole grid: their first one's index, and how many there are.
+
+    Those with noise are counted for themselves, too.
+    """
+
+    first: int
+    total: int
+    first_noisy: int
+    total_noisy: int
+
+
 @dataclass(frozen=True)
 class GridPoints:
     """Grid points to measure: learning rates and batch sizes, and what they share.
 
     Both have shape (grid points,). `sgd` gives momentum, weight decay and sampling. Batches are a
     function of (seed, replica, step); every grid point has replica numbers of its own, counted from
-    `first_replica`.
+    `first_replica`: that of the whole grid, where these points are a part of one, in their `place`.
     """
 
     learning_rate: FloatArray
@@ -52,10 +63,29 @@ class GridPoints:
     seed: int
     first_replica: int = 0
     precision: str = "float64"
+    place: Place | None = None
 
     def __len__(self) -> int:
         """Return the number of grid points."""
         return len(self.learning_rate)
+
+    def parts(self, pieces: Sequence[slice], n_data: int) -> list[GridPoints]:
+        """Cut a whole grid into parts, which have the same runs as in all of it."""
+        noisy = np.concatenate([[0], np.cumsum(~self.deterministic(n_data))])
+        return [
+            replace(
+                self,
+                learning_rate=self.learning_rate[some],
+                batch_size=self.batch_size[some],
+                place=Place(some.start, len(self), int(noisy[some.start]), int(noisy[-1])),
+            )
+            for some in pieces
+        ]
+
+    def placed(self, n_data: int) -> Place:
+        """Return where these points stand: they are the whole grid unless something else is set."""
+        noisy = int((~self.deterministic(n_data)).sum())
+        return self.place or Place(0, len(self), 0, noisy)
 
     def deterministic(self, n_data: int) -> NDArray[np.bool_]:
         """Return which grid points have full batches, so that all their runs are alike."""
@@ -76,7 +106,8 @@ class GridPoints:
         row = np.repeat(np.arange(self.replicas), len(self))
         kept = (row == 0) | ~self.deterministic(n_data)[point]
         point, row = point[kept], row[kept]
-        return Runs(point, row, self.first_replica + point * self.replicas + row)
+        first = self.placed(n_data).first + point
+        return Runs(point, row, self.first_replica + first * self.replicas + row)
 
 
 class Runs(NamedTuple):
@@ -129,13 +160,12 @@ def measure_growth(
     model: QuadraticModel,
     grid: GridPoints,
     pool: Workers,
-    *,
-    what: str = "grid points",
-    show: bool = False,
+    stepper: Stepper | None = None,
 ) -> Measurement:
     r"""Simulate every grid point and measure how its loss grows.
 
-    Raises MemoryError if the runs don't fit in memory; `what` is the label of the progress bar.
+    Raises MemoryError if the runs don't fit in memory. `stepper` is what :func:`stepper_of`
+    returns, where the caller has it.
 
     Notes
     -----
@@ -161,33 +191,35 @@ def measure_growth(
     runs = grid.runs(model.n_data)
     width = model.n_data if linear else 5 * model.n_params + 2 * model.n_data
     held = 8.0 * runs.point.size * (2 * width + WINDOWS)
-    check_memory("the runs", held + stored_bytes(model, grid.precision))
+    if stepper is None:
+        held += stored_bytes(model, grid.precision)
+    check_memory("the runs", held)
     members = np.where(grid.deterministic(model.n_data), _NOISE_FREE, grid.replicas)
     total = (runs.point.size + (2 * int(members.sum()) if linear else 0)) * grid.steps
     replicas = start_replicas(
         model, grid.learning_rate[runs.point], grid.batch_size[runs.point], runs.number
     )
-    with progress_bar(total, what=what, show=show) as bar:
-        loss = runs.by_point(_step_runs(model, grid, replicas, pool, bar.update), grid)
-        if linear:
-            growth = _growth_of_populations(model, grid, pool, bar.update)
-        else:
-            diverged_at = runs.by_point(replicas.diverged_at, grid)
-            converged = _converged(model, grid.precision)
-            growth = growth_of_runs(loss, diverged_at, grid.recorded(), converged)
+    stepper = stepper or stepper_of(model, grid)
+    loss = runs.by_point(_step_runs(model, grid, replicas, stepper, pool), grid)
+    if linear:
+        growth = _growth_of_populations(model, grid, pool)
+    else:
+        diverged_at = runs.by_point(replicas.diverged_at, grid)
+        converged = _converged(model, grid.precision)
+        growth = growth_of_runs(loss, diverged_at, grid.recorded(), converged)
     return Measurement.of(growth, loss, total)
 
 
+def stepper_of(model: QuadraticModel, grid: GridPoints) -> Stepper:
+    """Return what steps the runs of a grid and of all its parts."""
+    return Stepper(model, grid.sgd, seed=grid.seed, precision=grid.precision)
+
+
 def _step_runs(
-    model: QuadraticModel,
-    grid: GridPoints,
-    replicas: Replicas,
-    pool: Workers,
-    advance: Callable[[int], object],
+    model: QuadraticModel, grid: GridPoints, replicas: Replicas, stepper: Stepper, pool: Workers
 ) -> FloatArray:
     """Step the runs to the end, or until they have converged or diverged; return their losses."""
     recorded = grid.recorded()
-    stepper = Stepper(model, grid.sgd, seed=grid.seed, precision=grid.precision)
     losses = np.full((replicas.size, recorded.size), model.loss())
     running = np.ones(replicas.size, dtype=bool)
     stopped = _STOPPED * _converged(model, grid.precision) * model.loss()
@@ -200,11 +232,9 @@ def _step_runs(
         losses[running, k] = np.concatenate(
             pool.map(partial(_losses, model, moved), groups(moved.size))
         )
-        advance(replicas.size * n_steps)
         running &= replicas.alive & (losses[:, k] > stopped)
         if not running.any():
             losses[:, k + 1 :] = losses[:, k, None]
-            advance(replicas.size * int(grid.steps - recorded[k]))
             break
     return losses
 
@@ -226,13 +256,17 @@ def _converged(model: QuadraticModel, precision: str) -> float:
 
 
 def _growth_of_populations(
-    model: QuadraticModel, grid: GridPoints, pool: Workers, advance: Callable[[int], object]
+    model: QuadraticModel, grid: GridPoints, pool: Workers
 ) -> tuple[Growth, Growth]:
     """Return the growth of a linear model; two replicas, without noise, at deterministic points."""
     rates = np.empty((2, 2, len(grid)))
-    deterministic = grid.deterministic(model.n_data)
-    first = grid.first_replica + len(grid) * grid.replicas
-    for chosen, replicas in ((~deterministic, grid.replicas), (deterministic, _NOISE_FREE)):
+    deterministic, place = grid.deterministic(model.n_data), grid.placed(model.n_data)
+    first = grid.first_replica + place.total * grid.replicas
+    whole = place.first - place.first_noisy, place.total - place.total_noisy
+    for chosen, replicas, (before, count) in (
+        (~deterministic, grid.replicas, (place.first_noisy, place.total_noisy)),
+        (deterministic, _NOISE_FREE, whole),
+    ):
         if chosen.any():
             growth = population_growth(
                 model,
@@ -245,7 +279,7 @@ def _growth_of_populations(
                 first_replica=first,
                 pool=pool,
                 precision=grid.precision,
-                advance=advance,
+                part=(before, count),
             )
             rates[:, :, chosen] = [[g.rate, g.standard_error] for g in growth]
     return Growth(*rates[0]), Growth(*rates[1])

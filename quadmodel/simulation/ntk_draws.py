@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -235,7 +235,7 @@ def _ntks(
         yield ntks
 
 
-def growth_over_grid(
+def growth_of_pair(
     model: QuadraticModel,
     law: CurvatureLaw,
     sgd: SGD,
@@ -243,44 +243,40 @@ def growth_over_grid(
     batch_size: IntArray,
     *,
     steps: int,
-    replicas: int,
     batch_sequences: int,
     seed: int,
-    threads: int | None,
-    advance: Callable[[int], object] = lambda count: None,
+    pair: int,
 ) -> FloatArray:
-    """Return the growth of the largest NTK eigenvalue per antithetic pair and grid point.
+    """Return the growth of the largest NTK eigenvalue over all grid points for one antithetic pair.
 
-    `learning_rate` and `batch_size` have shape (grid points,), the result (replicas, grid points),
-    in units of an NTK eigenvalue; +inf for grid points where a run diverged. All grid points share
-    the draws of the curvature; seeds as for :func:`sample_ntk`; `advance` is told how many replicas
-    are done. Raises MemoryError if the draws don't fit in memory.
+    `learning_rate`, `batch_size` and the result have shape (grid points,), in units of an NTK
+    eigenvalue; +inf for grid points where a run diverged. All grid points share the draws of the
+    curvature; seeds as for :func:`sample_ntk`.
     """
-    points = len(learning_rate)
-    count = min(as_threads(threads), replicas)
+    points, start = len(learning_rate), float(model.eigensystem[0][0])
+    stream = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(pair,)))
+    drawn = law.sample(stream, model.n_data, model.n_params)
+    grown = np.zeros(points)
+    for sign in (1.0, -1.0):
+        curved = QuadraticModel(model.residual, model.jacobian, _signed(drawn, sign))
+        runs = start_replicas(
+            curved,
+            np.repeat(learning_rate, batch_sequences),
+            np.repeat(batch_size, batch_sequences),
+            np.tile(np.arange(batch_sequences), points),
+        )
+        (ntks,) = _ntks(curved, sgd, [steps], runs, seed, pair)
+        gone = np.logical_not(np.isfinite(ntks).all(axis=(1, 2)))
+        top = _eigenvalues(np.where(gone[:, None, None], 0.0, ntks))[:, -1]
+        top[gone] = np.inf
+        grown += 0.5 * (top.reshape(points, batch_sequences).mean(axis=1) - start)
+    return grown
+
+
+def check_draws(
+    model: QuadraticModel, law: CurvatureLaw, points: int, batch_sequences: int, at_once: int
+) -> None:
+    """Raise MemoryError unless so many pairs fit in memory, each with runs at all grid points."""
     one = 2 * law.nbytes(model.n_data, model.n_params)
     one += 8 * points * batch_sequences * (6 * model.n_params + model.n_data**2)
-    check_memory("the draws of the curvature", float(count) * one)
-    start = float(model.eigensystem[0][0])
-
-    def follow(pair: int) -> FloatArray:
-        stream = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(pair,)))
-        drawn = law.sample(stream, model.n_data, model.n_params)
-        grown = np.zeros(points)
-        for sign in (1.0, -1.0):
-            curved = QuadraticModel(model.residual, model.jacobian, _signed(drawn, sign))
-            runs = start_replicas(
-                curved,
-                np.repeat(learning_rate, batch_sequences),
-                np.repeat(batch_size, batch_sequences),
-                np.tile(np.arange(batch_sequences), points),
-            )
-            (ntks,) = _ntks(curved, sgd, [steps], runs, seed, pair)
-            gone = np.logical_not(np.isfinite(ntks).all(axis=(1, 2)))
-            top = _eigenvalues(np.where(gone[:, None, None], 0.0, ntks))[:, -1]
-            top[gone] = np.inf
-            grown += 0.5 * (top.reshape(points, batch_sequences).mean(axis=1) - start)
-        return grown
-
-    with workers(count) as pool:
-        return np.stack(pool.map(follow, range(replicas), done=advance))
+    check_memory("the draws of the curvature", float(at_once) * one)

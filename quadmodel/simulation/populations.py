@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,8 @@ KINDS = ("mean", "typical")
 # Growth that differs between two stretches by so many standard errors gets a larger one, and by so
 # many is said not to have settled.
 _WIDENED, _UNSETTLED = 1.0, 3.0
+# Normal numbers drawn at a time that nobody wants.
+_SKIPPED = 2**20
 # Rounding leaks into the null space of the NTK and does not decay there: it is removed after so
 # many steps.
 _LEAK_STEPS = 8
@@ -57,15 +60,16 @@ def population_growth(
     first_replica: int,
     pool: Workers,
     precision: str = "float64",
-    advance: Callable[[int], object] = lambda replica_steps: None,
     kinds: Sequence[str] = KINDS,
+    part: tuple[int, int] | None = None,
 ) -> tuple[Growth, ...]:
     r"""Return the growth rates per step of the log of the mean loss and of the typical log loss.
 
     Measured at (learning_rate, batch_size), both of shape (grid points,), with at least 32 steps
     and at least 2 replicas per grid point for each of the `kinds`, "mean" and "typical"; replica
-    numbers start at `first_replica`, and `advance` is told how many replica-steps were done. Raises
-    MemoryError if the populations don't fit in memory.
+    numbers start at `first_replica`. Grid points that are a `part` of more have the same runs as
+    among all of them: so many come before, and so many there are in all. Raises MemoryError if the
+    populations don't fit in memory.
 
     Notes
     -----
@@ -96,31 +100,68 @@ def population_growth(
     """
     n_points = len(learning_rate)
     check_memory("the populations", 8.0 * 4 * n_points * replicas * model.n_data)
-    generator = np.random.default_rng([seed, first_replica])
+    before, count = part or (0, n_points)
+    normals = _normals(seed, first_replica)
     edges = np.linspace(0, steps, _BLOCKS + 1).astype(np.int64)
     lengths = np.diff(edges)
 
     def growth(kind: str, first: int) -> Growth:
-        number = first + np.arange(n_points * replicas).reshape(n_points, replicas)
+        """Measure one kind, whose points have so many of all kinds before them."""
+        number = np.arange(n_points * replicas).reshape(n_points, replicas)
+        number += first_replica + first * replicas
+        place = first * replicas * model.n_data
+        generator = normals.generator(place)
         state = displaced_residuals(model, generator, number.shape)
+        normals.remember(place + state.size, generator)
         populations = Populations(state, state.copy(), learning_rate, batch_size, number)
         blocks = follow(
             model, populations, sgd, edges, select=kind == "mean", seed=seed, pool=pool,
-            precision=precision, advance=advance,
+            precision=precision,
         )  # fmt: skip
         early, late = slice(_BLOCKS // 4, _MEASURED), slice(_MEASURED, None)
         with np.errstate(invalid="ignore"):
-            before, after = (
+            earlier, later = (
                 _of_mean(blocks[part, :, 0], lengths[part])
                 if kind == "mean"
                 else growth_of_members(blocks[part].sum(axis=0) / lengths[part].sum())
                 for part in (early, late)
             )
-            return with_relaxation(before, after)
+            return with_relaxation(earlier, later)
 
-    return tuple(
-        growth(kind, first_replica + n * n_points * replicas) for n, kind in enumerate(kinds)
-    )
+    return tuple(growth(kind, n * count + before) for n, kind in enumerate(kinds))
+
+
+class _Normals:
+    """Standard normal numbers of one seed, from any place on.
+
+    How many bits a normal number takes is chance, so that those before it must be drawn: once,
+    since places are remembered.
+    """
+
+    def __init__(self, seed: Sequence[int]) -> None:
+        """Begin at place 0."""
+        self._known: dict[int, Any] = {}
+        self.remember(0, np.random.default_rng(seed))
+
+    def generator(self, place: int) -> np.random.Generator:
+        """Return a generator whose next normal number is that of a place."""
+        generator = np.random.default_rng(0)
+        near = max(known for known in tuple(self._known) if known <= place)
+        generator.bit_generator.state = self._known[near]
+        while near < place:
+            near += generator.standard_normal(min(place - near, _SKIPPED)).size
+            stop_if_asked()
+        self.remember(place, generator)
+        return generator
+
+    def remember(self, place: int, generator: np.random.Generator) -> None:
+        """Remember a generator that has come to a place."""
+        self._known[place] = generator.bit_generator.state
+
+
+@lru_cache(maxsize=4)
+def _normals(seed: int, first_replica: int) -> _Normals:
+    return _Normals([seed, first_replica])
 
 
 def with_relaxation(before: Growth, after: Growth) -> Growth:
@@ -211,9 +252,9 @@ def growth_of_members(members: FloatArray) -> Growth:
 def _of_mean(blocks: FloatArray, lengths: IntArray) -> Growth:
     """Return the growth of the mean, corrected for the bias of its logarithm."""
     n_blocks, length = len(blocks), lengths.mean()
-    plain = blocks.sum(axis=0) / lengths.sum()
+    plain = _in_order(blocks) / lengths.sum()
     excess = blocks - plain * lengths[:, None]
-    variance = (excess**2).sum(axis=0) / (n_blocks - 1)
+    variance = _in_order(excess**2) / (n_blocks - 1)
     correction = 0.5 * variance / length
     of_plain = np.sqrt(variance / n_blocks) / length
     of_correction = correction * np.sqrt(2 / (n_blocks - 1))
@@ -222,3 +263,9 @@ def _of_mean(blocks: FloatArray, lengths: IntArray) -> Growth:
     return Growth(
         plain + correction, np.where(finite, np.hypot(of_plain, of_correction), 0.0), correction
     )
+
+
+def _in_order(blocks: FloatArray) -> FloatArray:
+    """Return the sum over blocks, in order: that of NumPy depends on the points."""
+    total: FloatArray = np.add.accumulate(blocks, axis=0)[-1]
+    return total

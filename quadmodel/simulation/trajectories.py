@@ -13,11 +13,12 @@ from quadmodel._util.results import attributes, recorded_steps
 from quadmodel._util.threads import workers
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
+from quadmodel.simulation._kernels.shapes import vector_bytes
 from quadmodel.simulation._measurement import MeasurementContext, bytes_needed
 from quadmodel.simulation._recording import Recorder, numbers_recorded, stretches
 from quadmodel.simulation._replicas import Replicas, start_replicas
 from quadmodel.simulation._snapshots import Snapshots
-from quadmodel.simulation._stepper import PRECISIONS, Stepper, stored_bytes
+from quadmodel.simulation._stepper import STEPPED, STORED, Stepper, stored_bytes
 from quadmodel.simulation.observables import as_observables
 
 
@@ -57,12 +58,15 @@ def simulate(
         What to record, by the names below; those marked with a star by default.
     model_index : int, optional
         Number of the model among several that share a seed.
-    precision : {"float64", "mixed"}, optional
+    precision : {"float64", "mixed", "float32"}, optional
         "mixed" keeps the NTK of a linear model, or the curvature (and the Jacobian, if the rank is
         low), and products with it in single precision, at half the memory and up to twice the
         speed. Residuals or parameters are stepped in double precision, and records are measured
         with the model as it was given. A step is off by about 1e-7 of itself, and residuals of a
-        quadratic model can't shrink below about 1e-8 of their terms.
+        quadratic model can't shrink below about 1e-8 of their terms. "float32" steps residuals or
+        parameters in single precision, too: they can't shrink below 1e-7 of their size where
+        curvature or weight decay holds them up, nor below about 1e-19 at all, and runs diverge at a
+        squared norm of 3e38.
     threads : int, optional
         Worker threads; all available cores by default. Results don't depend on it.
     progress : bool, optional
@@ -75,11 +79,11 @@ def simulate(
         from the initial parameters, and z, J, the NTK :math:`\Theta = JJ^\top/D` with its
         eigenvalues :math:`\lambda` and eigenvectors v are those at the step:
 
-        - `loss`*: :math:`L = |z|^2/(2D)`.
-        - `squared_distance`*: :math:`|\theta|^2`, in units of parameter^2.
-        - `ntk_largest_eigenvalue`*, `ntk_trace`*, and `ntk_eigenvalue` (replica, step, mode), all
+        - `loss`\*: :math:`L = |z|^2/(2D)`.
+        - `squared_distance`\*: :math:`|\theta|^2`, in units of parameter^2.
+        - `ntk_largest_eigenvalue`\*, `ntk_trace`\*, and `ntk_eigenvalue` (replica, step, mode), all
           of them in descending order; in units of 1 / learning rate.
-        - `noise_kernel_norm`*, `noise_kernel_norm_finite`*, `noise_kernel_norm_exact`: K of the
+        - `noise_kernel_norm`\*, `noise_kernel_norm_finite`\*, `noise_kernel_norm_exact`: K of the
           present NTK, without unit, in the three forms of :func:`quadmodel.noise_kernel_norm`.
         - `hessian_largest_eigenvalue`: of :math:`H = \nabla^2L = (J^\top J + \sum_az_aQ_a)/D`, in
           units of 1 / learning rate.
@@ -91,9 +95,9 @@ def simulate(
           1 / learning rate, exactly, over all batches.
         - `residual_overlap`: :math:`(v_1\cdot z)^2/|z|^2`, without unit, along the top eigenvector
           of the present NTK.
-        - `mode_energy`* and `mode_energy_standard_error`* (step, mode): mean over replicas of the
+        - `mode_energy`\* and `mode_energy_standard_error`\* (step, mode): mean over replicas of the
           squared residual along each eigenvector of the *initial* NTK, in units of residual^2.
-        - `divergence_step`* (replica): -1 for runs that did not diverge; always there.
+        - `divergence_step`\* (replica): -1 for runs that did not diverge; always there.
 
         L, its gradients and Hessians are without the term of weight decay. A run that diverges
         (squared norm beyond 1e200 of its start, or 1e100 in parameters) stops there; from then on
@@ -157,7 +161,7 @@ def simulate(
     replicas = as_integer("replicas", replicas, high=2**32 - 1)
     seed = as_integer("seed", seed, low=0, high=2**64 - 1)
     model_index = as_integer("model_index", model_index, low=0, high=2**32 - 1)
-    precision = as_choice("precision", precision, PRECISIONS)
+    precision = as_choice("precision", precision, tuple(STORED))
     names = as_observables(observables)
     threads = None if threads is None else as_integer("threads", threads)
     if record_every is None:
@@ -172,6 +176,7 @@ def simulate(
         np.full(replicas, sgd.learning_rate),
         np.full(replicas, sgd.batch_size),
         np.arange(replicas),
+        STEPPED[precision],
     )
     stepper = Stepper(model, sgd, seed=seed, model_index=model_index, precision=precision)
     recorder = Recorder(names, replicas, recorded, model.n_data)
@@ -184,8 +189,9 @@ def simulate(
             bar.update(n_steps)
     source = model.spec(with_curvature=True) | sgd.spec()
     attrs = attributes(
-        "simulation", source, steps=steps, seed=seed, model_index=model_index, precision=precision
-    )
+        "simulation", source, steps=steps, seed=seed, model_index=model_index, precision=precision,
+        vector_bytes=vector_bytes(),
+    )  # fmt: skip
     return recorder.dataset(states.diverged_at, attrs)
 
 

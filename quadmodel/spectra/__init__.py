@@ -14,3 +14,8 @@ __all__ = [
     "PowerLaw",
     "SpectralLaw",
 ]
+
+
+def __dir__() -> list[str]:
+    """Return the public names, and no others."""
+    return sorted(__all__)

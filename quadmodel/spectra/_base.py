@@ -12,6 +12,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from quadmodel._util.checks import FloatArray, InputError, as_array, as_integer, as_number
+from quadmodel._util.display import law_html, numbers_shown
+from quadmodel._util.results import checksum
+
+# So many values are shown one by one.
+_FEW = 6
 
 
 class SpectralLaw(ABC):
@@ -22,7 +27,22 @@ class SpectralLaw(ABC):
     Every subclass has `eigenvalues`. One with a limit law :math:`\rho` (the spectrum as the number
     of data points grows) has `edge`, `mean` and `average` too. Any other has the method `law`,
     which returns the law of the eigenvalues of one matrix, with `edge`, `mean` and `average`.
+
+    Examples
+    --------
+    A law of your own has one method:
+
+    >>> import numpy as np, quadmodel as qm
+    >>> class Halving(qm.spectra.SpectralLaw):
+    ...     def eigenvalues(self, n_data, n_params):
+    ...         return 0.5 ** np.arange(n_data)
+    >>> qm.Ensemble(3, 5, Halving()).sample(seed=0).eigensystem[0].round(12)
+    array([1.  , 0.5 , 0.25])
     """
+
+    def _repr_html_(self) -> str:
+        """Show kind and parameters in a notebook."""
+        return law_html(self)
 
     @abstractmethod
     def eigenvalues(self, n_data: int, n_params: int) -> FloatArray:
@@ -48,6 +68,16 @@ class SpectralLaw(ABC):
     def check_fits(self, n_data: int, n_params: int) -> None:
         """Raise InputError where the law has no eigenvalues for these numbers."""
         self.eigenvalues(n_data, n_params)
+
+    def spelled_out(self) -> str:
+        """Return the representation with every parameter in full, as results hold it.
+
+        Returns
+        -------
+        str
+            That of ``repr()``, unless this is shortened.
+        """
+        return repr(self)
 
     def sample_eigenvalues(
         self, rng: np.random.Generator, n_data: int, n_params: int
@@ -142,7 +172,7 @@ class SpectralLaw(ABC):
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GivenEigenvalues(SpectralLaw):
     r"""All :math:`D` eigenvalues, given one by one.
 
@@ -159,6 +189,13 @@ class GivenEigenvalues(SpectralLaw):
     Notes
     -----
     As a law: an atom of weight :math:`1/D` at every value.
+
+    Examples
+    --------
+    >>> import quadmodel as qm
+    >>> law = qm.spectra.GivenEigenvalues([0.5, 2.0, 1.0])
+    >>> law.edge, law.eigenvalues(n_data=3, n_params=8)
+    (2.0, array([2. , 1. , 0.5]))
     """
 
     values: Sequence[float] | FloatArray
@@ -166,6 +203,14 @@ class GivenEigenvalues(SpectralLaw):
     def __post_init__(self) -> None:
         """Check the values once and sort them."""
         object.__setattr__(self, "values", descending("values", self.values))
+
+    def __repr__(self) -> str:
+        """Show few values, or count, range and checksum of many."""
+        return f"GivenEigenvalues(values={values_shown(self.values)})"
+
+    def spelled_out(self) -> str:
+        """Return the representation with every value; see `SpectralLaw.spelled_out`."""
+        return f"GivenEigenvalues(values={self.values!r})"
 
     def eigenvalues(self, n_data: int, n_params: int) -> FloatArray:
         """Return the values; see `SpectralLaw.eigenvalues`."""
@@ -195,6 +240,13 @@ def descending(name: str, values: ArrayLike) -> tuple[float, ...]:
     if array.min() < 0.0:
         raise InputError(f"{name} must not be negative, got {array.min():.6g}")
     return tuple(np.sort(array)[::-1].tolist())
+
+
+def values_shown(values: Sequence[float] | FloatArray) -> str:
+    """Return few numbers in full; count, range and checksum of many."""
+    if len(values) <= _FEW:
+        return repr(tuple(values))
+    return f"{numbers_shown(values)[:-1]}, sha256 {checksum(np.asarray(values))}>"
 
 
 def padded(nonzero: FloatArray, n_data: int, n_params: int) -> FloatArray:

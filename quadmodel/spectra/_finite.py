@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from quadmodel._util.checks import FloatArray, as_number
-from quadmodel.spectra._base import SpectralLaw, descending, padded
+from quadmodel.spectra._base import SpectralLaw, descending, padded, values_shown
 from quadmodel.spectra._limits import MarchenkoPastur
 
 
@@ -27,6 +27,12 @@ class PowerLaw(SpectralLaw):
     ------
     InputError
         If a value lies outside its range.
+
+    Examples
+    --------
+    >>> import quadmodel as qm
+    >>> qm.spectra.PowerLaw(exponent=1.0, scale=6.0).eigenvalues(n_data=4, n_params=3)
+    array([6., 3., 2., 0.])
     """
 
     exponent: float = 1.0
@@ -43,7 +49,7 @@ class PowerLaw(SpectralLaw):
         return padded(self.scale * k**-self.exponent, n_data, n_params)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Outliers(SpectralLaw):
     """A few large eigenvalues above a bulk of equal ones.
 
@@ -58,6 +64,12 @@ class Outliers(SpectralLaw):
     ------
     InputError
         If a value is not finite, or `bulk` is negative or above an outlier.
+
+    Examples
+    --------
+    >>> import quadmodel as qm
+    >>> qm.spectra.Outliers([9.0, 4.0], bulk=1.0).eigenvalues(n_data=5, n_params=8)
+    array([9., 4., 1., 1., 1.])
     """
 
     values: Sequence[float] | FloatArray
@@ -68,6 +80,14 @@ class Outliers(SpectralLaw):
         values = descending("values", self.values)
         object.__setattr__(self, "values", values)
         object.__setattr__(self, "bulk", as_number("bulk", self.bulk, least=0.0, most=values[-1]))
+
+    def __repr__(self) -> str:
+        """Show few values, or count, range and checksum of many."""
+        return f"Outliers(values={values_shown(self.values)}, bulk={self.bulk})"
+
+    def spelled_out(self) -> str:
+        """Return the representation with every value; see `SpectralLaw.spelled_out`."""
+        return f"Outliers(values={self.values!r}, bulk={self.bulk})"
 
     def eigenvalues(self, n_data: int, n_params: int) -> FloatArray:
         """Return outliers and bulk; see `SpectralLaw.eigenvalues`."""
@@ -93,6 +113,13 @@ class IndependentGaussian(SpectralLaw):
     -----
     `sample_eigenvalues` draws the matrix. `law` is the `MarchenkoPastur` law with ratio
     :math:`P/D`, and `eigenvalues` are its quantiles.
+
+    Examples
+    --------
+    >>> import quadmodel as qm
+    >>> law = qm.spectra.IndependentGaussian()
+    >>> law.law(n_data=100, n_params=400)
+    MarchenkoPastur(ratio=4.0, scale=1.0)
     """
 
     scale: float = 1.0

@@ -256,6 +256,16 @@ class FromStieltjes(SpectralLaw):
     -----
     The check is Jensen's inequality and its converse:
     :math:`1/(x-\bar\lambda) \le m(x) \le (1-\bar\lambda/e)/x + (\bar\lambda/e)/(x-e)`.
+
+    Examples
+    --------
+    >>> import math, quadmodel as qm
+    >>> def semicircle(x):  # on [0, 4]
+    ...     return (x - 2 - math.sqrt(x * (x - 4))) / 2
+    >>> law = qm.spectra.FromStieltjes(semicircle, edge=4.0, mean=2.0)
+    >>> sgd = qm.SGD(learning_rate=0.1, batch_size=10)
+    >>> round(qm.noise_kernel_norm(law, sgd, norm="paper", n_data=100), 3)
+    1.031
     """
 
     transform: Callable[[float], float]

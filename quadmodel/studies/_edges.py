@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 
 from quadmodel._util.checks import as_integer
-from quadmodel._util.progress import progress_bar
 from quadmodel._util.results import Variable, count_records, variable
-from quadmodel._util.threads import as_threads, workers
+from quadmodel._util.threads import as_threads
 from quadmodel.ensemble import Ensemble
 from quadmodel.model import QuadraticModel
+from quadmodel.sweeps._records import Record
 
 
 class Runs(NamedTuple):
@@ -50,17 +51,17 @@ def power_law_model(n_data: int, n_params: int, seed: int) -> QuadraticModel:
     return QuadraticModel(residual, base.jacobian)
 
 
-def follow_all(
-    follow: Callable[[Any], xr.Dataset],
-    points: Sequence[Any],
-    *,
-    threads: int,
-    what: str,
-    show: bool,
-) -> list[xr.Dataset]:
-    """Follow the runs of every grid point in a pool of threads."""
-    with workers(threads) as pool, progress_bar(len(points), what=what, show=show) as bar:
-        return pool.map(follow, points, done=bar.update)
+def record_of(found: xr.Dataset) -> Record:
+    """Return a Dataset without coordinates as a record."""
+    labels = {str(name): [values.dims, values.attrs] for name, values in found.items()}
+    arrays = {str(name): np.asarray(values.values) for name, values in found.items()}
+    return {**arrays, "labels": np.array(json.dumps(labels))}
+
+
+def dataset_of(record: Record) -> xr.Dataset:
+    """Return the Dataset in a record."""
+    labels = json.loads(str(record["labels"]))
+    return xr.Dataset({n: (dims, record[n], attrs) for n, (dims, attrs) in labels.items()})
 
 
 def with_scaled_eigenvalue(records: xr.Dataset, learning_rate: float) -> xr.Dataset:

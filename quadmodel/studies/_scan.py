@@ -2,51 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from quadmodel._util.checks import FloatArray
-from quadmodel._util.progress import progress_bar
-from quadmodel._util.threads import CALLER_ONLY, Workers
+from quadmodel._util.threads import Workers
 from quadmodel.model import QuadraticModel
-from quadmodel.simulation.growth import GridPoints
+from quadmodel.optimizer import SGD
 from quadmodel.simulation.populations import KINDS
-from quadmodel.studies._close_up import (
-    POINTS,
-    CloseUp,
-    Guess,
-    close_up,
-    guess_from,
-    most_replicas,
-)
+from quadmodel.studies._close_up import POINTS, Guess, close_up, guess_from, most_replicas
 from quadmodel.studies._spec import DiagramSpec, Variables
+from quadmodel.sweeps._records import Record
+from quadmodel.theory._inputs import NORMS, Spectrum
+from quadmodel.theory._noise import norm_or_infinity
 
 
-def finer_scan(
-    rates: FloatArray,
-    grid: Variables,
-    spec: DiagramSpec,
-    evaluate: Callable[[GridPoints, str], tuple[Variables, int]],
-) -> tuple[Variables, int]:
-    """Measure learning rates around the simulated boundaries; NaN where there is none."""
-    sizes, count = spec.batch_sizes, spec.refine
-    scan_rates = _scan_learning_rates(rates, grid, count)
-    found = np.isfinite(scan_rates).all(axis=1)
-    scan = {k: np.full((*v.shape[:-2], sizes.size, count), np.nan) for k, v in grid.items()}
-    replica_steps = 0
-    if count and found.any():
-        points = spec.points(
-            scan_rates[found].ravel(), np.repeat(sizes[found], count), spec.replicas_of_grid
-        )
-        on_scan, replica_steps = evaluate(points, "finer scan")
-        for name, value in on_scan.items():
-            scan[name][..., found, :] = value.reshape(*value.shape[:-1], -1, count)
-    return scan | {"learning_rate": scan_rates}, replica_steps
+class HasModel(Protocol):
+    """A model with its spectrum."""
+
+    model: QuadraticModel
+    spectrum: Spectrum
 
 
-def _scan_learning_rates(rates: FloatArray, grid: Variables, count: int) -> FloatArray:
+def scan_learning_rates(rates: FloatArray, grid: Variables, count: int) -> FloatArray:
     """Return, per batch size, learning rates between the columns where growth changes sign."""
     scan = np.full((grid["mean_growth"].shape[1], count), np.nan)
     for j in range(len(scan)):
@@ -62,54 +41,60 @@ def _scan_learning_rates(rates: FloatArray, grid: Variables, count: int) -> Floa
     return scan
 
 
-class _Task(NamedTuple):
-    kind: int
-    size: int
+class CloseUpUnit(NamedTuple):
+    """A close-up of one crossing: of a kind of growth, at a batch size."""
+
+    kind: str
+    sgd: SGD
     guess: Guess
+    steps: int
+    replicas: int
+    seed: int
+    first_replica: int
+    precision: str
+
+    def compute(self, kept: HasModel, pool: Workers) -> Record:
+        """Follow runs around the crossing until it is known, and set K beside it."""
+        found = close_up(
+            kept.model, self.sgd.batch_size, self.sgd, self.guess, kind=self.kind,
+            steps=self.steps, replicas=self.replicas, seed=self.seed,
+            first_replica=self.first_replica, pool=pool, precision=self.precision,
+        )  # fmt: skip
+        norms = np.array(
+            [
+                [norm_or_infinity(kept.spectrum, self.sgd._at(learning_rate=rate), norm)
+                 for rate in found.learning_rate.tolist()]
+                for norm in NORMS
+            ]
+        )  # fmt: skip
+        return {name: np.asarray(value) for name, value in vars(found).items()} | {
+            "noise_kernel_norm": norms
+        }
 
 
-def close_up_crossings(
-    model: QuadraticModel,
-    rates: FloatArray,
-    grid: Variables,
-    scan: Variables,
-    spec: DiagramSpec,
-    pool: Workers,
+def close_ups(
+    n_data: int, rates: FloatArray, grid: Variables, scan: Variables, spec: DiagramSpec, run: Any
 ) -> tuple[dict[str, np.ndarray], int]:
     """Return close-ups of the crossings of mean and typical growth, and the replica-steps taken.
 
-    Arrays are along (kind, batch size), growth and learning rates along the points too; NaN where
-    growth does not cross zero inside the scan, or without noise.
+    Arrays are along (kind, batch size), growth, learning rates and K along the points too. NaN, and
+    K 0, where growth does not cross zero inside the scan, or without noise.
     """
     sizes = spec.batch_sizes
     shape = (len(KINDS), sizes.size)
-    noisy = ~spec.points(np.ones(sizes.size), sizes, 0).deterministic(model.n_data)
-    tasks = [
-        _Task(kind, int(j), guess)
-        for j in np.flatnonzero(noisy)
-        for kind in range(len(KINDS))
-        if (guess := _guess(rates, grid, scan, KINDS[kind], int(j))) is not None
-    ]
-
-    def work(task: _Task) -> CloseUp:
-        return close_up(
-            model,
-            int(sizes[task.size]),
-            spec.sgd,
-            task.guess,
-            kind=KINDS[task.kind],
-            steps=spec.steps,
-            replicas=spec.replicas,
-            seed=spec.seed,
+    noisy = ~spec.points(np.ones(sizes.size), sizes, 0).deterministic(n_data)
+    places = [(kind, int(j)) for j in np.flatnonzero(noisy) for kind in range(len(KINDS))]
+    units: dict[tuple[int, int], CloseUpUnit] = {}
+    for kind, j in places:
+        guess = _guess(rates, grid, scan, KINDS[kind], j)
+        if guess is not None:
             # Numbers beyond those of grid and scan.
-            first_replica=2 * spec.replicas_of_grid
-            + (task.kind * sizes.size + task.size) * most_replicas(spec.replicas),
-            pool=CALLER_ONLY,
-            precision=spec.precision,
-        )
-
-    with progress_bar(len(tasks), what="close-ups", show=spec.progress) as bar:
-        found = pool.map(work, tasks, done=bar.update)
+            first = 2 * spec.replicas_of_grid
+            first += (kind * sizes.size + j) * most_replicas(spec.replicas)
+            units[kind, j] = CloseUpUnit(
+                KINDS[kind], spec.sgd._at(batch_size=int(sizes[j])), guess, spec.steps,
+                spec.replicas, spec.seed, first, spec.precision,
+            )  # fmt: skip
     close: dict[str, np.ndarray] = {
         "learning_rate": np.full((*shape, POINTS), np.nan),
         "growth": np.full((*shape, POINTS), np.nan),
@@ -119,11 +104,19 @@ def close_up_crossings(
         "replicas": np.zeros(shape, np.int64),
         "settled": np.zeros(shape, bool),
         "needed_steps": np.zeros(shape, np.int64),
+        "noise_kernel_norm": np.zeros((len(NORMS), *shape, POINTS)),
     }
-    for task, one in zip(tasks, found, strict=True):
+    replica_steps = 0
+    for place, record in zip(units, run("close-ups", list(units.values())), strict=True):
+        if record is None:
+            continue
         for name, values in close.items():
-            values[task.kind, task.size] = getattr(one, name)
-    return close, sum(one.replica_steps for one in found)
+            if name == "noise_kernel_norm":
+                values[:, place[0], place[1]] = record[name]
+            else:
+                values[place] = record[name]
+        replica_steps += int(record["replica_steps"])
+    return close, replica_steps
 
 
 def _guess(rates: FloatArray, grid: Variables, scan: Variables, kind: str, j: int) -> Guess | None:

@@ -17,7 +17,10 @@ from quadmodel._util.checks import (
     as_integer,
     as_learning_rates,
     is_count,
+    n_axes,
 )
+from quadmodel.ensemble import Ensemble
+from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
 from quadmodel.simulation._stepper import PRECISIONS
 from quadmodel.simulation.growth import MIN_STEPS, GridPoints
@@ -41,22 +44,22 @@ class DiagramSpec:
     seed: int
     refine: int
     precision: str
-    threads: int | None
-    progress: bool
+
+    @property
+    def n_rates(self) -> int:
+        """Number of learning rates of the grid."""
+        given = self.learning_rates
+        return given if isinstance(given, int) else given.size
 
     @property
     def n_measured(self) -> int:
         """Number of replicas of grid and finer scan together, at most."""
-        given = self.learning_rates
-        n_rates = given if isinstance(given, int) else given.size
-        return (n_rates + self.refine) * self.batch_sizes.size * self.replicas
+        return (self.n_rates + self.refine) * self.batch_sizes.size * self.replicas
 
     @property
     def replicas_of_grid(self) -> int:
         """Replica numbers that the grid takes at most: three sets per grid point."""
-        given = self.learning_rates
-        n_rates = given if isinstance(given, int) else given.size
-        return 3 * n_rates * self.batch_sizes.size * self.replicas
+        return 3 * self.n_rates * self.batch_sizes.size * self.replicas
 
     def points(self, rates: FloatArray, sizes: IntArray, first_replica: int) -> GridPoints:
         """Return grid points, one per pair of learning rate and batch size."""
@@ -72,6 +75,19 @@ class DiagramSpec:
         return spec
 
 
+def as_source(source: Any) -> Ensemble | QuadraticModel:
+    """Return an ensemble or a model, which an NTK is turned into."""
+    if isinstance(source, Ensemble | QuadraticModel):
+        return source
+    axes = n_axes("source", source)
+    if axes != 2:
+        raise InputError(
+            "source must be an Ensemble, a QuadraticModel or an NTK of shape (n_data, n_data), "
+            f"got {type(source).__name__} with {axes} dimensions"
+        )
+    return QuadraticModel.from_ntk(source)
+
+
 def as_spec(
     n_data: int,
     learning_rates: int | Sequence[float] | ArrayLike,
@@ -82,8 +98,6 @@ def as_spec(
     replicas: int,
     seed: int,
     refine: int,
-    threads: int | None,
-    progress: bool,
     precision: str = "float64",
 ) -> DiagramSpec:
     """Check what a phase diagram of `n_data` points is asked for."""
@@ -100,6 +114,4 @@ def as_spec(
         seed=as_integer("seed", seed, low=0, high=2**64 - 1),
         refine=as_integer("refine", refine, low=0, high=1000),
         precision=as_choice("precision", precision, PRECISIONS),
-        threads=None if threads is None else as_integer("threads", threads),
-        progress=progress,
     )

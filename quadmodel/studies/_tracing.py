@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -70,6 +70,14 @@ class BoundarySpec:
     def __len__(self) -> int:
         """Return the number of units, momenta of a batch size together."""
         return len(self.batch_sizes) * len(self.momenta)
+
+    def specification(self) -> dict[str, Any]:
+        """Return all fields but the source, as JSON has them."""
+        of_sgd = self.sgd.spec()
+        del of_sgd["learning_rate"], of_sgd["batch_size"], of_sgd["momentum"]
+        own = {one.name: getattr(self, one.name) for one in fields(self)}
+        del own["source"]
+        return {**own, "sgd": of_sgd}
 
     def unit(self, index: int) -> SGD:
         """Return SGD with the batch size and the momentum of a unit."""

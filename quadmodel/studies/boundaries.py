@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
+from quadmodel._util.blas import one_blas_thread
 from quadmodel._util.checks import (
     FloatArray,
     InputError,
@@ -19,14 +20,16 @@ from quadmodel._util.checks import (
     as_number,
     as_sorted_list,
 )
-from quadmodel._util.progress import progress_bar
 from quadmodel._util.results import Variable, attributes, variable
-from quadmodel._util.threads import CALLER_ONLY, Workers, workers
+from quadmodel._util.threads import Workers
 from quadmodel.ensemble import Ensemble
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
+from quadmodel.simulation._kernels.shapes import vector_bytes
 from quadmodel.simulation._stepper import PRECISIONS
 from quadmodel.simulation.growth import MIN_STEPS
+from quadmodel.studies._diagram import spectrum_of
+from quadmodel.studies._spec import as_source
 from quadmodel.studies._tracing import (
     CONFIDENCE,
     KINDS,
@@ -35,7 +38,11 @@ from quadmodel.studies._tracing import (
     noise_free,
     trace_unit,
 )
-from quadmodel.studies.phases import as_source
+from quadmodel.sweeps._parcel import Job
+from quadmodel.sweeps._records import Record
+from quadmodel.sweeps.running import Running, as_how
+from quadmodel.sweeps.store import Manifest
+from quadmodel.sweeps.sweep import RunsStages, run_sweep
 from quadmodel.theory._inputs import NORMS, Spectrum
 from quadmodel.theory._noise import norm_or_infinity
 
@@ -70,8 +77,7 @@ def trace_boundary(
     replicas: int = 16,
     seed: int = 0,
     precision: str = "float64",
-    threads: int | None = None,
-    progress: bool = False,
+    **running: Unpack[Running],
 ) -> xr.Dataset:
     r"""Find by simulation, per batch size, the learning rate at which SGD turns unstable.
 
@@ -103,10 +109,9 @@ def trace_boundary(
         momentum does not depend on the others.
     precision : {"float64", "mixed"}, optional
         As for :func:`quadmodel.simulate`.
-    threads : int, optional
-        Worker threads; all available cores by default. Results don't depend on it.
-    progress : bool, optional
-        Show a progress bar, on a terminal or in a notebook.
+    **running : threads, progress, store, executor
+        How the sweep runs, which its result does not depend on: see
+        :class:`quadmodel.sweeps.Running`.
 
     Returns
     -------
@@ -148,7 +153,7 @@ def trace_boundary(
     rate at which half of the runs diverge (overflow, or end above ten times the initial loss)
     within `steps` steps. Whether it is more than half is a sequential test per learning rate, of
     runs doubled up to 64 times `replicas`; errors of all tests together are below 5 %
-    (:class:`quadmodel.studies._bracket.SequentialTest`), if the share rises with the learning rate.
+    (``quadmodel/studies/_bracket.py``), if the share rises with the learning rate.
     Where no test decides, the interval stays as wide as it is, and `precise` is false.
 
     References
@@ -178,16 +183,63 @@ def trace_boundary(
         as_integer("seed", seed, low=0, high=2**64 - 1),
         as_choice("precision", precision, PRECISIONS),
     )
-    threads = None if threads is None else as_integer("threads", threads)
-    model = spec.model()
-    with workers(threads) as pool:
-        if model.eigensystem[0][0] == 0:
-            raise InputError("source: the NTK must not vanish, got eigenvalues that are all zero")
-        found = _trace_all(spec, model, pool, progress)
-        norms = {}
-        if linear and spec.kind != "deterministic":
-            norms = _norms(model, spec, found, pool)
-    return _dataset(spec, model, found, norms, with_momenta=momenta is not None)
+    how, kept = as_how(running), prepare(spec)
+    described = checked.spec() if isinstance(checked, Ensemble) else {"model": repr(checked)}
+    described |= kept.model.spec(with_curvature=True)
+    # The edge of full batches is the same at all batch sizes, and traced at the first of them.
+    full = spec.kind == "deterministic"
+    units = [TraceUnit(number) for number in range(len(spec.momenta) if full else len(spec))]
+
+    def flow(sweep: RunsStages) -> xr.Dataset:
+        records = sweep.run("boundary", units, lambda record: int(not record["precise"]))
+        found = [Traced(*(record[name].item() for name in Traced._fields)) for record in records]
+        norms = {} if full or not linear else _norms(spec, records)
+        if full:  # its runs are counted once
+            again = [one._replace(replica_steps=0) for one in found]
+            found = found + again * (len(spec.batch_sizes) - 1)
+        return _dataset(spec, described, found, norms, with_momenta=momenta is not None)
+
+    asked = {"source": described, "with_momenta": momenta is not None, **spec.specification()}
+    manifest = Manifest("boundary", asked, {"boundary": len(units)})
+    return run_sweep(manifest, Job(prepare, spec, kept, nbytes=kept.model.nbytes), how, flow)
+
+
+class _Kept(NamedTuple):
+    """What a worker keeps: what is asked for, the model, its spectrum."""
+
+    spec: BoundarySpec
+    model: QuadraticModel
+    spectrum: Spectrum
+
+
+def prepare(spec: BoundarySpec) -> _Kept:
+    """Draw the model."""
+    with one_blas_thread():
+        model = spec.model()
+        return _Kept(spec, model, spectrum_of(model))
+
+
+class TraceUnit(NamedTuple):
+    """A batch size and a momentum, by their number."""
+
+    number: int
+
+    def compute(self, kept: _Kept, pool: Workers) -> Record:
+        """Trace the boundary there, and set K beside its interval: NaN for full batches.
+
+        There it jumps from 0.
+        """
+        spec, model, spectrum = kept
+        found = trace_unit(spec, self.number, model, pool)
+        sgd, norms = spec.unit(self.number), np.full((3, len(NORMS)), np.nan)
+        if not noise_free(sgd, model.n_data) and model.curvature is None:
+            for end, rate in enumerate(found[:3]):
+                if np.isfinite(rate):
+                    at = sgd._at(learning_rate=rate)
+                    norms[end] = [norm_or_infinity(spectrum, at, norm) for norm in NORMS]
+        return {name: np.asarray(value) for name, value in found._asdict().items()} | {
+            "norms": norms
+        }
 
 
 def _kind(kind: Any, linear: bool) -> str:
@@ -211,51 +263,9 @@ def _momenta(momenta: Any, sgd: Any) -> tuple[float, ...]:
     return tuple(as_sorted_list("momenta", momenta, check))
 
 
-def _trace_all(
-    spec: BoundarySpec, model: QuadraticModel, pool: Workers, progress: bool
-) -> list[Traced]:
-    """Trace all units: several at a time, or one after the other by all threads if they are few.
-
-    The edge of full batches is the same at all batch sizes, and traced at the first of them.
-    """
-    full = spec.kind == "deterministic"
-    units = range(len(spec.momenta) if full else len(spec))
-    with progress_bar(len(units), what="boundary", show=progress) as bar:
-        if len(units) >= pool.threads:
-            found = pool.map(
-                lambda index: trace_unit(spec, index, model, CALLER_ONLY), units, done=bar.update
-            )
-        else:
-            found = []
-            for index in units:
-                found.append(trace_unit(spec, index, model, pool))
-                bar.update(1)
-    if full:  # its runs are counted once
-        again = [one._replace(replica_steps=0) for one in found]
-        found = found + again * (len(spec.batch_sizes) - 1)
-    return found
-
-
-def _norms(
-    model: QuadraticModel, spec: BoundarySpec, found: Sequence[Traced], pool: Workers
-) -> dict[str, FloatArray]:
-    """Return K by every norm at the critical learning rates and at the ends of their intervals.
-
-    NaN for full batches, where it jumps from 0.
-    """
-    spectrum = Spectrum(*model.eigensystem)
-
-    def work(index: int) -> FloatArray:
-        sgd, norms = spec.unit(index), np.full((3, len(NORMS)), np.nan)
-        if noise_free(sgd, model.n_data):
-            return norms
-        for end, rate in enumerate(found[index][:3]):
-            if np.isfinite(rate):
-                at = sgd._at(learning_rate=rate)
-                norms[end] = [norm_or_infinity(spectrum, at, norm) for norm in NORMS]
-        return norms
-
-    values = np.array(pool.map(work, range(len(spec))))  # unit, end, norm
+def _norms(spec: BoundarySpec, records: Sequence[Record]) -> dict[str, FloatArray]:
+    """Return K by every norm at the critical learning rates and at the ends of their intervals."""
+    values = np.array([record["norms"] for record in records])  # unit, end, norm
     shape = (len(NORMS), len(spec.batch_sizes), len(spec.momenta))
     ends = ("", "_low", "_high")
     return {f"noise_kernel_norm{end}": values[:, n].T.reshape(shape) for n, end in enumerate(ends)}
@@ -263,7 +273,7 @@ def _norms(
 
 def _dataset(
     spec: BoundarySpec,
-    model: QuadraticModel,
+    described: dict[str, Any],
     found: Sequence[Traced],
     norms: dict[str, FloatArray],
     *,
@@ -280,10 +290,6 @@ def _dataset(
         at = {"low": ", low end", "high": ", high end"}.get(name.rpartition("_")[2], "")
         text = f"noise kernel norm at the critical learning rate{at}"
         variables[name] = variable(("norm", *dims), values, text, "1")
-    described = (
-        spec.source.spec() if isinstance(spec.source, Ensemble) else {"model": repr(spec.source)}
-    )
-    described |= model.spec(with_curvature=True)
     of_sgd = spec.sgd.spec()
     del of_sgd["learning_rate"], of_sgd["batch_size"]
     of_sgd["momentum"] = spec.momenta[0]
@@ -296,6 +302,7 @@ def _dataset(
         steps=spec.steps,
         replicas=spec.replicas,
         precision=spec.precision,
+        vector_bytes=vector_bytes(),
         replica_steps=sum(one.replica_steps for one in found),
         seed=spec.seed,
     )

@@ -6,31 +6,49 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
+from typing import NamedTuple, Unpack
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from quadmodel._util.blas import one_blas_thread
 from quadmodel._util.checks import (
     FloatArray,
+    IntArray,
     as_batch_size,
     as_integer,
     as_number,
     as_sorted_list,
     check_memory,
 )
-from quadmodel._util.results import Variable, attributes, check_result, step_coordinate, variable
+from quadmodel._util.results import (
+    Variable,
+    attributes,
+    check_result,
+    recorded_steps,
+    step_coordinate,
+    variable,
+)
+from quadmodel._util.threads import Workers
 from quadmodel.large_p.trajectories import large_p_limit
 from quadmodel.laws.curvature import IndependentCurvature
+from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
 from quadmodel.studies._edges import (
     Runs,
     as_runs,
-    follow_all,
+    dataset_of,
     power_law_model,
+    record_of,
     stacked,
     with_scaled_eigenvalue,
 )
+from quadmodel.sweeps._parcel import Job
+from quadmodel.sweeps._records import Record
+from quadmodel.sweeps.running import Running, as_how
+from quadmodel.sweeps.store import Manifest
+from quadmodel.sweeps.sweep import RunsStages, run_sweep
 from quadmodel.theory.noise_kernel import critical_learning_rate
 
 _NORMS = ("noise_kernel_norm", "noise_kernel_norm_exact")
@@ -53,8 +71,7 @@ def large_p_edge(
     replicas: int = 4,
     record_every: int | None = None,
     seed: int = 0,
-    threads: int | None = None,
-    progress: bool = False,
+    **running: Unpack[Running],
 ) -> xr.Dataset:
     r"""Start runs below and above the stochastic edge, in the large-P limit, and see where they go.
 
@@ -80,10 +97,9 @@ def large_p_edge(
         Steps between two records; by default a hundred records.
     seed : int, optional
         Seed of model and batches, below 2**64.
-    threads : int, optional
-        Worker threads; all available cores by default. Results don't depend on it.
-    progress : bool, optional
-        Show a progress bar, on a terminal or in a notebook.
+    **running : threads, progress, store, executor
+        How the sweep runs, which its result does not depend on: see
+        :class:`quadmodel.sweeps.Running`.
 
     Returns
     -------
@@ -147,32 +163,19 @@ def large_p_edge(
     n_data = as_integer("n_data", n_data, low=2)
     sizes = as_sorted_list("batch_sizes", batch_sizes, lambda size: as_batch_size(size, n_data - 1))
     truncation_order = as_integer("truncation_order", truncation_order)
-    runs = as_runs(replicas, steps, record_every, seed, threads)
+    how = as_how(running)
+    runs = as_runs(replicas, steps, record_every, seed, how.threads)
     grid = list(product(strengths, sizes, norms))
     _check_memory(len(grid), n_data, truncation_order, runs)
-    model = power_law_model(n_data, n_data, runs.seed)
-    ntk = model.ntk()
+    asked = Asked(n_data, truncation_order, runs)
+    kept = prepare(asked)
+    ntk = kept.model.ntk()
     rates = {
         (b, k): critical_learning_rate(ntk, SGD(1.0, b), norm="paper", level=k)
         for b, k in product(sizes, norms)
     }
 
-    def follow(point: tuple[float, int, float]) -> xr.Dataset:
-        q, batch_size, norm = point
-        records = large_p_limit(
-            replace(model, curvature_law=IndependentCurvature(q / n_data**0.5)),
-            SGD(rates[batch_size, norm], batch_size),
-            runs.steps,
-            truncation_order=truncation_order,
-            replicas=runs.replicas,
-            seed=runs.seed,
-            record_every=runs.record_every,
-            observables=(*_NORMS, "ntk_largest_eigenvalue", "loss"),
-            threads=1,
-        )
-        return with_scaled_eigenvalue(records, rates[batch_size, norm])
-
-    found = follow_all(follow, grid, threads=runs.threads, what="edge at large P", show=progress)
+    units = [RunsUnit(q, b, rates[b, norm]) for q, b, norm in grid]
     axes = dict(zip(_GRID, (strengths, sizes, norms), strict=True))
     attrs = attributes(
         "edge at large P",
@@ -182,7 +185,62 @@ def large_p_edge(
         seed=runs.seed,
     )
     rate = np.array([*rates.values()]).reshape(len(sizes), len(norms))
-    return _dataset(found, axes, rate).assign_attrs(attrs)
+
+    def flow(sweep: RunsStages) -> xr.Dataset:
+        found = [dataset_of(record) for record in sweep.run("runs", units)]
+        recorded = recorded_steps(runs.steps, runs.record_every)
+        return _dataset(found, axes, rate, recorded).assign_attrs(attrs)
+
+    every = {**axes, "replicas": runs.replicas, "record_every": runs.record_every}
+    manifest = Manifest("edge at large P", attrs | every, {"runs": len(units)})
+    return run_sweep(manifest, Job(prepare, asked, kept), how, flow)
+
+
+class Asked(NamedTuple):
+    """What all runs share."""
+
+    n_data: int
+    truncation_order: int
+    runs: Runs
+
+
+class _Kept(NamedTuple):
+    """What a worker keeps: that, and the model at the start."""
+
+    asked: Asked
+    model: QuadraticModel
+
+
+def prepare(asked: Asked) -> _Kept:
+    """Draw the model."""
+    with one_blas_thread():
+        return _Kept(asked, power_law_model(asked.n_data, asked.n_data, asked.runs.seed))
+
+
+class RunsUnit(NamedTuple):
+    """The runs at one curvature strength, batch size and learning rate."""
+
+    curvature_strength: float
+    batch_size: int
+    learning_rate: float
+
+    def compute(self, kept: _Kept, pool: Workers) -> Record:
+        """Follow them."""
+        (n_data, truncation_order, runs), model = kept
+        law = IndependentCurvature(self.curvature_strength / n_data**0.5)
+        records = large_p_limit(
+            replace(model, curvature_law=law),
+            SGD(self.learning_rate, self.batch_size),
+            runs.steps,
+            truncation_order=truncation_order,
+            replicas=runs.replicas,
+            seed=runs.seed,
+            record_every=runs.record_every,
+            observables=(*_NORMS, "ntk_largest_eigenvalue", "loss"),
+            threads=1,
+        )
+        scaled = with_scaled_eigenvalue(records, self.learning_rate)
+        return record_of(scaled.drop_vars(["step", "replica"]))
 
 
 def _check_memory(n_points: int, n_data: int, truncation_order: int, runs: Runs) -> None:
@@ -195,20 +253,20 @@ def _check_memory(n_points: int, n_data: int, truncation_order: int, runs: Runs)
 
 
 def _dataset(
-    found: Sequence[xr.Dataset], axes: dict[str, list[float]], rate: FloatArray
+    found: Sequence[xr.Dataset], axes: dict[str, list[float]], rate: FloatArray, recorded: IntArray
 ) -> xr.Dataset:
     """Label records, summaries and learning rates of all runs."""
     sizes = {name: len(values) for name, values in axes.items()}
-    recorded = stacked(found, (*_NORMS, "loss", "scaled_largest_eigenvalue"), sizes)
+    records = stacked(found, (*_NORMS, "loss", "scaled_largest_eigenvalue"), sizes)
     divergence = stacked(found, ["divergence_step"], sizes)
     summary = _summary(
-        {name: values for name, (_, values, _) in recorded.items()},
+        {name: values for name, (_, values, _) in records.items()},
         divergence["divergence_step"][1],
     )
     per_rate = ("batch_size", "initial_norm")
     return xr.Dataset(
         {
-            **recorded,
+            **records,
             **summary,
             **divergence,
             "learning_rate": variable(per_rate, rate, "learning rate", "1 / NTK eigenvalue"),
@@ -224,8 +282,8 @@ def _dataset(
                 "noise kernel norm (paper) at the start",
                 "1",
             ),
-            "replica": found[0].replica.values,
-            "step": step_coordinate(found[0].step.values),
+            "replica": np.arange(found[0].sizes["replica"]),
+            "step": step_coordinate(recorded),
         },
     )
 
@@ -278,6 +336,13 @@ def outcome_table(found: xr.Dataset) -> xr.Dataset:
     References
     ----------
     .. [1] derivations/08-large-p.md.
+
+    Examples
+    --------
+    >>> import quadmodel as qm
+    >>> found = qm.large_p_edge([0.4, 4.0], [2], [0.5], n_data=10, steps=200, replicas=1)
+    >>> qm.outcome_table(found).outcome.squeeze().values.tolist()
+    ['1 stayed below', '1 diverged']
     """
     needed = dict.fromkeys(("outcome", "divergence_step", *_FINAL), (*_GRID, "replica"))
     check_result("found", found, "large_p_edge()", needed)

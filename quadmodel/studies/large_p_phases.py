@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, Unpack
 
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from quadmodel._util.checks import as_integer
+from quadmodel._util.blas import one_blas_thread
+from quadmodel._util.checks import FloatArray, as_integer
+from quadmodel._util.threads import Workers
 from quadmodel.ensemble import Ensemble
 from quadmodel.large_p._system import law_of
 from quadmodel.large_p.growth import check_runs, measure_growth_in_limit, system_of
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
+from quadmodel.simulation.growth import GridPoints, Measurement
 from quadmodel.spectra import IndependentGaussian
-from quadmodel.studies._spec import as_spec
-from quadmodel.studies.phases import as_source, stability_diagram
+from quadmodel.studies._diagram import Kept, spectrum_of
+from quadmodel.studies._spec import as_source, as_spec
+from quadmodel.studies.phases import diagram_of, sweep_of
+from quadmodel.sweeps._parcel import Job
+from quadmodel.sweeps.running import Running, as_how
 from quadmodel.theory.mean_field_edge import nonlinear_edges
 
 
@@ -33,8 +38,7 @@ def large_p_phase_diagram(
     seed: int = 0,
     refine: int = 12,
     truncation_order: int = 2,
-    threads: int | None = None,
-    progress: bool = False,
+    **running: Unpack[Running],
 ) -> xr.Dataset:
     r"""Predict and run SGD on a grid of learning rates and batch sizes, with P to infinity.
 
@@ -61,10 +65,9 @@ def large_p_phase_diagram(
         growth rates change sign; 0 for none.
     truncation_order : int, optional
         Order L at which the hierarchy of basis states is cut, at most 1000.
-    threads : int, optional
-        Worker threads; all available cores by default. Results don't depend on it.
-    progress : bool, optional
-        Show a progress bar, on a terminal or in a notebook.
+    **running : threads, progress, store, executor
+        How the sweep runs, which its result does not depend on: see
+        :class:`quadmodel.sweeps.Running`.
 
     Returns
     -------
@@ -107,7 +110,7 @@ def large_p_phase_diagram(
     >>> round(limit.attrs["curvature_strength"], 12)
     0.5
     """
-    checked = as_source(source)
+    checked, how = as_source(source), as_how(running)
     spec = as_spec(
         checked.n_data,
         learning_rates,
@@ -117,12 +120,12 @@ def large_p_phase_diagram(
         replicas=replicas,
         seed=seed,
         refine=refine,
-        threads=threads,
-        progress=progress,
     )
     truncation_order = as_integer("truncation_order", truncation_order, high=1000)
-    model, system = system_of(checked, spec.seed, truncation_order)
-    check_runs(system, spec.sgd, spec.n_measured, spec.threads)
+    asked = Asked(checked, spec.seed, truncation_order)
+    kept = prepare(asked)
+    model, system = kept.model, kept.system
+    check_runs(system, spec.sgd, spec.n_measured, how.threads)
     described = _described(checked) | {
         "n_data": model.n_data,
         "source_hash": model.source_hash,
@@ -130,10 +133,42 @@ def large_p_phase_diagram(
         "truncation_order": truncation_order,
         "curvature_strength": system.curvature_strength,
     }
-    measure = partial(measure_growth_in_limit, system)
-    law = law_of(checked, "source")
-    nonlinear = partial(nonlinear_edges, model, curvature=law, ratio=math.inf)
-    return stability_diagram(model, measure, spec, described, nonlinear=nonlinear)
+    cost = float(spec.steps * spec.replicas) * 2 * model.n_data ** (truncation_order + 1)
+    diagram = diagram_of(spec, described, kept, linear=False, cost=cost)
+    return sweep_of(
+        diagram, Job(prepare, asked, kept, nbytes=model.nbytes), how, law=repr(kept.law)
+    )
+
+
+class Asked(NamedTuple):
+    """What a worker makes the limit of: a source, sampled with a seed, and the order."""
+
+    source: Ensemble | QuadraticModel
+    seed: int
+    truncation_order: int
+
+
+class _Limit(Kept):
+    """The model at the start, and what drives its limit."""
+
+    def __init__(self, asked: Asked) -> None:
+        """Draw the model, without its curvature."""
+        self.model, self.system = system_of(*asked)
+        self.spectrum, self.law = spectrum_of(self.model), law_of(asked.source, "source")
+
+    def measure(self, points: GridPoints, pool: Workers) -> Measurement:
+        """Run grid points in the limit."""
+        return measure_growth_in_limit(self.system, points, pool)
+
+    def nonlinear_edges(self, batch_sizes: Sequence[int], sgd: SGD) -> FloatArray | None:
+        """Predict where the limit diverges."""
+        return nonlinear_edges(self.model, batch_sizes, sgd, curvature=self.law, ratio=math.inf)
+
+
+def prepare(asked: Asked) -> _Limit:
+    """Draw the model."""
+    with one_blas_thread():
+        return _Limit(asked)
 
 
 def _described(source: Ensemble | QuadraticModel) -> dict[str, Any]:

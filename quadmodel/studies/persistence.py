@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
+from typing import NamedTuple, Unpack
 
 import numpy as np
 import xarray as xr
@@ -18,6 +19,7 @@ from quadmodel._util.results import (
     step_coordinate,
     variable,
 )
+from quadmodel._util.threads import Workers
 from quadmodel.laws.curvature import KroneckerCurvature
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
@@ -25,11 +27,17 @@ from quadmodel.simulation.trajectories import simulate
 from quadmodel.studies._edges import (
     Runs,
     as_runs,
-    follow_all,
+    dataset_of,
     power_law_model,
+    record_of,
     stacked,
     with_scaled_eigenvalue,
 )
+from quadmodel.sweeps._parcel import Job
+from quadmodel.sweeps._records import Record
+from quadmodel.sweeps.running import Running, as_how
+from quadmodel.sweeps.store import Manifest
+from quadmodel.sweeps.sweep import RunsStages, run_sweep
 from quadmodel.theory.mean_field import mean_field
 from quadmodel.theory.noise_kernel import critical_learning_rate
 
@@ -51,8 +59,7 @@ def persistent_edge(
     steps: int = 20_000,
     record_every: int | None = None,
     seed: int = 0,
-    threads: int | None = None,
-    progress: bool = False,
+    **running: Unpack[Running],
 ) -> xr.Dataset:
     r"""Train models whose curvature grows with the NTK, and follow their noise kernel norms.
 
@@ -76,10 +83,9 @@ def persistent_edge(
     seed : int, optional
         Seed of models, curvatures and batches, below 2**64; replica n draws its model from
         seed + n.
-    threads : int, optional
-        Worker threads; all available cores by default. Results don't depend on it.
-    progress : bool, optional
-        Show a progress bar, on a terminal or in a notebook.
+    **running : threads, progress, store, executor
+        How the sweep runs, which its result does not depend on: see
+        :class:`quadmodel.sweeps.Running`.
 
     Returns
     -------
@@ -130,7 +136,8 @@ def persistent_edge(
         curvature_strengths,
         lambda q: as_number("curvature_strengths", q, least=0.0),
     )
-    runs = as_runs(replicas, steps, record_every, seed, threads)
+    how = as_how(running)
+    runs = as_runs(replicas, steps, record_every, seed, how.threads)
     n_data = as_integer("n_data", n_data)
     n_params = as_integer("n_params", n_params, low=n_data)
     initial_norm = as_number("initial_norm", initial_norm, above=0.0)
@@ -142,47 +149,93 @@ def persistent_edge(
     held = 16.0 * n_points * (len(_NORMS) + 2) * runs.n_records
     check_memory("the curvatures", drawn + held)
 
-    def follow(q: float, replica: int) -> xr.Dataset:
-        model = aligned_model(q, n_data, n_params, seed=runs.seed + replica)
-        rate = critical_learning_rate(model.ntk(), template, norm="paper", level=initial_norm)
-        records = simulate(
-            model,
-            replace(template, learning_rate=rate),
-            runs.steps,
-            seed=runs.seed,
-            model_index=replica,
-            record_every=runs.record_every,
-            threads=1,
-            observables=(*_NORMS, "ntk_largest_eigenvalue", "loss"),
-        )
-        label = variable((), rate, "learning rate", "1 / NTK eigenvalue")
-        return with_scaled_eigenvalue(records.isel(replica=0), rate).assign(learning_rate=label)
-
-    def work(point: tuple[float, int | None]) -> xr.Dataset:
-        q, replica = point
-        if replica is None:
-            return _prediction(q, n_data, n_params, template, initial_norm, runs)
-        return follow(q, replica)
-
+    asked = Asked(n_data, n_params, template, initial_norm, runs)
     # A prediction per curvature strength, then the runs.
-    points = [*product(strengths, [None]), *product(strengths, range(runs.replicas))]
-    every = follow_all(work, points, threads=runs.threads, what="persistent edge", show=progress)
-    predicted, found = every[: len(strengths)], every[len(strengths) :]
+    units = [RunUnit(*point) for point in product(strengths, [None])]
+    units += [RunUnit(*point) for point in product(strengths, range(runs.replicas))]
     names = (*_NORMS, "loss", "scaled_largest_eigenvalue", "learning_rate", "divergence_step")
     source = {"n_data": n_data, "n_params": n_params, "batch_size": batch_size}
     sizes = {"curvature_strength": len(strengths), "replica": runs.replicas}
-    return xr.Dataset(
-        stacked(found, names, sizes)
-        | stacked(predicted, list(map(str, predicted[0])), {"curvature_strength": len(strengths)}),
-        coords={
-            "curvature_strength": variable("curvature_strength", strengths, "curvature strength"),
-            "replica": np.arange(runs.replicas),
-            "step": step_coordinate(found[0].step.values),
-        },
-        attrs=attributes(
-            "persistent edge", source, initial_norm=initial_norm, steps=runs.steps, seed=runs.seed
-        ),
+    attrs = attributes(
+        "persistent edge", source, initial_norm=initial_norm, steps=runs.steps, seed=runs.seed
     )
+
+    def flow(sweep: RunsStages) -> xr.Dataset:
+        every = [dataset_of(record) for record in sweep.run("runs", units)]
+        predicted, found = every[: len(strengths)], every[len(strengths) :]
+        of_theory = list(map(str, predicted[0]))
+        per_strength = {"curvature_strength": len(strengths)}
+        return xr.Dataset(
+            stacked(found, names, sizes) | stacked(predicted, of_theory, per_strength),
+            coords={
+                "curvature_strength": variable(
+                    "curvature_strength", strengths, "curvature strength"
+                ),
+                "replica": np.arange(runs.replicas),
+                "step": step_coordinate(recorded_steps(runs.steps, runs.record_every)),
+            },
+            attrs=attrs,
+        )
+
+    every = {"curvature_strengths": strengths, "replicas": runs.replicas}
+    every |= {"record_every": runs.record_every}
+    manifest = Manifest("persistent edge", attrs | every, {"runs": len(units)})
+    return run_sweep(manifest, Job(prepare, asked, asked), how, flow)
+
+
+class Asked(NamedTuple):
+    """What runs and predictions share."""
+
+    n_data: int
+    n_params: int
+    template: SGD
+    initial_norm: float
+    runs: Runs
+
+
+def prepare(asked: Asked) -> Asked:
+    """Keep what is asked for: every run has a model of its own."""
+    return asked
+
+
+class RunUnit(NamedTuple):
+    """A run at a curvature strength; its prediction, where there is no replica."""
+
+    curvature_strength: float
+    replica: int | None
+
+    def compute(self, kept: Asked, pool: Workers) -> Record:
+        """Train the model, or say what mean-field theory does."""
+        if self.replica is None:
+            return record_of(_prediction(self.curvature_strength, *kept))
+        return record_of(_follow(self.curvature_strength, self.replica, *kept))
+
+
+def _follow(
+    curvature_strength: float,
+    replica: int,
+    n_data: int,
+    n_params: int,
+    template: SGD,
+    initial_norm: float,
+    runs: Runs,
+) -> xr.Dataset:
+    """Return the records of one run."""
+    model = aligned_model(curvature_strength, n_data, n_params, seed=runs.seed + replica)
+    rate = critical_learning_rate(model.ntk(), template, norm="paper", level=initial_norm)
+    records = simulate(
+        model,
+        replace(template, learning_rate=rate),
+        runs.steps,
+        seed=runs.seed,
+        model_index=replica,
+        record_every=runs.record_every,
+        threads=1,
+        observables=(*_NORMS, "ntk_largest_eigenvalue", "loss"),
+    )
+    label = variable((), rate, "learning rate", "1 / NTK eigenvalue")
+    records = records.isel(replica=0, drop=True).drop_vars("step")
+    return with_scaled_eigenvalue(records, rate).assign(learning_rate=label)
 
 
 def _prediction(
@@ -265,6 +318,13 @@ def late_time_quartiles(found: xr.Dataset) -> xr.Dataset:
     References
     ----------
     .. [1] Goes beyond arXiv:2404.19261; see :func:`persistent_edge`.
+
+    Examples
+    --------
+    >>> import quadmodel as qm
+    >>> found = qm.persistent_edge([0.5], replicas=1, n_data=10, n_params=20, steps=50)
+    >>> qm.late_time_quartiles(found)["quantile"].values.tolist()
+    [0.25, 0.5, 0.75]
     """
     needed = dict.fromkeys(("scaled_largest_eigenvalue", "loss"), ("step",))
     check_result("found", found, "persistent_edge()", {**needed, "divergence_step": ()})

@@ -2,54 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, Protocol
+from collections.abc import Sequence
+from threading import Lock
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from quadmodel._util.checks import FloatArray, InputError, IntArray, n_axes
-from quadmodel._util.results import attributes, variable
-from quadmodel._util.threads import Workers, workers
+from quadmodel._util.blas import one_blas_thread
+from quadmodel._util.checks import FloatArray
+from quadmodel._util.threads import Workers
 from quadmodel.ensemble import Ensemble
+from quadmodel.laws.curvature import LowRankCurvature
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
-from quadmodel.simulation.growth import GridPoints, Measurement, measure_growth
-from quadmodel.simulation.populations import KINDS
-from quadmodel.studies._scan import close_up_crossings, finer_scan
-from quadmodel.studies._spec import DiagramSpec, Variables, as_spec
-from quadmodel.theory._inputs import NORMS, Spectrum
-from quadmodel.theory._noise import norm_or_infinity
+from quadmodel.simulation._stepper import Stepper
+from quadmodel.simulation.growth import GridPoints, Measurement, measure_growth, stepper_of
+from quadmodel.studies._diagram import Diagram, Kept, spectrum_of
+from quadmodel.studies._spec import DiagramSpec, as_source, as_spec
+from quadmodel.sweeps._parcel import Job
+from quadmodel.sweeps.running import How, Running, as_how
+from quadmodel.sweeps.store import Manifest
+from quadmodel.sweeps.sweep import run_sweep, unit_size
 from quadmodel.theory.mean_field_edge import nonlinear_edges
-from quadmodel.theory.noise_kernel import phase_boundaries
-from quadmodel.theory.typical import typical_critical_on_spectrum
-
-PHASES = ("stable", "intermittent", "stochastically unstable", "deterministically unstable")
-# Predicted phase where the mean loss grows and the theory does not say what a typical one does.
-UNDECIDED = "undecided"
 
 # Learning rates of the finer scan: where close-ups follow, and where it is all there is.
 _SCAN_BEFORE_CLOSE_UP, _SCAN = 6, 12
-
-_LABELS = {
-    "mean_growth": ("growth rate of the mean loss", "1 / step"),
-    "mean_growth_standard_error": ("standard error of the mean's growth rate", "1 / step"),
-    "typical_growth": ("growth rate of the typical loss", "1 / step"),
-    "typical_growth_standard_error": ("standard error of the typical growth rate", "1 / step"),
-    "fraction_diverged": ("fraction of replicas that diverged", "1"),
-    "final_loss": ("median final loss", "loss"),
-    "noise_kernel_norm": ("noise kernel norm", "1"),
-    "learning_rate": ("learning rate", "1 / NTK eigenvalue"),
-    "growth": ("growth rate", "1 / step"),
-    "growth_standard_error": ("standard error of the growth rate", "1 / step"),
-    "correction": ("part of the growth that corrects for the bias of a logarithm", "1 / step"),
-    "steps": ("steps of a run", "steps"),
-    "replicas": ("replicas per learning rate", "1"),
-    "settled": ("whether the growth has settled", "1"),
-    "needed_steps": ("steps to ask for, so that growth settles", "steps"),
-}
+# Grid points that a close-up takes as long as.
+_CLOSE_UP = 9.0
 
 
 def phase_diagram(
@@ -63,8 +44,7 @@ def phase_diagram(
     seed: int = 0,
     refine: int | None = None,
     precision: str = "float64",
-    threads: int | None = None,
-    progress: bool = False,
+    **running: Unpack[Running],
 ) -> xr.Dataset:
     r"""Predict and simulate the stability of SGD on a grid of learning rates and batch sizes.
 
@@ -92,10 +72,9 @@ def phase_diagram(
         it. 0 for neither.
     precision : {"float64", "mixed"}, optional
         As for :func:`quadmodel.simulate`.
-    threads : int, optional
-        Worker threads; all available cores by default. Results don't depend on it.
-    progress : bool, optional
-        Show a progress bar, on a terminal or in a notebook.
+    **running : threads, progress, store, executor
+        How the sweep runs, which its result does not depend on: see
+        :class:`quadmodel.sweeps.Running`.
 
     Returns
     -------
@@ -142,11 +121,11 @@ def phase_diagram(
     size 1. The growth of the mean loss is that of a population of replicas, redrawn in proportion
     to their losses whenever fewer than half of them carry the mean, which leaves the mean's
     expectation as it is; 16 blocks of steps give the standard error and the correction for the bias
-    of a logarithm (:func:`quadmodel.simulation.populations.population_growth`). Where these cross
+    of a logarithm (``quadmodel/simulation/populations.py``). Where these cross
     zero, close-ups follow with as many steps and replicas as the runs themselves turn out to need
-    (:func:`quadmodel.studies._close_up.close_up`). Growth of a
+    (``quadmodel/studies/_close_up.py``). Growth of a
     quadratic model is that of independent replicas over the second half of their steps, or up to
-    their divergence or convergence (:func:`quadmodel.simulation.growth.measure_growth`).
+    their divergence or convergence (``quadmodel/simulation/growth.py``).
 
     References
     ----------
@@ -159,7 +138,7 @@ def phase_diagram(
     >>> dict(grid.mean_growth.sizes)
     {'learning_rate': 6, 'batch_size': 3}
     """
-    checked = as_source(source)
+    checked, how = as_source(source), as_how(running)
     linear = checked.curvature is None
     if refine is None:
         refine = _SCAN_BEFORE_CLOSE_UP if linear else _SCAN
@@ -173,220 +152,85 @@ def phase_diagram(
         seed=seed,
         refine=refine,
         precision=precision,
-        threads=threads,
-        progress=progress,
     )
-    model = checked.sample(spec.seed) if isinstance(checked, Ensemble) else checked
     described = checked.spec() if isinstance(checked, Ensemble) else {"model": repr(checked)}
-    described |= model.spec(with_curvature=True)
-    measure = partial(measure_growth, model)
-    return stability_diagram(
-        model,
-        measure,
+    asked = Asked(checked, spec.points(np.empty(0), np.empty(0, np.int64), 0))
+    kept = prepare(asked)
+    described |= kept.model.spec(with_curvature=True)
+    diagram = diagram_of(spec, described, kept, linear=linear, cost=_cost(kept.model, spec))
+    return sweep_of(diagram, Job(prepare, asked, kept, nbytes=kept.model.nbytes), how)
+
+
+class Asked(NamedTuple):
+    """What a worker's model is made of: a source, and grid points without any, for the rest."""
+
+    source: Ensemble | QuadraticModel
+    points: GridPoints
+
+
+class _Simulated(Kept):
+    """A model, and its copy that simulations step."""
+
+    def __init__(self, model: QuadraticModel, points: GridPoints) -> None:
+        """Wait with the copy until it is needed."""
+        self.model, self.spectrum, self._points = model, spectrum_of(model), points
+        self._stepper: Stepper | None = None
+        self._guard = Lock()
+
+    def measure(self, points: GridPoints, pool: Workers) -> Measurement:
+        """Simulate grid points."""
+        with self._guard:
+            if self._stepper is None:
+                self._stepper = stepper_of(self.model, self._points)
+        return measure_growth(self.model, points, pool, self._stepper)
+
+    def nonlinear_edges(self, batch_sizes: Sequence[int], sgd: SGD) -> FloatArray | None:
+        """Predict where the nonlinear model diverges."""
+        return nonlinear_edges(self.model, batch_sizes, sgd)
+
+
+def prepare(asked: Asked) -> Kept:
+    """Draw the model."""
+    source, points = asked
+    with one_blas_thread():
+        model = source.sample(points.seed) if isinstance(source, Ensemble) else source
+        return _Simulated(model, points)
+
+
+def _cost(model: QuadraticModel, spec: DiagramSpec) -> float:
+    """Return about how many multiplications a grid point takes."""
+    size, curvature = float(spec.batch_sizes.mean()), model.curvature
+    if curvature is None:  # plain runs, and two populations
+        step = 3 * (1000.0 + size * model.n_data)
+    elif isinstance(curvature, LowRankCurvature):
+        step = 1000.0 + size * 4 * curvature.vectors[0].size
+    else:
+        step = 1000.0 + size * 2 * model.n_params**2
+    return step * spec.steps * spec.replicas
+
+
+def diagram_of(
+    spec: DiagramSpec, described: dict[str, Any], kept: Kept, *, linear: bool, cost: float
+) -> Diagram:
+    """Return a phase diagram whose units take about as long as the engine wants them to."""
+    sizes = spec.batch_sizes.size
+    return Diagram(
         spec,
         described,
-        nonlinear=partial(nonlinear_edges, model),
-        close_ups=linear and spec.refine > 0,
+        kept.model.n_data,
+        linear,
+        not linear,
+        unit_size(spec.n_rates * sizes, cost),
+        unit_size(spec.refine * sizes, cost),
     )
 
 
-class Measure(Protocol):
-    """A function that measures grid points: how losses grow there, and how replicas end."""
-
-    def __call__(
-        self, points: GridPoints, pool: Workers, /, *, what: str, show: bool
-    ) -> Measurement:
-        """Measure `points`, with a progress bar called `what`."""
-
-
-def as_source(source: Any) -> Ensemble | QuadraticModel:
-    """Return an ensemble or a model, which an NTK is turned into."""
-    if isinstance(source, Ensemble | QuadraticModel):
-        return source
-    axes = n_axes("source", source)
-    if axes != 2:
-        raise InputError(
-            "source must be an Ensemble, a QuadraticModel or an NTK of shape (n_data, n_data), "
-            f"got {type(source).__name__} with {axes} dimensions"
-        )
-    return QuadraticModel.from_ntk(source)
-
-
-def stability_diagram(
-    model: QuadraticModel,
-    measure: Measure,
-    spec: DiagramSpec,
-    described: dict[str, Any],
-    *,
-    nonlinear: Callable[[Sequence[int], SGD], FloatArray | None],
-    close_ups: bool = False,
-) -> xr.Dataset:
-    """Predict the edges of a model, measure a grid and a finer scan, and label all of it.
-
-    With `close_ups`, which only a linear model has, the growth is measured once more where it
-    crosses zero. `nonlinear` predicts the edges of the nonlinear model, where it can.
-    """
-    sizes = spec.batch_sizes
-    with workers(spec.threads) as pool:
-        spectrum = Spectrum(*model.eigensystem)
-        if spectrum.edge == 0:
-            raise InputError("source: the NTK must not vanish, got eigenvalues that are all zero")
-
-        def evaluate(points: GridPoints, what: str) -> tuple[Variables, int]:
-            measured = measure(points, pool, what=what, show=spec.progress)
-            norms = {"noise_kernel_norm": norms_at(points)}
-            return measured.variables() | norms, measured.replica_steps
-
-        def norms_at(points: GridPoints) -> FloatArray:
-            return _norms(spectrum, points, pool)
-
-        boundaries = _boundaries(spectrum, sizes, spec.sgd, pool)
-        critical = nonlinear(sizes.tolist(), spec.sgd)
-        if critical is not None:
-            at_edge = norms_at(spec.points(critical, sizes, 0))
-            boundaries = boundaries.assign(_labelled_edges(critical, at_edge))
-        rates = spec.learning_rates
-        if isinstance(rates, int):
-            rates = _spread_learning_rates(boundaries, rates)
-        points = spec.points(np.repeat(rates, sizes.size), np.tile(sizes, rates.size), 0)
-        on_grid, steps_of_grid = evaluate(points, "grid")
-        grid = {k: v.reshape(*v.shape[:-1], rates.size, sizes.size) for k, v in on_grid.items()}
-        scan, steps_of_scan = finer_scan(rates, grid, spec, evaluate)
-        close, steps_of_close = (
-            close_up_crossings(model, rates, grid, scan, spec, pool) if close_ups else ({}, 0)
-        )
-        if close:
-            shape = close["learning_rate"].shape
-            at = np.broadcast_to(sizes[:, None], shape)
-            norms = norms_at(spec.points(close["learning_rate"].ravel(), at.ravel(), 0))
-            close["noise_kernel_norm"] = norms.reshape(-1, *shape)
-    attrs = attributes(
+def sweep_of(diagram: Diagram, job: Job, how: How, **more: Any) -> xr.Dataset:
+    """Run the sweep of a diagram; `more` says what else its result depends on."""
+    manifest = Manifest(
         "phase diagram",
-        described | spec.sgd_attributes(),
-        steps=spec.steps,
-        replicas=spec.replicas,
-        refine=spec.refine,
-        precision=spec.precision,
-        replica_steps=steps_of_grid + steps_of_scan + steps_of_close,
-        seed=spec.seed,
+        diagram.specification() | more,
+        diagram.expected(),
+        weights={"grid": diagram.cells, "finer scan": diagram.scan_cells, "close-ups": _CLOSE_UP},
     )
-    return _dataset(rates, grid, scan, close, boundaries, attrs)
-
-
-def _spread_learning_rates(boundaries: xr.Dataset, count: int) -> FloatArray:
-    """Return learning rates from below the smallest critical one to above the largest edge."""
-    low = 0.4 * float(boundaries.critical_learning_rate.min())
-    return np.geomspace(low, 1.6 * float(boundaries.edge_of_stability.max()), count)
-
-
-def _boundaries(spectrum: Spectrum, sizes: IntArray, template: SGD, pool: Workers) -> xr.Dataset:
-    """Return the learning rates from which on the mean loss and the typical loss grow."""
-    edges = phase_boundaries(spectrum, sizes, template)
-    mean_square = edges.critical_learning_rate.sel(norm="exact").values
-    typical = np.empty(sizes.size)
-
-    def work(some: slice) -> None:
-        for k in range(*some.indices(sizes.size)):
-            sgd = template._at(batch_size=int(sizes[k]))
-            typical[k] = typical_critical_on_spectrum(spectrum, sgd, float(mean_square[k]))
-
-    pool.map(work, [slice(k, k + 1) for k in range(sizes.size)])
-    name = "learning rate above which typical runs diverge"
-    labelled = variable(("batch_size",), typical, name, "1 / NTK eigenvalue")
-    return edges.assign(typical_critical_learning_rate=labelled)
-
-
-def _labelled_edges(rates: FloatArray, norms: FloatArray) -> dict[str, Any]:
-    """Label the edge of the nonlinear model, and K of the initial NTK there."""
-    norms = np.where(np.isnan(rates), np.nan, norms)
-    return {
-        "mean_field_critical_learning_rate": variable(
-            "batch_size",
-            rates,
-            "learning rate above which the nonlinear model diverges, by mean-field theory",
-            "1 / NTK eigenvalue",
-        ),
-        "mean_field_noise_kernel_norm": variable(
-            ("norm", "batch_size"), norms, "noise kernel norm of the initial NTK there", "1"
-        ),
-    }
-
-
-def _norms(spectrum: Spectrum, points: GridPoints, pool: Workers) -> FloatArray:
-    """Return K by every norm and at every grid point, shape (norms, points)."""
-    norms = np.empty((len(NORMS), len(points)))
-
-    def work(some: slice) -> None:
-        for n in range(*some.indices(len(points))):
-            rate, size = float(points.learning_rate[n]), int(points.batch_size[n])
-            sgd = points.sgd._at(learning_rate=rate, batch_size=size)
-            norms[:, n] = [norm_or_infinity(spectrum, sgd, norm) for norm in NORMS]
-
-    pool.map(work, [slice(i, i + 8) for i in range(0, len(points), 8)])
-    return norms
-
-
-def _phases(rates: FloatArray, grid: Variables, boundaries: xr.Dataset) -> np.ndarray:
-    """Return the phase of every grid point from its measured growth rates."""
-    mean, typical = grid["mean_growth"] > 0, grid["typical_growth"] > 0
-    beyond = rates[:, None] >= boundaries.edge_of_stability.values
-    stable, intermittent, stochastic, deterministic = PHASES
-    return np.select(
-        [~mean & ~typical, beyond, mean & ~typical],
-        [stable, deterministic, intermittent],
-        stochastic,
-    )
-
-
-def _predicted_phases(rates: FloatArray, boundaries: xr.Dataset) -> np.ndarray:
-    """Return the phase of every grid point from the predicted learning rates."""
-    at = rates[:, None]
-    typical = boundaries.typical_critical_learning_rate.values
-    beyond = at >= boundaries.edge_of_stability.values
-    stable, intermittent, stochastic, deterministic = PHASES
-    return np.select(
-        [
-            beyond,
-            at < boundaries.critical_learning_rate.sel(norm="exact").values,
-            np.isnan(typical)[None, :],
-            at < typical,
-        ],
-        [deterministic, stable, UNDECIDED, intermittent],
-        stochastic,
-    )
-
-
-def _dataset(
-    rates: FloatArray,
-    grid: Variables,
-    scan: Variables,
-    close: dict[str, np.ndarray],
-    boundaries: xr.Dataset,
-    attrs: dict[str, Any],
-) -> xr.Dataset:
-    """Label predictions and measurements."""
-
-    def labelled(name: str, value: FloatArray, dims: tuple[str, ...]) -> Any:
-        lead = ("norm",) if name == "noise_kernel_norm" else ()
-        return variable((*lead, *dims), value, *_LABELS[name])
-
-    def close_dims(value: np.ndarray) -> tuple[str, ...]:
-        return ("kind", "batch_size", "close")[: value.ndim]
-
-    plane = ("learning_rate", "batch_size")
-    predicted = _predicted_phases(rates, boundaries)
-    return xr.Dataset(
-        {name: labelled(name, v, plane) for name, v in grid.items()}
-        | {"phase": variable(plane, _phases(rates, grid, boundaries), "phase, simulated")}
-        | {"predicted_phase": variable(plane, predicted, "phase, predicted")}
-        | {f"scan_{name}": labelled(name, v, ("batch_size", "scan")) for name, v in scan.items()}
-        | {f"close_{name}": labelled(name, v, close_dims(v)) for name, v in close.items()}
-        | {str(name): values for name, values in boundaries.data_vars.items()},
-        coords={
-            "learning_rate": labelled("learning_rate", rates, ("learning_rate",)),
-            "batch_size": boundaries.batch_size,
-            "norm": boundaries.norm,
-        }
-        | ({"kind": list(KINDS)} if close else {}),
-        attrs=attrs,
-    )
+    return run_sweep(manifest, job, how, lambda sweep: diagram.run(sweep.run))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import xarray as xr
@@ -20,13 +20,18 @@ from quadmodel._util.checks import (
     check_memory,
     is_count,
 )
-from quadmodel._util.progress import progress_bar
 from quadmodel._util.results import attributes, variable
+from quadmodel._util.threads import Workers, as_threads, stop_if_asked
 from quadmodel.ensemble import Ensemble
 from quadmodel.laws.curvature import CurvatureLaw
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
-from quadmodel.simulation.ntk_draws import growth_over_grid
+from quadmodel.simulation.ntk_draws import check_draws, growth_of_pair
+from quadmodel.sweeps._parcel import Job
+from quadmodel.sweeps._records import Record
+from quadmodel.sweeps.running import Running, as_how
+from quadmodel.sweeps.store import Manifest
+from quadmodel.sweeps.sweep import RunsStages, cut, run_sweep, unit_size
 from quadmodel.theory import sharpening
 from quadmodel.theory._curvature import Statistics, curvature_statistics, law_of
 from quadmodel.theory.noise_kernel import edge_of_stability, phase_boundaries
@@ -41,6 +46,9 @@ _LABELS = {
     "relative_error": ("estimated relative error of the change of the NTK's trace", "1"),
     "valid": ("whether second order holds for the largest NTK eigenvalue", None),
 }
+_PREDICTED = ("predicted_growth", "conservative", "relative_error", "valid")
+# Multiplications that the forecast of a grid point counts for.
+_FORECAST = 2.0**26
 
 
 def sharpening_diagram(
@@ -54,8 +62,7 @@ def sharpening_diagram(
     batch_sequences: int = 2,
     curvature: CurvatureLaw | float | None = None,
     seed: int = 0,
-    threads: int | None = None,
-    progress: bool = False,
+    **running: Unpack[Running],
 ) -> xr.Dataset:
     r"""Map the mean growth of the largest NTK eigenvalue over learning rate and batch size.
 
@@ -79,10 +86,9 @@ def sharpening_diagram(
         Law of the curvature; by default that of `source`.
     seed : int, optional
         Seed of the model, the curvatures and the batches, below 2**64.
-    threads : int, optional
-        Worker threads; all available cores by default. Results don't depend on it.
-    progress : bool, optional
-        Show a progress bar, on a terminal or in a notebook.
+    **running : threads, progress, store, executor
+        How the sweep runs, which its result does not depend on: see
+        :class:`quadmodel.sweeps.Running`.
 
     Returns
     -------
@@ -124,7 +130,7 @@ def sharpening_diagram(
     steps = as_integer("steps", steps, high=2**32 - 1)
     replicas = as_integer("replicas", replicas, low=2, high=2**32 - 1)
     batch_sequences = as_integer("batch_sequences", batch_sequences, high=2**20)
-    threads = None if threads is None else as_integer("threads", threads)
+    how = as_how(running)
     template = SGD(1.0, 1) if sgd is None else sgd
     if not isinstance(template, SGD):
         raise InputError(f"sgd must be an SGD, got {type(sgd).__name__}")
@@ -145,23 +151,24 @@ def sharpening_diagram(
     boundaries = phase_boundaries(model.ntk(), sizes, template)
     n_points = rates.size * sizes.size
     check_memory("the growths", 32.0 * replicas * n_points)
-    with progress_bar(n_points + replicas, what="sharpening", show=progress) as bar:
-        # The simulation first: it knows whether its draws fit in memory.
-        growth = growth_over_grid(
-            model,
-            law,
-            template,
-            np.repeat(rates, sizes.size),
-            np.tile(sizes, rates.size),
-            steps=steps,
-            replicas=replicas,
-            batch_sequences=batch_sequences,
-            seed=seed,
-            threads=threads,
-            advance=bar.update,
-        ).reshape(replicas, rates.size, sizes.size)
-        grid = _predicted(model, statistics, template, rates, sizes, steps, edge, bar.update)
-    grid |= _simulated(growth / float(model.eigensystem[0][0]))
+    check_draws(model, law, n_points, batch_sequences, min(as_threads(how.threads), replicas))
+    kept = Kept(model, law, statistics, template, steps, batch_sequences, seed)
+    grid = np.repeat(rates, sizes.size), np.tile(sizes, rates.size)
+    pieces = cut(n_points, unit_size(n_points, _FORECAST))
+
+    def flow(sweep: RunsStages) -> xr.Dataset:
+        pairs = sweep.run("pairs", [PairUnit(pair, *grid) for pair in range(replicas)])
+        growth = np.stack([record["growth"] for record in pairs]).reshape(-1, *plane)
+        units = [ForecastUnit(grid[0][some], grid[1][some], edge) for some in pieces]
+        forecasts = sweep.run("forecasts", units)
+        predicted: dict[str, NDArray[Any]] = {
+            name: np.concatenate([record[name] for record in forecasts]).reshape(plane)
+            for name in _PREDICTED
+        }
+        simulated = _simulated(growth / float(model.eigensystem[0][0]))
+        return _dataset(rates, sizes, predicted | simulated, boundaries).assign_attrs(attrs)
+
+    plane = rates.size, sizes.size
     options = {name: value for name, value in template.spec().items() if name not in _PLANE}
     attrs = attributes(
         "sharpening diagram",
@@ -173,7 +180,77 @@ def sharpening_diagram(
         valid_below=sharpening.VALID_BELOW,
         seed=seed,
     )
-    return _dataset(rates, sizes, grid, boundaries).assign_attrs(attrs)
+    asked = {**attrs, "learning_rates": rates.tolist(), "batch_sizes": sizes.tolist()}
+    expected = {"pairs": replicas, "forecasts": len(pieces)}
+    manifest = Manifest("sharpening diagram", asked, expected)
+    return run_sweep(manifest, Job(prepare, kept, kept, nbytes=model.nbytes), how, flow)
+
+
+class Kept(NamedTuple):
+    """What a worker keeps; it is sent to it as it is."""
+
+    model: QuadraticModel
+    law: CurvatureLaw
+    statistics: Statistics
+    sgd: SGD
+    steps: int
+    batch_sequences: int
+    seed: int
+
+
+def prepare(asked: Kept) -> Kept:
+    """Keep what was sent."""
+    return asked
+
+
+class PairUnit(NamedTuple):
+    """An antithetic pair of curvature draws, at all grid points."""
+
+    pair: int
+    learning_rate: FloatArray
+    batch_size: IntArray
+
+    def compute(self, kept: Kept, pool: Workers) -> Record:
+        """Simulate how much the largest NTK eigenvalue grows."""
+        growth = growth_of_pair(
+            kept.model,
+            kept.law,
+            kept.sgd,
+            self.learning_rate,
+            self.batch_size,
+            steps=kept.steps,
+            batch_sequences=kept.batch_sequences,
+            seed=kept.seed,
+            pair=self.pair,
+        )
+        return {"growth": growth}
+
+
+class ForecastUnit(NamedTuple):
+    """Some grid points, and the deterministic edge."""
+
+    learning_rate: FloatArray
+    batch_size: IntArray
+    edge: float
+
+    def compute(self, kept: Kept, pool: Workers) -> Record:
+        """Predict the growth, and how far second order holds."""
+        predicted, conservative, relative = np.full((3, len(self.learning_rate)), np.nan)
+        valid = np.zeros(predicted.shape, dtype=bool)
+        lam = kept.model.eigensystem[0]
+        for n, rate in enumerate(self.learning_rate.tolist()):
+            stop_if_asked()
+            if rate >= self.edge:
+                continue
+            sgd = replace(kept.sgd, learning_rate=rate, batch_size=int(self.batch_size[n]))
+            (last,) = sharpening.forecasts(kept.statistics, sgd, np.array([kept.steps]))
+            relative[n] = last.relative_error
+            if last.valid:
+                eigenvalues = last.change.eigenvalues(lam)
+                valid[n] = last.eigenvalue_valid[np.argmax(eigenvalues)]
+                conservative[n] = last.change.conservative[0, 0] / lam[0]
+                predicted[n] = (eigenvalues.max() - lam[0]) / lam[0]
+        return dict(zip(_PREDICTED, (predicted, conservative, relative, valid), strict=True))
 
 
 def _as_rates(given: int | Sequence[float] | FloatArray, edge: float) -> FloatArray:
@@ -182,40 +259,6 @@ def _as_rates(given: int | Sequence[float] | FloatArray, edge: float) -> FloatAr
         count = as_integer("learning_rates", given, high=100_000)
         return np.geomspace(edge / 20, 0.95 * edge, count)
     return as_learning_rates(given, least=1)
-
-
-def _predicted(
-    model: QuadraticModel,
-    statistics: Statistics,
-    template: SGD,
-    rates: FloatArray,
-    sizes: IntArray,
-    steps: int,
-    edge: float,
-    advance: Callable[[int], object],
-) -> dict[str, NDArray[Any]]:
-    """Return the predicted growth, and how far second order holds, at every grid point."""
-    predicted, conservative, relative = np.full((3, rates.size, sizes.size), np.nan)
-    valid = np.zeros(predicted.shape, dtype=bool)
-    lam = model.eigensystem[0]
-    for i, j in np.ndindex(rates.size, sizes.size):
-        advance(1)
-        if rates[i] >= edge:
-            continue
-        sgd = replace(template, learning_rate=float(rates[i]), batch_size=int(sizes[j]))
-        (last,) = sharpening.forecasts(statistics, sgd, np.array([steps]))
-        relative[i, j] = last.relative_error
-        if last.valid:
-            eigenvalues = last.change.eigenvalues(lam)
-            valid[i, j] = last.eigenvalue_valid[np.argmax(eigenvalues)]
-            conservative[i, j] = last.change.conservative[0, 0] / lam[0]
-            predicted[i, j] = (eigenvalues.max() - lam[0]) / lam[0]
-    return {
-        "predicted_growth": predicted,
-        "conservative": conservative,
-        "relative_error": relative,
-        "valid": valid,
-    }
 
 
 def _simulated(growth: FloatArray) -> dict[str, FloatArray]:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple, Unpack
 
 import numpy as np
 import xarray as xr
 from scipy.special import ndtri
 
 from quadmodel._util.checks import as_integer, as_number
-from quadmodel._util.progress import progress_bar
 from quadmodel._util.results import attributes, variable
-from quadmodel.studies._validation import SUITE, Effort, Row
+from quadmodel._util.threads import Workers
+from quadmodel.studies._validation import SUITE, Effort
+from quadmodel.sweeps._parcel import Job
+from quadmodel.sweeps._records import Record
+from quadmodel.sweeps.running import Running, as_how
+from quadmodel.sweeps.store import Manifest
+from quadmodel.sweeps.sweep import RunsStages, run_sweep
 
 _QUICK = Effort(8000, 300, 40, 1000, None, 0)
 _FULL = Effort(60000, 4000, 300, 8000, None, 0)
@@ -22,8 +29,7 @@ def validate(
     quick: bool = False,
     seed: int = 0,
     family_wise_error: float = 1e-6,
-    threads: int | None = None,
-    progress: bool = False,
+    **running: Unpack[Running],
 ) -> xr.Dataset:
     r"""Compare the theory's closed forms with Monte Carlo.
 
@@ -35,10 +41,9 @@ def validate(
         Seed of all models, batches and curvatures.
     family_wise_error : float, optional
         Probability, inside (0, 1), that any row of a right theory differs.
-    threads : int, optional
-        Worker threads; all available cores by default. Results don't depend on it.
-    progress : bool, optional
-        Show a progress bar, on a terminal or in a notebook.
+    **running : threads, progress, store, executor
+        How the sweep runs, which its result does not depend on: see
+        :class:`quadmodel.sweeps.Running`.
 
     Returns
     -------
@@ -82,18 +87,49 @@ def validate(
     """
     seed = as_integer("seed", seed, low=0, high=2**63)
     family_wise_error = as_number("family_wise_error", family_wise_error, above=0.0, below=1.0)
-    threads = None if threads is None else as_integer("threads", threads)
-    effort = replace(_QUICK if quick else _FULL, threads=threads, seed=seed)
-    rows: list[Row] = []
-    with progress_bar(len(SUITE), what="validate", show=progress) as bar:
-        for part in SUITE:
-            rows.extend(part(effort))
-            bar.update(1)
-    predicted = np.array([row.predicted for row in rows])
-    measured = np.array([row.measured for row in rows])
-    error = np.array([row.standard_error for row in rows])
+    how, effort = as_how(running), replace(_QUICK if quick else _FULL, seed=seed)
+    units = [PartUnit(part) for part in range(len(SUITE))]
+
+    def flow(sweep: RunsStages) -> xr.Dataset:
+        records = sweep.run("parts", units)
+        return _table(records, quick=quick, seed=seed, family_wise_error=family_wise_error)
+
+    asked = {"quick": bool(quick), "family_wise_error": family_wise_error, "seed": seed}
+    manifest = Manifest("validation", asked, {"parts": len(units)})
+    return run_sweep(manifest, Job(prepare, effort, effort, alone=True), how, flow)
+
+
+def prepare(effort: Effort) -> Effort:
+    """Keep how much to simulate: every part has models of its own."""
+    return effort
+
+
+class PartUnit(NamedTuple):
+    """A part of the suite, by its number."""
+
+    part: int
+
+    def compute(self, kept: Effort, pool: Workers) -> Record:
+        """Compare closed forms with simulations."""
+        rows = list(SUITE[self.part](replace(kept, threads=pool.threads)))
+        return {
+            "row": np.array([row.name for row in rows]),
+            "predicted": np.array([row.predicted for row in rows]),
+            "measured": np.array([row.measured for row in rows]),
+            "standard_error": np.array([row.standard_error for row in rows]),
+        }
+
+
+def _table(
+    records: Sequence[Record], *, quick: bool, seed: int, family_wise_error: float
+) -> xr.Dataset:
+    """Return all rows with their verdicts."""
+    names, predicted, measured, error = (
+        np.concatenate([record[name] for record in records])
+        for name in ("row", "predicted", "measured", "standard_error")
+    )
     z = (measured - predicted) / error
-    bound = float(-ndtri(family_wise_error / (2 * len(rows))))
+    bound = float(-ndtri(family_wise_error / (2 * len(names))))
     agrees = np.abs(z) <= bound  # a NaN does not
     return xr.Dataset(
         {
@@ -103,7 +139,7 @@ def validate(
             "z": variable("row", z, "difference over standard error", "1"),
             "agrees": variable("row", agrees, "within the bound"),
         },
-        coords={"row": [row.name for row in rows]},
+        coords={"row": names.tolist()},
         attrs=attributes(
             "validation",
             {},

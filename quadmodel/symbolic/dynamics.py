@@ -166,6 +166,14 @@ def difference(quantity: str, order: int, **options: Any) -> Polynomial:
     ------
     InputError
         As for :func:`expected`.
+
+    Examples
+    --------
+    What one step without curvature changes in the mean residual:
+
+    >>> from quadmodel import symbolic
+    >>> symbolic.as_matrix(symbolic.difference("residual", 1, curvature="none"))
+    (-eta)*Theta*z
     """
     order = as_integer("order", order, high=MOST_STEPS)
     result = constant(0)

@@ -62,6 +62,13 @@ def fock_moment(points: Sequence[Index], rows: tuple[Index, Index]) -> Polynomia
     References
     ----------
     .. [1] derivations/08-large-p.md.
+
+    Examples
+    --------
+    >>> from quadmodel import symbolic
+    >>> a, b = symbolic.data_indices("ab")
+    >>> symbolic.fock_moment([a, a], (b, b))
+    (1 + 1/P)*G_0_bb*Xi_aa
     """
     product, places = curvature_product(points, rows)
     return with_gram(average(product.sum(*places), scaled_curvature()))
@@ -80,7 +87,7 @@ def fock_variance(points: Sequence[Index], rows: tuple[Index, Index]) -> Polynom
     Returns
     -------
     Polynomial
-        In the terms of :func:`fock_moment`, for every P. It falls as 1/P.
+        In the terms of :func:`~quadmodel.symbolic.fock_moment`, for every P. It falls as 1/P.
 
     Raises
     ------
@@ -126,7 +133,7 @@ def many_parameters(polynomial: Polynomial) -> Polynomial:
 
 
 def fock_inner_product(points: Sequence[Index], rows: tuple[Index, Index]) -> Polynomial:
-    r"""Return the limit of :func:`fock_moment` for many parameters, by pairings without crossings.
+    r"""Return the limit of the moment for many parameters, by pairings without crossings.
 
     Parameters
     ----------

@@ -67,6 +67,14 @@ def two_time_functions(curved: Matrix, linear: Matrix, bare: Matrix, step: Any) 
     References
     ----------
     .. [1] derivations/09-mean-field.md.
+
+    Examples
+    --------
+    One step with a force: the products of the displacements before and after it.
+
+    >>> from quadmodel import symbolic
+    >>> symbolic.two_time_functions([[0]], [[4]], bare=[[], [1]], step=0.5).product
+    [[0.0], [0.0, 1.0]]
     """
     u: list[list[Any]] = []
     product: list[list[Any]] = []

@@ -49,6 +49,16 @@ class LinearOptimizer:
     ------
     InputError
         If there are too many coefficients, none, or a sum is not 1.
+
+    Examples
+    --------
+    Gradients at a point half a step ahead:
+
+    >>> import sympy as sp
+    >>> from quadmodel import symbolic
+    >>> ahead = symbolic.LinearOptimizer(update=(1,), extrapolation=(sp.Rational(3, 2), -sp.S.Half))
+    >>> ahead.recursion(sp.Symbol("x"))
+    [1 - 3*x/2, x/2]
     """
 
     update: tuple[sp.Expr, ...]
@@ -105,6 +115,12 @@ def linear_optimizer(*, momentum: bool = False, nesterov: bool = False) -> Linea
     Returns
     -------
     LinearOptimizer
+
+    Examples
+    --------
+    >>> from quadmodel import symbolic
+    >>> symbolic.linear_optimizer(momentum=True).update
+    (mu + 1, -mu)
     """
     return NESTEROV if nesterov else HEAVY_BALL if momentum else PLAIN_SGD
 

@@ -56,6 +56,15 @@ class MeanField:
     References
     ----------
     .. [1] derivations/09-mean-field.md.
+
+    Examples
+    --------
+    Two steps of full batches, without curvature:
+
+    >>> from quadmodel import symbolic
+    >>> modes = symbolic.modes_of_values([(1, 1, 1, 1)], q2=0, gamma=0, delta=0, kappa_D=0)
+    >>> symbolic.MeanField(modes).run(2).loss[1]
+    eta**2 - 2*eta + 1
     """
 
     def __init__(

@@ -95,6 +95,15 @@ def modes_of_moments(
     Modes
         The mean of :math:`\lambda^jc^k` is ``s_jk``, that of :math:`\lambda^jc^kE z_0^2` is
         ``m_jk``, with ``s_00`` = ``s_01`` = 1.
+
+    Examples
+    --------
+    The mean loss after a step of full batches, without curvature:
+
+    >>> from quadmodel import symbolic
+    >>> modes = symbolic.modes_of_moments(1, q2=0, gamma=0)
+    >>> symbolic.MeanField(modes).run(1).loss[1]
+    eta**2*m_20 - 2*eta*m_10 + m_00
     """
     steps = as_integer("steps", steps, low=0, high=MOST_STEPS)
     factors = 2 * steps + 1 if order is None else order + 2
@@ -137,6 +146,15 @@ def modes_of_values(
     ------
     InputError
         If weights or weighted factors don't sum to 1.
+
+    Examples
+    --------
+    One mode with eigenvalue 1/2:
+
+    >>> from quadmodel import symbolic
+    >>> modes = symbolic.modes_of_values([(1, "1/2", 1, 1)], q2=0, gamma=0, delta=0, kappa_D=0)
+    >>> symbolic.MeanField(modes).run(1).loss[1]
+    1/4*eta**2 - eta + 1
     """
     given = [tuple(sp.QQ.from_sympy(sp.Rational(v)) for v in mode) for mode in modes]
     sums = sum(w for w, *_ in given), sum(w * c for w, _, c, _ in given)

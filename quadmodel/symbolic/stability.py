@@ -72,7 +72,7 @@ def bare_response(
     Notes
     -----
     :math:`S^0 = \eta^2\lambda\lambda'\sum_{n\ge0} r^{-n-1}h_nh'_n`, with :math:`h_n` the response
-    of a mode n steps after an impulse: a factor times the :func:`pair_sum`. The sum X over the
+    of a mode n steps after an impulse: a factor times the ``pair_sum``. The sum X over the
     products of the two modes' histories solves the linear system
     :math:`X = TXT'^\top/r + ee^\top`, with T the companion matrix of the recursion.
 

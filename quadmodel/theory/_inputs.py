@@ -22,7 +22,7 @@ from quadmodel._util.checks import (
     tolerance_of,
 )
 from quadmodel._util.results import checksum
-from quadmodel.model import clean_eigenvalues, ntk_eigensystem
+from quadmodel.model import QuadraticModel, clean_eigenvalues, ntk_eigensystem
 from quadmodel.optimizer import SGD
 from quadmodel.spectra import SpectralLaw
 
@@ -70,6 +70,10 @@ class LimitSpectrum:
         """Upper end of the support."""
         return self.law.edge
 
+    def spec(self) -> dict[str, Any]:
+        """Return what attributes of results say about the NTK."""
+        return {"n_data": self.n_data, "jacobian": repr(self.law)}
+
 
 def on_one_blas_thread(function: Callable[P, R]) -> Callable[P, R]:
     """Give a public function the same bits for any number of threads, where it takes a matrix."""
@@ -104,6 +108,8 @@ def as_finite_spectrum(ntk: ArrayLike | Spectrum) -> Spectrum:
     """Check an NTK matrix, which is diagonalised, or a list of its eigenvalues."""
     if isinstance(ntk, Spectrum):
         return ntk
+    if isinstance(ntk, QuadraticModel):
+        raise InputError("ntk must be an NTK or its eigenvalues, got a model: give model.ntk()")
     if n_axes("ntk", ntk) == 1:
         values = as_array("ntk", ntk, (None,))
         descending = clean_eigenvalues(np.sort(values)[::-1], tolerance_of(ntk))

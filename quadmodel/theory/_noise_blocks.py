@@ -12,6 +12,7 @@ from quadmodel._util.lanczos import largest_eigenpair
 from quadmodel.model import ntk_eigensystem
 from quadmodel.optimizer import SGD
 from quadmodel.theory import _formulas as formulas
+from quadmodel.theory._noise import perron
 
 
 def pair_response(lam: FloatArray, other: FloatArray, sgd: SGD, n_data: int) -> FloatArray:
@@ -43,13 +44,27 @@ def block_noise_kernel_norm(
     .. [1] Goes beyond arXiv:2404.19261; checked there against enumeration of all batches
        (tests/theory/test_noise_blocks.py).
     """
-    n_data = len(ntk) // n_outputs
     lam, vectors = ntk_eigensystem(ntk, tolerance)
+    return block_norm_of_modes(lam, vectors, sgd, n_outputs, len(ntk) // n_outputs)
+
+
+def block_norm_of_modes(
+    lam: FloatArray, vectors: FloatArray, sgd: SGD, n_outputs: int, population: int
+) -> float:
+    """Return the exact noise kernel norm from eigenvalues (descending) and eigenvectors.
+
+    `population` is the number of data points that batches are drawn from, of which those of the
+    NTK are a sample: a sum over all points is one over these, times how many each stands for.
+    """
     if sgd.learning_rate >= formulas.noiseless_edge(float(lam[0]), sgd):
         return math.inf
-    response = pair_response(lam[:, None], lam[None, :], sgd, n_data)
+    n_data = len(vectors) // n_outputs
+    response = pair_response(lam[:, None], lam[None, :], sgd, population) * (n_data / population)
     if not response.any():
         return 0.0
+    if n_outputs == 1:
+        with one_blas_thread():
+            return perron(vectors, response).value
     blocks = vectors.reshape(n_data, n_outputs, -1)
 
     def product(flat: FloatArray) -> FloatArray:

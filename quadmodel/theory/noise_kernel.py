@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from quadmodel._util.checks import InputError, as_batch_size, as_list, as_number
-from quadmodel._util.results import attributes, variable
+from quadmodel._util.checks import LARGEST, InputError, as_batch_size, as_list, as_number
+from quadmodel._util.results import Variable, attributes, variable
 from quadmodel.optimizer import SGD
 from quadmodel.spectra import SpectralLaw
 from quadmodel.theory import _formulas as formulas
@@ -18,6 +18,7 @@ from quadmodel.theory import _generated as generated
 from quadmodel.theory import _noise
 from quadmodel.theory._inputs import (
     NORMS,
+    LimitSpectrum,
     Spectrum,
     as_finite_spectrum,
     as_norm,
@@ -26,16 +27,95 @@ from quadmodel.theory._inputs import (
     on_one_blas_thread,
 )
 
+
+class _Grid(NamedTuple):
+    """Learning rates and batch sizes that a closed form goes through."""
+
+    sgd: SGD
+    learning_rates: list[float]
+    batch_sizes: list[int]
+    swept: list[str]  # which of the two were given
+
+    @classmethod
+    def over(
+        cls, n_data: int, sgd: SGD, learning_rates: ArrayLike | None, batch_sizes: ArrayLike | None
+    ) -> _Grid:
+        """Check what was given; what was not is that of `sgd`."""
+        if batch_sizes is None:
+            check_sgd(sgd, n_data)
+        elif not isinstance(sgd, SGD):
+            raise InputError(f"sgd must be an SGD, got {type(sgd).__name__}")
+        given = {"learning_rate": learning_rates, "batch_size": batch_sizes}
+        rates = sgd.learning_rate if learning_rates is None else learning_rates
+        sizes = sgd.batch_size if batch_sizes is None else batch_sizes
+        return cls(
+            sgd,
+            as_list("learning_rates", rates, lambda v: as_number("learning_rates", v, above=0.0)),
+            as_list("batch_sizes", sizes, lambda size: as_batch_size(size, n_data)),
+            [name for name, values in given.items() if values is not None],
+        )
+
+    def labelled(
+        self, variables: dict[str, Variable], spectrum: Spectrum | LimitSpectrum, **options: Any
+    ) -> xr.Dataset:
+        """Return the Dataset, without the axes that were not asked for."""
+        settings = {k: v for k, v in self.sgd.spec().items() if k not in self.swept}
+        coords = {
+            "learning_rate": variable(
+                "learning_rate", self.learning_rates, units="1 / NTK eigenvalue"
+            ),
+            "batch_size": variable("batch_size", self.batch_sizes, units="data points"),
+        }
+        held = {dim for dims, *_ in variables.values() for dim in np.atleast_1d(dims)}
+        found = xr.Dataset(
+            variables,
+            coords={name: coords[name] for name in coords if name in held},
+            attrs=attributes("closed form", spectrum.spec() | settings, **options),
+        )
+        alone = [name for name in coords if name in held and name not in self.swept]
+        return found.squeeze(alone, drop=True)
+
+
 _WHAT_NORMS_LEAVE_OUT = (
     "paper: many data points without replacement, whatever the sampling scheme; "
     "finite: a lower bound of exact, so that its edge may lie in the unstable region"
 )
 
 
-@on_one_blas_thread
+@overload
 def noise_kernel_norm(
     ntk: Any, sgd: SGD, *, norm: str | None = None, n_data: int | None = None
-) -> float:
+) -> float: ...
+@overload
+def noise_kernel_norm(
+    ntk: Any,
+    sgd: SGD,
+    *,
+    norm: str | None = None,
+    n_data: int | None = None,
+    learning_rates: ArrayLike,
+    batch_sizes: ArrayLike | None = None,
+) -> xr.Dataset: ...
+@overload
+def noise_kernel_norm(
+    ntk: Any,
+    sgd: SGD,
+    *,
+    norm: str | None = None,
+    n_data: int | None = None,
+    learning_rates: None = None,
+    batch_sizes: ArrayLike,
+) -> xr.Dataset: ...
+@on_one_blas_thread
+def noise_kernel_norm(
+    ntk: Any,
+    sgd: SGD,
+    *,
+    norm: str | None = None,
+    n_data: int | None = None,
+    learning_rates: ArrayLike | None = None,
+    batch_sizes: ArrayLike | None = None,
+) -> float | xr.Dataset:
     r"""Return the noise kernel norm K: below 1, the noise of a batch decays in mean square.
 
     Parameters
@@ -54,12 +134,15 @@ def noise_kernel_norm(
         "exact" needs the matrix, and is the default with one; "finite" is without.
     n_data : int, optional
         Number of data points D, to be given with a spectral law.
+    learning_rates, batch_sizes : array_like, optional
+        Values to go through instead of those of `sgd`; the NTK is diagonalised once for all.
 
     Returns
     -------
-    float
+    float or xarray.Dataset
         K, without unit; +inf at and above the deterministic edge of stability, 0 for full batches
-        below it.
+        below it. With `learning_rates` or `batch_sizes`, a Dataset with `noise_kernel_norm` over
+        them (learning_rate, batch_size).
 
     Raises
     ------
@@ -100,15 +183,47 @@ def noise_kernel_norm(
     >>> import numpy as np, quadmodel as qm
     >>> round(qm.noise_kernel_norm(np.full(100, 1.0), qm.SGD(learning_rate=0.2, batch_size=10)), 6)
     1.0
+    >>> rates = np.geomspace(0.01, 1.0, 5)
+    >>> qm.noise_kernel_norm(
+    ...     np.full(100, 1.0), qm.SGD(0.2, 10), learning_rates=rates, batch_sizes=[1, 10, 100]
+    ... ).noise_kernel_norm.shape
+    (5, 3)
     """
     spectrum = as_spectrum(ntk, n_data=n_data)
     norm = as_norm(norm, spectrum)
-    check_sgd(sgd, spectrum.n_data)
-    return _noise.norm_or_infinity(spectrum, sgd, norm)
+    if learning_rates is None and batch_sizes is None:
+        check_sgd(sgd, spectrum.n_data)
+        return _noise.norm_or_infinity(spectrum, sgd, norm)
+    grid = _Grid.over(spectrum.n_data, sgd, learning_rates, batch_sizes)
+    values = [
+        [
+            _noise.norm_or_infinity(spectrum, sgd._at(learning_rate=rate, batch_size=size), norm)
+            for size in grid.batch_sizes
+        ]
+        for rate in grid.learning_rates
+    ]
+    found = variable(("learning_rate", "batch_size"), values, "noise kernel norm", "1")
+    return grid.labelled({"noise_kernel_norm": found}, spectrum, norm=norm)
 
 
+@overload
+def edge_of_stability(ntk: Any, sgd: SGD) -> float: ...
+@overload
+def edge_of_stability(
+    ntk: Any, sgd: SGD, *, learning_rates: ArrayLike, batch_sizes: ArrayLike | None = None
+) -> xr.Dataset: ...
+@overload
+def edge_of_stability(
+    ntk: Any, sgd: SGD, *, learning_rates: None = None, batch_sizes: ArrayLike
+) -> xr.Dataset: ...
 @on_one_blas_thread
-def edge_of_stability(ntk: Any, sgd: SGD) -> float:
+def edge_of_stability(
+    ntk: Any,
+    sgd: SGD,
+    *,
+    learning_rates: ArrayLike | None = None,
+    batch_sizes: ArrayLike | None = None,
+) -> float | xr.Dataset:
     r"""Return the learning rate at which training without batch noise turns unstable.
 
     Parameters
@@ -117,11 +232,15 @@ def edge_of_stability(ntk: Any, sgd: SGD) -> float:
         Neural tangent kernel, its eigenvalues, or their law. Units of 1 / learning rate.
     sgd : SGD
         Momentum and weight decay; its learning rate and batch size don't matter.
+    learning_rates, batch_sizes : array_like, optional
+        Values to go through, for a Dataset beside that of :func:`noise_kernel_norm`.
 
     Returns
     -------
-    float
-        Learning rate; +inf for a vanishing NTK.
+    float or xarray.Dataset
+        Learning rate; +inf for a vanishing NTK. With `learning_rates` or `batch_sizes`, a Dataset
+        with `edge_of_stability` (batch_size), the same for all of them, and `margin`
+        (learning_rate, batch_size), the factor by which the learning rate may grow up to the edge.
 
     Raises
     ------
@@ -143,17 +262,59 @@ def edge_of_stability(ntk: Any, sgd: SGD) -> float:
     >>> import quadmodel as qm
     >>> qm.edge_of_stability([4.0, 1.0], qm.SGD(learning_rate=1.0, batch_size=1))
     0.5
+    >>> sgd = qm.SGD(learning_rate=1.0, batch_size=1)
+    >>> qm.edge_of_stability([4.0, 1.0], sgd, learning_rates=[0.1, 0.25]).margin.values.tolist()
+    [5.0, 2.0]
     """
     if not isinstance(sgd, SGD):
         raise InputError(f"sgd must be an SGD, got {type(sgd).__name__}")
-    largest = ntk.edge if isinstance(ntk, SpectralLaw) else as_finite_spectrum(ntk).edge
-    return formulas.noiseless_edge(largest, sgd)
+    spectrum = LimitSpectrum(ntk, LARGEST) if isinstance(ntk, SpectralLaw) else as_spectrum(ntk)
+    edge = formulas.noiseless_edge(spectrum.edge, sgd)
+    if learning_rates is None and batch_sizes is None:
+        return edge
+    grid = _Grid.over(spectrum.n_data, sgd, learning_rates, batch_sizes)
+    rates, sizes = np.array(grid.learning_rates), np.ones(len(grid.batch_sizes))
+    unit = "1 / NTK eigenvalue"
+    return grid.labelled(
+        {
+            "edge_of_stability": variable(
+                "batch_size", edge * sizes, "deterministic edge of stability", unit
+            ),
+            "margin": variable(
+                ("learning_rate", "batch_size"),
+                np.outer(edge / rates, sizes),
+                "deterministic edge over learning rate",
+                "1",
+            ),
+        },
+        spectrum,
+    )
 
 
-@on_one_blas_thread
+@overload
 def critical_learning_rate(
     ntk: Any, sgd: SGD, *, norm: str | None = None, level: float = 1.0, n_data: int | None = None
-) -> float:
+) -> float: ...
+@overload
+def critical_learning_rate(
+    ntk: Any,
+    sgd: SGD,
+    *,
+    norm: str | None = None,
+    level: float = 1.0,
+    n_data: int | None = None,
+    batch_sizes: ArrayLike,
+) -> xr.Dataset: ...
+@on_one_blas_thread
+def critical_learning_rate(
+    ntk: Any,
+    sgd: SGD,
+    *,
+    norm: str | None = None,
+    level: float = 1.0,
+    n_data: int | None = None,
+    batch_sizes: ArrayLike | None = None,
+) -> float | xr.Dataset:
     r"""Return the learning rate at which the noise kernel norm reaches `level`.
 
     Parameters
@@ -170,12 +331,15 @@ def critical_learning_rate(
         Value of K to reach, positive; 1 is the stochastic edge of stability.
     n_data : int, optional
         Number of data points D, to be given with a spectral law.
+    batch_sizes : array_like, optional
+        Batch sizes to go through instead of that of `sgd`; the NTK is diagonalised once for all.
 
     Returns
     -------
-    float
+    float or xarray.Dataset
         Learning rate, at most the deterministic edge; the edge itself where K jumps over `level`
-        there, as for full batches.
+        there, as for full batches. With `batch_sizes`, a Dataset with `critical_learning_rate`
+        over them (batch_size); :func:`phase_boundaries` gives all norms and both edges.
 
     Raises
     ------
@@ -200,12 +364,25 @@ def critical_learning_rate(
     >>> sgd = qm.SGD(learning_rate=1.0, batch_size=10)
     >>> round(qm.critical_learning_rate(np.full(100, 1.0), sgd), 4)
     0.2
+    >>> found = qm.critical_learning_rate(np.full(100, 1.0), sgd, batch_sizes=[1, 10])
+    >>> found.critical_learning_rate.round(4).values.tolist()
+    [0.02, 0.2]
     """
     level = as_number("level", level, above=0.0)
     spectrum = as_spectrum(ntk, n_data=n_data)
     norm = as_norm(norm, spectrum)
-    check_sgd(sgd, spectrum.n_data)
-    return _noise.critical_on_spectrum(spectrum, sgd, norm, level)
+    if batch_sizes is None:
+        check_sgd(sgd, spectrum.n_data)
+        return _noise.critical_on_spectrum(spectrum, sgd, norm, level)
+    grid = _Grid.over(spectrum.n_data, sgd, None, batch_sizes)
+    values = [
+        _noise.critical_on_spectrum(spectrum, sgd._at(batch_size=size), norm, level)
+        for size in grid.batch_sizes
+    ]
+    what = f"learning rate where the noise kernel norm is {level:g}"
+    found = variable("batch_size", values, what, "1 / NTK eigenvalue")
+    found_for = {"critical_learning_rate": found}
+    return grid.labelled(found_for, spectrum, norm=norm, level=level)
 
 
 @on_one_blas_thread
@@ -271,6 +448,19 @@ def phase_boundaries(
         lam[lam > 0] / top, template.weight_decay / top, template.momentum
     )
     crossing = edge * top * float(np.sum(responses)) if responses.size else float("nan")
+    attrs = attributes("phase boundaries", spectrum.spec() | template.spec())
+    found = labelled_boundaries(norms, sizes, np.array(critical), edge, crossing)
+    return found.assign_attrs(attrs)
+
+
+def labelled_boundaries(
+    norms: Sequence[str],
+    sizes: Sequence[int],
+    critical: NDArray[np.float64],
+    edge: float,
+    crossing: float,
+) -> xr.Dataset:
+    """Label critical learning rates, shape (norms, batch sizes), and what all of them share."""
     unit = "1 / NTK eigenvalue"
     return xr.Dataset(
         {
@@ -281,7 +471,10 @@ def phase_boundaries(
                 unit,
             ),
             "edge_of_stability": variable(
-                "batch_size", np.full(len(sizes), edge), "deterministic edge of stability", unit
+                "batch_size",
+                np.full(len(sizes), edge),
+                "deterministic edge of stability",
+                unit,
             ),
             "crossing_batch_size": variable(
                 (), crossing, "batch size where both edges meet", "data points"
@@ -293,7 +486,6 @@ def phase_boundaries(
                 list(norms),
                 {"long_name": "which noise kernel norm", "comment": _WHAT_NORMS_LEAVE_OUT},
             ),
-            "batch_size": variable("batch_size", sizes, units="data points"),
+            "batch_size": variable("batch_size", list(sizes), units="data points"),
         },
-        attrs=attributes("phase boundaries", spectrum.spec() | template.spec()),
     )

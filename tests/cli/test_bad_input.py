@@ -252,7 +252,7 @@ def idle(monkeypatch):
     for module, name in [
         (phases, "measure_growth"), (boundaries, "trace_unit"),
         (large_p_phases, "measure_growth_in_limit"),
-        (sharpening, "growth_over_grid"), (persistence, "simulate"),
+        (sharpening, "growth_of_pair"), (persistence, "simulate"),
         (large_p_outcomes, "large_p_limit"), (validation, "SUITE"),
     ]:  # fmt: skip
         monkeypatch.setattr(module, name, work)

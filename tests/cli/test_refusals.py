@@ -271,7 +271,7 @@ WORK = {
         boundaries, "trace_unit", [*SIZE, "--batch-sizes", "2", "--kind", "deterministic"]
     ),
     "large-p-diagram": (large_p_phases, "measure_growth_in_limit", ["--n-data", "6", *TINY[4:]]),
-    "sharpening-diagram": (sharpening, "growth_over_grid", SHORT),
+    "sharpening-diagram": (sharpening, "growth_of_pair", SHORT),
     "persistent-edge": (persistence, "simulate", ["--n-data", "6", "--n-params", "9", *STEPS]),
     "large-p-edge": (
         large_p_outcomes, "large_p_limit", ["--n-data", "6", "--batch-sizes", "2", *STEPS]

@@ -234,7 +234,7 @@ def refused(refuse, monkeypatch):
         def work(*_, **__):
             raise AssertionError("work started before the input was checked")
 
-        monkeypatch.setattr(module, "growth_over_grid", work)
+        monkeypatch.setattr(module, "growth_of_pair", work)
         monkeypatch.setattr(module.sharpening, "forecasts", work)
         return refuse(*arguments, names=names, base=[COMMAND, *SMALL])
 

@@ -10,6 +10,7 @@ from tests.networks.nets import torch
 
 NAMES = [
     "Estimate",
+    "Probe",
     "batch_sharpness",
     "gauss_newton",
     "gradient_noise_interaction",
@@ -18,9 +19,12 @@ NAMES = [
     "largest_eigenvalue",
     "noise_kernel_norm",
     "ntk",
+    "quadratic_model",
     "row_norms",
+    "side_by_side",
     "spectral_density",
     "trace",
+    "track",
 ]
 
 

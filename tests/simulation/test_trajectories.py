@@ -13,6 +13,7 @@ import quadmodel as qm
 from quadmodel._util.checks import InputError
 from quadmodel.batches import batch_indices
 from quadmodel.simulation import observables
+from quadmodel.simulation._kernels import shapes
 from tests.assertions import assert_same_bits
 from tests.oracles import naive_sgd
 
@@ -49,7 +50,7 @@ def test_layout(kind):
     assert all({"long_name", "units"} <= set(sim[name].attrs) for name in sim.data_vars)
     assert sim.attrs == {
         "kind": "simulation", "steps": 10, "seed": str(2**63), "model_index": 5,
-        "precision": "float64",
+        "precision": "float64", "vector_bytes": shapes.vector_bytes(),
         "quadmodel_version": qm.__version__, "n_data": 6, "n_params": 8,
         **model.spec(with_curvature=True), "learning_rate": 0.1,
         "batch_size": 2, "momentum": 0.5, "nesterov": 0, "weight_decay": 0.0,

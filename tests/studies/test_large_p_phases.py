@@ -15,8 +15,8 @@ import xarray as xr
 import quadmodel as qm
 from quadmodel._util.checks import InputError
 from quadmodel.large_p import growth
+from quadmodel.studies import _diagram
 from quadmodel.studies import large_p_phases as module
-from quadmodel.studies import phases
 from tests.assertions import assert_same_bits
 
 N_PARAMS = 600
@@ -275,7 +275,7 @@ def no_work(monkeypatch):
     def work(*_, **__):
         raise AssertionError("work started before the input was checked")
 
-    monkeypatch.setattr(phases, "_boundaries", work)
+    monkeypatch.setattr(_diagram.Diagram, "run", work)
     monkeypatch.setattr(module, "measure_growth_in_limit", work)
     return work
 
@@ -293,7 +293,7 @@ def test_refuses_what_does_not_fit_in_memory(no_work, monkeypatch):
         diagram(DRAWN, truncation_order=400)
     monkeypatch.undo()
     one_replica = 8 * 6 * (1 + 6 + 36)
-    monkeypatch.setattr(phases, "_boundaries", no_work)
+    monkeypatch.setattr(_diagram.Diagram, "run", no_work)
     monkeypatch.setattr(
         psutil, "virtual_memory", lambda: SimpleNamespace(available=40_000 + 20 * one_replica)
     )

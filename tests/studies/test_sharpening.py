@@ -336,7 +336,7 @@ def no_work(monkeypatch):
     def work(*_, **__):
         raise AssertionError("work started before the input was checked")
 
-    monkeypatch.setattr(module, "growth_over_grid", work)
+    monkeypatch.setattr(module, "growth_of_pair", work)
     monkeypatch.setattr(module.sharpening, "forecasts", work)
 
 

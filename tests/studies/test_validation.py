@@ -128,10 +128,10 @@ def test_effort_of_quick_and_full(monkeypatch):
 
     monkeypatch.setattr(module, "SUITE", (part,))
     qm.validate(quick=True, seed=5, threads=3)
-    assert qm.validate(seed=6).attrs["quick"] == 0
+    assert qm.validate(seed=6, threads=2).attrs["quick"] == 0
     quick, full = seen
     assert quick == replace(module._QUICK, seed=5, threads=3)
-    assert full == replace(module._FULL, seed=6, threads=None)
+    assert full == replace(module._FULL, seed=6, threads=2)
     for amount in ("replicas", "ntk_replicas", "large_replicas", "growth_steps"):
         assert getattr(full, amount) > getattr(quick, amount)
 

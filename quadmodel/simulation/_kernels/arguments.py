@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from quadmodel._util.checks import FloatArray, IntArray
 
+Count = tuple[int, ...]  # a number, as the length of a tuple: part of the type
 AnyFloats = NDArray[np.floating]  # in the precision that is chosen
 
 
@@ -27,17 +28,29 @@ class LinearModel(NamedTuple):
     """A linear model: its NTK Theta and its residual at the start, which weight decay pulls to."""
 
     columns: AnyFloats  # Theta as `add_columns` reads it
-    padded_length: int  # doubles per replica in the workspace
+    lanes: Count  # of its vectors
+    padded_length: int  # numbers per replica in the workspace
     ntk: AnyFloats  # Theta again, for matrix products
     start: FloatArray
 
 
 class DenseModel(NamedTuple):
-    """Q, J and z_0, with Q as it is (`plain`), or one triangle of it (`vector_dense`)."""
+    """Q, J and z_0."""
 
     curvature: AnyFloats
     jacobian: FloatArray
     residual: FloatArray
+
+
+class PackedModel(NamedTuple):
+    """One triangle of Q, J and z_0, and what `symmetric_product` keeps in registers."""
+
+    curvature: AnyFloats
+    jacobian: AnyFloats
+    residual: FloatArray
+    lanes: Count
+    rows: Count
+    column: Count  # lanes of a column of a block
 
 
 class LowRankModel(NamedTuple):
@@ -55,6 +68,8 @@ class StackedModel(NamedTuple):
     rows: AnyFloats
     coefficients: FloatArray
     residual: FloatArray
+    lanes: Count
+    replicas: Count
 
 
 class Buffers(NamedTuple):

@@ -187,7 +187,7 @@ def step(model, state, options, t, work):
     # Arrays are taken out of their named tuples first: every access in a loop would count
     # references, which takes time.
     momentum, nesterov, weight_decay, scheme, seed, model_index = options
-    columns, _, ntk, start = model
+    columns, lanes, _, ntk, start = model
     residuals, old, rate, size, number, active, squared = state
     order, swaps, batch, times, marks, first, terms, products = work
     begin, picked, coefficient, unit = terms
@@ -234,7 +234,7 @@ def step(model, state, options, t, work):
             waiting = 0
     if waiting > 0:
         _add_products(products, waiting, ntk, unit, residuals)
-    add_columns(columns, n_data, terms, residuals)
+    add_columns(columns, lanes, n_data, terms, residuals)
     for a in range(len(residuals)):
         if active[a]:
             squared[a] = squared_norm(residuals[a])

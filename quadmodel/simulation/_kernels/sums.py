@@ -1,8 +1,8 @@
 """Sums and products in an order that is written down, so that they round the same way always.
 
 The compiler may not reorder what is written with these, and fuses products with sums exactly where
-`fused` says so. Results are the same bits however often the code is optimised again, and on every
-processor that fuses them.
+`fused` says so. Vectors have 64 bytes, of which narrower registers hold pieces. Results are the
+same bits however often the code is optimised again, and on every processor that fuses them.
 """
 
 # mypy: ignore-errors
@@ -14,7 +14,15 @@ from numba import config, types
 from numba.extending import intrinsic
 
 from quadmodel._util.compiled import compiled
-from quadmodel.simulation._kernels.vectors import BYTES, Vector, add, fma, fused_multiply_add, load
+from quadmodel.simulation._kernels.vectors import (
+    BYTES,
+    WIDE,
+    Vector,
+    add,
+    fma,
+    fused_multiply_add,
+    load,
+)
 
 
 @intrinsic
@@ -29,14 +37,14 @@ def fused(typing, a, b, c):
 
 
 @intrinsic
-def no_sums(typing, array):
+def no_sums(typing, lanes, array):
     """Return a vector of zeros for sums over an array."""
-    result = Vector(array.dtype)
+    result = Vector(array.dtype, lanes)
 
     def code(context, builder, signature, arguments):
         return ir.Constant(context.get_value_type(result), None)
 
-    return result(array), code
+    return result(lanes, array), code
 
 
 @intrinsic
@@ -63,14 +71,14 @@ def _part(builder, value, first, count):
 def dot(x, y):
     """Return the inner product of two contiguous arrays of one type."""
     n, width = len(x), BYTES // x.itemsize
-    even = odd = no_sums(x)
+    even = odd = no_sums(WIDE, x)
     k = 0
     while k + 2 * width <= n:
-        even = fma(load(x, k), load(y, k), even)
-        odd = fma(load(x, k + width), load(y, k + width), odd)
+        even = fma(load(WIDE, x, k), load(WIDE, y, k), even)
+        odd = fma(load(WIDE, x, k + width), load(WIDE, y, k + width), odd)
         k += 2 * width
     if k + width <= n:
-        even = fma(load(x, k), load(y, k), even)
+        even = fma(load(WIDE, x, k), load(WIDE, y, k), even)
         k += width
     result = total(add(even, odd))
     while k < n:
@@ -87,12 +95,12 @@ def four_products(matrix, row, n, x, out):
     """
     q, stride, width = matrix.reshape(-1), matrix.shape[1], BYTES // x.itemsize
     at = row * stride
-    a = b = c = d = no_sums(x)
+    a = b = c = d = no_sums(WIDE, x)
     for k in range(0, n, width):
-        own = load(x, k)
-        a, b = fma(load(q, at + k), own, a), fma(load(q, at + stride + k), own, b)
-        c = fma(load(q, at + 2 * stride + k), own, c)
-        d = fma(load(q, at + 3 * stride + k), own, d)
+        own = load(WIDE, x, k)
+        a, b = fma(load(WIDE, q, at + k), own, a), fma(load(WIDE, q, at + stride + k), own, b)
+        c = fma(load(WIDE, q, at + 2 * stride + k), own, c)
+        d = fma(load(WIDE, q, at + 3 * stride + k), own, d)
     out[row] += total(a)
     out[row + 1] += total(b)
     out[row + 2] += total(c)

@@ -10,6 +10,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from quadmodel.simulation._kernels.vectors import (
+    FLOATS,
     Vector,
     elements,
     fused_multiply_add,
@@ -78,21 +79,23 @@ def _at(context, builder, kind, places, k):
 
 
 @intrinsic
-def gather(typing, array, places, at, into):
-    """Load a square block of doubles, write it transposed to `into` from at * width on.
+def gather(typing, lanes, array, places, at, into):
+    """Load a square block, write it transposed to `into` from at * width on.
 
-    Its row k starts at array[places[k] + at]. `into` may be of single precision.
+    Its row k starts at array[places[k] + at]. `into` may be of single precision when `array` is of
+    double.
     """
-    vector = Vector(into.dtype)
+    vector = Vector(into.dtype, lanes)
+    from_bytes = array.dtype.bitwidth // 8
 
     def code(context, builder, signature, arguments):
-        array_, places_, at, into_ = arguments
+        _, array_, places_, at, into_ = arguments
         kind, bytes_ = context.get_value_type(vector), into.dtype.bitwidth // 8
-        wide, rows = ir.VectorType(ir.DoubleType(), vector.width), []
+        wide, rows = ir.VectorType(FLOATS[array.dtype], vector.width), []
         for k in range(vector.width):
             place = builder.add(_at(context, builder, places, places_, k), at)
             pointer = pointer_to(context, builder, array, array_, place, wide)
-            row = builder.load(pointer, align=8)
+            row = builder.load(pointer, align=from_bytes)
             rows.append(row if kind == wide else builder.fptrunc(row, kind))
         place = builder.mul(at, ir.Constant(ir.IntType(64), vector.width))
         for row in _transposed(builder, rows):
@@ -101,28 +104,30 @@ def gather(typing, array, places, at, into):
             place = plus(builder, place, vector.width)
         return context.get_dummy_value()
 
-    return types.void(array, places, types.intp, into), code
+    return types.void(lanes, array, places, types.intp, into), code
 
 
 @intrinsic
-def scatter(typing, array, places, at, source, base, base_at, factor):
-    """Add factor[k] (base + row k) to array[places[k] + at] and what follows, in double precision.
+def scatter(typing, lanes, array, places, at, source, base, base_at, factor):
+    """Add factor[k] (base + row k) to array[places[k] + at] and what follows.
 
-    Row k is column k of the block that is contiguous in `source` from at * width on.
+    Row k is column k of the block that is contiguous in `source` from at * width on. In the
+    precision of `array`, which `base` and `factor` share.
     """
-    vector = Vector(source.dtype)
+    vector = Vector(source.dtype, lanes)
+    to_bytes = array.dtype.bitwidth // 8
 
     def code(context, builder, signature, arguments):
-        array_, places_, at, source_, base_, base_at, factor_ = arguments
+        _, array_, places_, at, source_, base_, base_at, factor_ = arguments
         kind, bytes_ = context.get_value_type(vector), source.dtype.bitwidth // 8
-        wide = ir.VectorType(ir.DoubleType(), vector.width)
+        wide = ir.VectorType(FLOATS[array.dtype], vector.width)
         place, rows = builder.mul(at, ir.Constant(ir.IntType(64), vector.width)), []
         for _ in range(vector.width):
             pointer = pointer_to(context, builder, source, source_, place, kind)
             rows.append(builder.load(pointer, align=bytes_))
             place = plus(builder, place, vector.width)
         pointer = pointer_to(context, builder, base, base_, builder.add(base_at, at), wide)
-        shared = builder.load(pointer, align=8)
+        shared = builder.load(pointer, align=to_bytes)
         for k, row in enumerate(_transposed(builder, rows)):
             if kind != wide:
                 row = builder.fpext(row, wide)
@@ -130,9 +135,10 @@ def scatter(typing, array, places, at, source, base, base_at, factor):
             pointer = pointer_to(context, builder, array, array_, place, wide)
             by = spread_out(builder, _at(context, builder, factor, factor_, k), wide)
             sum_ = fused_multiply_add(
-                builder, by, builder.fadd(shared, row), builder.load(pointer, align=8)
+                builder, by, builder.fadd(shared, row), builder.load(pointer, align=to_bytes)
             )
-            builder.store(sum_, pointer, align=8)
+            builder.store(sum_, pointer, align=to_bytes)
         return context.get_dummy_value()
 
-    return types.void(array, places, types.intp, source, base, types.intp, factor), code
+    result = types.void(lanes, array, places, types.intp, source, base, types.intp, factor)
+    return result, code

@@ -1,8 +1,8 @@
-"""Compiled loops for curvature of low rank on processors with wide vectors.
+"""Compiled loops for curvature of low rank, with vectors along the parameters.
 
-They take the steps of `plain`, which serves other processors and is the oracle of these. The
-vectors u, parameters and gradients are in double or single precision together, residuals in double
-precision. What a replica computes doesn't depend on its neighbours.
+They take the steps of `plain`, the oracle of these. The vectors u, parameters and gradients are in
+double or single precision together, residuals in double precision. What a replica computes doesn't
+depend on its neighbours, but on how wide vectors are: sums have as many parts.
 """
 
 # mypy: ignore-errors
@@ -17,7 +17,7 @@ from quadmodel.simulation._kernels.aligned import aligned, aligned_zeros
 from quadmodel.simulation._kernels.plain import apply_gradients, draw_batches, rows_of_part
 from quadmodel.simulation._kernels.sums import total as sum_of
 from quadmodel.simulation._kernels.vectors import (
-    BYTES,
+    PIECE,
     add_pairs,
     add_rows,
     fetch,
@@ -33,10 +33,8 @@ from quadmodel.simulation._kernels.vectors import (
 # Bytes of a row, and replicas, that are taken together: twice that stretch of J_i and of all u_ir
 # is held in the second-level cache.
 _STRETCH, _REPLICAS = 32768, 32
-# Cache lines asked for with each vector.
-_FETCHED = 2
 # Tuples whose lengths are numbers of rows and of replicas: the compiler unrolls loops over them.
-_ONE, _TWO, _FOUR, _FIVE = (0,), (0,) * 2, (0,) * 4, (0,) * 5
+_ONE, _TWO, _FIVE = (0,), (0,) * 2, (0,) * 5
 # What is done with rows: tuples again, so that the compiler knows from their lengths.
 _PRODUCTS, _GRADIENTS = (), (0,)
 
@@ -57,7 +55,7 @@ def low_rank_rows(model, buffers, part, parts):
     """Add the gradients of a part of the data points to the replicas that drew them.
 
     `model` is a StackedModel. A stretch of all rows of a data point is held in the second-level
-    cache while the replicas take their turns, four at a time, all in registers: for their products
+    cache while the replicas take their turns, some at a time, all in registers: for their products
     with phi first, then for the gradients. Meanwhile the rows of the data point that comes next are
     asked for: `prefetch` holds the element to prefetch next, and where these rows end.
 
@@ -66,13 +64,17 @@ def low_rank_rows(model, buffers, part, parts):
     z = z_0 + J_i phi + sum_r s_ir (u_ir phi)^2 / 2 and
     g += z J_i + sum_r z s_ir (u_ir phi) u_ir, as in `plain`.
     """
-    rows, coefficients, residual = model
+    rows, coefficients, residual, lanes, replicas = model
     pointer, entries = buffers.pointer, buffers.entries
     points, gradients = (
         buffers.point.reshape(-1),
         buffers.gradients[part * len(buffers.gradients) // parts].reshape(-1),
     )
-    order, flat, width = buffers.point.shape[1], rows.reshape(-1), BYTES // rows.itemsize
+    order, flat, width = (
+        buffers.point.shape[1],
+        rows.reshape(-1),
+        PIECE * len(lanes) // rows.itemsize,
+    )
     n_rows, stretch = rows.shape[1], _STRETCH // rows.itemsize
     places, weight = np.empty(_REPLICAS, np.int64), np.empty(n_rows * _REPLICAS, rows.dtype)
     sums = aligned(n_rows * _REPLICAS * width, rows)
@@ -93,15 +95,30 @@ def low_rank_rows(model, buffers, part, parts):
             sums.fill(0.0)
             for first in range(0, order, stretch):
                 piece = flat, i * n_rows * order, order, first, min(first + stretch, order)
-                _all_rows(_PRODUCTS, n_rows, count, piece, points, places, sums, prefetch)
-            _write_weights(n_rows, count, sums, residual[i], coefficients[i], weight)
+                _all_rows(
+                    _PRODUCTS, lanes, replicas, n_rows, count, piece, points, places, sums, prefetch
+                )
+            _write_weights(
+                lanes, replicas, n_rows, count, sums, residual[i], coefficients[i], weight
+            )
             for first in range(0, order, stretch):
                 piece = flat, i * n_rows * order, order, first, min(first + stretch, order)
-                _all_rows(_GRADIENTS, n_rows, count, piece, gradients, places, weight, prefetch)
+                _all_rows(
+                    _GRADIENTS,
+                    lanes,
+                    replicas,
+                    n_rows,
+                    count,
+                    piece,
+                    gradients,
+                    places,
+                    weight,
+                    prefetch,
+                )
 
 
 # Rows and replicas are taken in blocks, for which all sums or weights fit in registers: five rows
-# while there are so many, then two, then one; four replicas, then one.
+# while there are so many, then two, then one; as many replicas as `shapes` says, then one.
 
 
 @njit(inline="always")
@@ -120,7 +137,7 @@ def _place_of_sums(row, rows, replica):
 
 
 @compiled
-def _all_rows(what, n_rows, count, piece, vectors, places, numbers, prefetch):
+def _all_rows(what, lanes, replicas, n_rows, count, piece, vectors, places, numbers, prefetch):
     """Multiply a stretch of all rows with that of all replicas, or add the rows to it.
 
     If `what` is _PRODUCTS, `vectors` are points and `numbers` the vectors of sums that the products
@@ -131,76 +148,82 @@ def _all_rows(what, n_rows, count, piece, vectors, places, numbers, prefetch):
     while row < n_rows:
         rows = _rows_together(n_rows - row)
         if rows == 5:
-            _some_rows(_FIVE, what, row, count, piece, vectors, places, numbers, prefetch)
+            _some_rows(
+                _FIVE, what, lanes, replicas, row, count, piece, vectors, places, numbers, prefetch
+            )
         elif rows == 2:
-            _some_rows(_TWO, what, row, count, piece, vectors, places, numbers, prefetch)
+            _some_rows(
+                _TWO, what, lanes, replicas, row, count, piece, vectors, places, numbers, prefetch
+            )
         else:
-            _some_rows(_ONE, what, row, count, piece, vectors, places, numbers, prefetch)
+            _some_rows(
+                _ONE, what, lanes, replicas, row, count, piece, vectors, places, numbers, prefetch
+            )
         row += rows
 
 
 @compiled
-def _some_rows(like, what, row, count, piece, vectors, places, numbers, prefetch):
+def _some_rows(like, what, lanes, replicas, row, count, piece, vectors, places, numbers, prefetch):
     """Do what `_all_rows` says for as many rows as the tuple `like` is long."""
     a = 0
-    while count - a >= 4:
+    while count - a >= len(replicas):
         if len(what) > 0:
-            _add_gradients(like, _FOUR, row, a, piece, vectors, places, numbers, prefetch)
+            _add_gradients(like, replicas, lanes, row, a, piece, vectors, places, numbers, prefetch)
         else:
-            _add_products(like, _FOUR, row, a, piece, vectors, places, numbers, prefetch)
-        a += 4
+            _add_products(like, replicas, lanes, row, a, piece, vectors, places, numbers, prefetch)
+        a += len(replicas)
     while a < count:
         if len(what) > 0:
-            _add_gradients(like, _ONE, row, a, piece, vectors, places, numbers, prefetch)
+            _add_gradients(like, _ONE, lanes, row, a, piece, vectors, places, numbers, prefetch)
         else:
-            _add_products(like, _ONE, row, a, piece, vectors, places, numbers, prefetch)
+            _add_products(like, _ONE, lanes, row, a, piece, vectors, places, numbers, prefetch)
         a += 1
 
 
 @njit(inline="always")
 def _next_to_fetch(first, last, otherwise, prefetch):
     """Return the element to prefetch next; `otherwise`, in cache, if all has been asked for."""
-    element, count = prefetch[0], _FETCHED * (last - first)
+    element, count = prefetch[0], 2 * (last - first)
     prefetch[0] = element + count
     return element if element + count <= prefetch[1] else otherwise
 
 
 @njit(inline="always")
-def _add_products(like, replicas, row, a, piece, points, places, sums, prefetch):
+def _add_products(like, replicas, lanes, row, a, piece, points, places, sums, prefetch):
     """Add the products of some rows with some replicas, as many as the tuples are long, to sums."""
     rows, at, order, first, last = piece
-    width = BYTES // rows.itemsize
+    width = PIECE * len(lanes) // rows.itemsize
     place = _place_of_sums(row, len(like), a) * width
     own = numbers_like(replicas, places, a)
-    found = loads_like(zeros_like(like, replicas, rows), sums, place, width)
+    found = loads_like(zeros_like(like, replicas, lanes, rows), lanes, sums, place, width)
     element = _next_to_fetch(first, last, at + first, prefetch)
     for k in range(first, last, width):
-        fetch(rows, element + _FETCHED * (k - first), _FETCHED)
-        some = loads_like(like, rows, at + row * order + k, order)
+        fetch(lanes, rows, element + 2 * (k - first))
+        some = loads_like(like, lanes, rows, at + row * order + k, order)
         found = add_pairs(found, some, points, own, k)
     stores(sums, place, width, found)
 
 
 @njit(inline="always")
-def _add_gradients(like, replicas, row, a, piece, gradients, places, weight, prefetch):
+def _add_gradients(like, replicas, lanes, row, a, piece, gradients, places, weight, prefetch):
     """Add some rows, times their weights, to the gradients of some replicas."""
     rows, at, order, first, last = piece
     own = numbers_like(replicas, places, a)
-    weights = spreads_like(like, replicas, weight, row * _REPLICAS + a, _REPLICAS)
+    weights = spreads_like(like, replicas, lanes, weight, row * _REPLICAS + a, _REPLICAS)
     element = _next_to_fetch(first, last, at + first, prefetch)
-    for k in range(first, last, BYTES // rows.itemsize):
-        fetch(rows, element + _FETCHED * (k - first), _FETCHED)
-        some = loads_like(like, rows, at + row * order + k, order)
+    for k in range(first, last, PIECE * len(lanes) // rows.itemsize):
+        fetch(lanes, rows, element + 2 * (k - first))
+        some = loads_like(like, lanes, rows, at + row * order + k, order)
         add_rows(gradients, own, k, some, weights)
 
 
 @compiled
-def _write_weights(n_rows, count, sums, residual, coefficients, weight):
+def _write_weights(lanes, replicas, n_rows, count, sums, residual, coefficients, weight):
     """Write what J_i and each u_ir are multiplied by in the gradient of each replica.
 
     These are z and z s_ir (u_ir phi), z being the replica's residual at data point i.
     """
-    _add_up(n_rows, count, sums, weight)
+    _add_up(lanes, replicas, n_rows, count, sums, weight)
     for a in range(count):
         z = residual + weight[a]
         for r in range(len(coefficients)):
@@ -211,18 +234,20 @@ def _write_weights(n_rows, count, sums, residual, coefficients, weight):
 
 
 @njit(inline="always")
-def _add_up(n_rows, count, sums, total):
+def _add_up(lanes, together, n_rows, count, sums, total):
     """Add up the elements of every vector of sums."""
-    width = BYTES // sums.itemsize
+    width = PIECE * len(lanes) // sums.itemsize
     row = 0
     while row < n_rows:
         rows, first = _rows_together(n_rows - row), 0
         while first < count:
-            replicas = 4 if count - first >= 4 else 1
+            replicas = len(together) if count - first >= len(together) else 1
             for r in range(rows):
                 for a in range(replicas):
                     place = _place_of_sums(row, rows, first) + r * replicas + a
-                    total[(row + r) * _REPLICAS + first + a] = sum_of(load(sums, place * width))
+                    total[(row + r) * _REPLICAS + first + a] = sum_of(
+                        load(lanes, sums, place * width)
+                    )
             first += replicas
         row += rows
 

@@ -1,35 +1,36 @@
-"""Vectors of 64 bytes for Numba: values that the compiled kernels keep in registers.
+"""Vectors for Numba: values that the compiled kernels keep in registers.
 
 `load`, `store`, `spread`, `fma` and a few unrolled loops over tuples of vectors; `vector_blocks`
 has more. Loops written with them say which number stays where, which plain loops leave to the
-compiler's luck: the symmetric product reaches the speed of a matrix product. A width of 64 bytes
-needs AVX-512 to pay; `AVAILABLE` says whether the processor that Numba compiles for has it.
+compiler's luck: the symmetric product reaches the speed of a matrix product.
+
+How wide a vector is belongs to its type: what makes vectors is given `lanes`, a tuple as long as
+the vector has pieces of 16 bytes. The compiler splits vectors that are wider than a register;
+`shapes` says which widths suit a processor.
 """
 
 # mypy: ignore-errors
 
 from __future__ import annotations
 
-import llvmlite.binding
 import numpy as np
 from llvmlite import ir
 from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
+# What memory is aligned and padded to, whatever the width: the widest vector, and a cache line.
 BYTES = 64
-AVAILABLE = (
-    llvmlite.binding.get_host_cpu_features().get("avx512f", False)
-    and config.CPU_NAME in (None, llvmlite.binding.get_host_cpu_name())
-    and not config.DISABLE_JIT
-)
+# Bytes of a piece of a vector, and the lanes of the widest.
+PIECE = 16
+WIDE = (0,) * (BYTES // PIECE)
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
-_FLOATS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
+FLOATS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
 
 
 def padded_params(n_params, dtype):
-    """Return the number of parameters rounded up to whole vectors."""
+    """Return the number of parameters rounded up to whole vectors of any width."""
     width = BYTES // np.dtype(dtype).itemsize
     return -(-n_params // width) * width
 
@@ -37,16 +38,16 @@ def padded_params(n_params, dtype):
 class Vector(types.Type):
     """Numba's type of a vector: its element type and how many there are."""
 
-    def __init__(self, dtype) -> None:
+    def __init__(self, dtype, lanes) -> None:
         self.dtype = dtype
-        self.width = 8 * BYTES // dtype.bitwidth
+        self.width = 8 * PIECE * len(lanes) // dtype.bitwidth
         super().__init__(f"Vector({dtype} x {self.width})")
 
 
 @register_model(Vector)
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager, vector) -> None:
-        super().__init__(manager, vector, ir.VectorType(_FLOATS[vector.dtype], vector.width))
+        super().__init__(manager, vector, ir.VectorType(FLOATS[vector.dtype], vector.width))
 
 
 def pointer_to(context, builder, kind, array, at, vector=None):
@@ -97,16 +98,16 @@ def elements(context, builder, kind, array, at, count, vector):
 
 
 @intrinsic
-def load(typing, array, at):
+def load(typing, lanes, array, at):
     """Return the vector that starts at element `at` of a flat array."""
-    result = Vector(array.dtype)
+    result = Vector(array.dtype, lanes)
 
     def code(context, builder, signature, arguments):
         vector = context.get_value_type(result)
-        pointer = pointer_to(context, builder, array, *arguments, vector)
+        pointer = pointer_to(context, builder, array, *arguments[1:], vector)
         return builder.load(pointer, align=array.dtype.bitwidth // 8)
 
-    return result(array, types.intp), code
+    return result(lanes, array, types.intp), code
 
 
 @intrinsic
@@ -120,25 +121,6 @@ def store(typing, array, at, vector):
         return context.get_dummy_value()
 
     return types.void(array, types.intp, vector), code
-
-
-@intrinsic(prefer_literal=True)
-def loads(typing, array, at, stride, count):
-    """Return a tuple of `count` (a literal) vectors, `stride` elements apart."""
-    vector = Vector(array.dtype)
-    result = types.UniTuple(vector, count.literal_value)
-
-    def code(context, builder, signature, arguments):
-        data, at, stride, _ = arguments
-        found = []
-        for _ in range(count.literal_value):
-            kind = context.get_value_type(vector)
-            pointer = pointer_to(context, builder, signature.args[0], data, at, kind)
-            found.append(builder.load(pointer, align=array.dtype.bitwidth // 8))
-            at = builder.add(at, stride)
-        return context.make_tuple(builder, result, found)
-
-    return result(array, types.intp, types.intp, count), code
 
 
 @intrinsic
@@ -157,14 +139,14 @@ def stores(typing, array, at, stride, vectors):
 
 
 @intrinsic
-def spread(typing, scalar):
+def spread(typing, lanes, scalar):
     """Return a vector of equal elements."""
-    result = Vector(scalar)
+    result = Vector(scalar, lanes)
 
     def code(context, builder, signature, arguments):
-        return spread_out(builder, arguments[0], context.get_value_type(result))
+        return spread_out(builder, arguments[1], context.get_value_type(result))
 
-    return result(scalar), code
+    return result(lanes, scalar), code
 
 
 @intrinsic
@@ -209,20 +191,24 @@ def add_multiple(typing, sums, scalar, array, at):
 
 @intrinsic
 def add_to(typing, array, at, factor, vectors):
-    """Add a multiple of vectors that follow each other to doubles from element `at` on."""
+    """Add a multiple of vectors that follow each other to an array from element `at` on.
+
+    In the precision of the array, which is that of the vectors or double.
+    """
+    double, bytes_ = array.dtype == types.float64, array.dtype.bitwidth // 8
 
     def code(context, builder, signature, arguments):
         data, at, factor_, values = arguments
         for value in cgutils.unpack_tuple(builder, values):
-            for part in _as_doubles(builder, value):
+            for part in _as_doubles(builder, value) if double else [value]:
                 pointer = pointer_to(context, builder, array, data, at, part.type)
                 by = spread_out(builder, factor_, part.type)
-                sum_ = fused_multiply_add(builder, by, part, builder.load(pointer, align=8))
-                builder.store(sum_, pointer, align=8)
+                sum_ = fused_multiply_add(builder, by, part, builder.load(pointer, align=bytes_))
+                builder.store(sum_, pointer, align=bytes_)
                 at = plus(builder, at, part.type.count)
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, types.float64, vectors), code
+    return types.void(array, types.intp, array.dtype, vectors), code
 
 
 def _as_doubles(builder, value):
@@ -236,12 +222,12 @@ def _as_doubles(builder, value):
 
 
 @intrinsic
-def loads_like(typing, like, array, at, stride):
+def loads_like(typing, like, lanes, array, at, stride):
     """Return as many vectors as `like`, a tuple, is long, `stride` elements apart."""
-    result = types.UniTuple(Vector(array.dtype), len(like))
+    result = types.UniTuple(Vector(array.dtype, lanes), len(like))
 
     def code(context, builder, signature, arguments):
-        _, data, at, stride = arguments
+        _, _, data, at, stride = arguments
         kind, found = context.get_value_type(result.dtype), []
         for _ in range(len(like)):
             pointer = pointer_to(context, builder, array, data, at, kind)
@@ -249,19 +235,19 @@ def loads_like(typing, like, array, at, stride):
             at = builder.add(at, stride)
         return context.make_tuple(builder, result, found)
 
-    return result(like, array, types.intp, types.intp), code
+    return result(like, lanes, array, types.intp, types.intp), code
 
 
 @intrinsic
-def zeros_like(typing, rows, replicas, array):
+def zeros_like(typing, rows, replicas, lanes, array):
     """Return a zero vector for every pair of elements of two tuples."""
-    result = types.UniTuple(Vector(array.dtype), len(rows) * len(replicas))
+    result = types.UniTuple(Vector(array.dtype, lanes), len(rows) * len(replicas))
 
     def code(context, builder, signature, arguments):
         zero = ir.Constant(context.get_value_type(result.dtype), None)
         return context.make_tuple(builder, result, [zero] * len(result))
 
-    return result(rows, replicas, array), code
+    return result(rows, replicas, lanes, array), code
 
 
 @intrinsic
@@ -286,22 +272,22 @@ def add_pairs(typing, sums, rows, array, places, at):
     return sums(sums, rows, array, places, types.intp), code
 
 
-@intrinsic(prefer_literal=True)
-def fetch(typing, array, at, lines):
-    """Ask for some (a literal) cache lines from element `at` on, for the second-level cache."""
+@intrinsic
+def fetch(typing, lanes, array, at):
+    """Ask for the cache lines of two vectors from element `at` on, for the second-level cache."""
 
     def code(context, builder, signature, arguments):
-        data, at, _ = arguments
+        _, data, at = arguments
         byte = ir.IntType(8).as_pointer()
         kind = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        for k in range(lines.literal_value):
-            place = plus(builder, at, k * 512 // array.dtype.bitwidth)
+        for first in range(0, 2 * PIECE * len(lanes), BYTES):
+            place = plus(builder, at, 8 * first // array.dtype.bitwidth)
             pointer = builder.bitcast(pointer_to(context, builder, array, data, place), byte)
             builder.call(function, [pointer, *(ir.Constant(_I32, n) for n in (0, 2, 1))])
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, lines), code
+    return types.void(lanes, array, types.intp), code
 
 
 @intrinsic
@@ -320,19 +306,19 @@ def numbers_like(typing, like, array, at):
 
 
 @intrinsic
-def spreads_like(typing, rows, replicas, array, at, stride):
+def spreads_like(typing, rows, replicas, lanes, array, at, stride):
     """Return array[at + r stride + l], spread over a vector, for every pair of two tuples."""
-    result = types.UniTuple(Vector(array.dtype), len(rows) * len(replicas))
+    result = types.UniTuple(Vector(array.dtype, lanes), len(rows) * len(replicas))
 
     def code(context, builder, signature, arguments):
-        _, _, data, at, stride = arguments
+        _, _, _, data, at, stride = arguments
         kind, found = context.get_value_type(result.dtype), []
         for _ in range(len(rows)):
             found += elements(context, builder, array, data, at, len(replicas), kind)
             at = builder.add(at, stride)
         return context.make_tuple(builder, result, found)
 
-    return result(rows, replicas, array, types.intp, types.intp), code
+    return result(rows, replicas, lanes, array, types.intp, types.intp), code
 
 
 @intrinsic

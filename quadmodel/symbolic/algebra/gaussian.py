@@ -51,6 +51,17 @@ class GaussianField:
     InputError
         If the covariance does not share the tensor's symmetries: the exchange of both entries, and
         that of slots of one class.
+
+    Examples
+    --------
+    A residual whose entries are independent:
+
+    >>> from quadmodel import symbolic
+    >>> (a,) = symbolic.data_indices("a")
+    >>> z = symbolic.Tensor("z", (a.space,))
+    >>> field = symbolic.GaussianField(z, lambda one, other: symbolic.delta(one[0], other[0]))
+    >>> symbolic.average((z(a) * z(a)).sum(a), field)
+    (D)
     """
 
     def __init__(self, tensor: Tensor, covariance: Callable[[Indices, Indices], Polynomial]):
@@ -181,6 +192,14 @@ def kronecker_curvature(
     References
     ----------
     .. [1] arXiv:2404.19261, section 2: independent entries, C = sigma^2 I, S = I.
+
+    Examples
+    --------
+    >>> from quadmodel import symbolic
+    >>> (a, b), (i, j) = symbolic.data_indices("ab"), symbolic.parameter_indices("ij")
+    >>> Q = symbolic.Tensor("Q", (a.space, i.space, i.space), (0, 1, 1))
+    >>> symbolic.average((Q(a, i, j) * Q(b, i, j)).sum(i, j), symbolic.kronecker_curvature())
+    (1)*C_ab*S_ii*S_jj + (1)*C_ab*S_ij*S_ij
     """
 
     def covariance(first: Indices, second: Indices) -> Polynomial:
@@ -204,6 +223,14 @@ def independent_curvature(scale: Any = sigma) -> GaussianField:
     Returns
     -------
     GaussianField
+
+    Examples
+    --------
+    >>> from quadmodel import symbolic
+    >>> (a, b), (i, j) = symbolic.data_indices("ab"), symbolic.parameter_indices("ij")
+    >>> Q = symbolic.Tensor("Q", (a.space, i.space, i.space), (0, 1, 1))
+    >>> symbolic.average((Q(a, i, j) * Q(b, i, j)).sum(i, j), symbolic.independent_curvature())
+    (P**2*sigma**2 + P*sigma**2)*delta_ab
     """
     return kronecker_curvature(lambda a, b: scale**2 * delta(a, b), delta)
 

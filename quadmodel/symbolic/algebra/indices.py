@@ -41,6 +41,13 @@ def data_indices(letters: str) -> list[Index]:
     Returns
     -------
     list of Index
+
+    Examples
+    --------
+    >>> from quadmodel import symbolic
+    >>> a, b = symbolic.data_indices("ab")
+    >>> symbolic.delta(a, b)
+    (1)*delta_ab
     """
     return [Index(DATA, letter) for letter in letters]
 
@@ -56,6 +63,13 @@ def parameter_indices(letters: str) -> list[Index]:
     Returns
     -------
     list of Index
+
+    Examples
+    --------
+    >>> from quadmodel import symbolic
+    >>> i, j = symbolic.parameter_indices("ij")
+    >>> i.space.dimension
+    P
     """
     return [Index(PARAMETERS, letter) for letter in letters]
 

@@ -34,7 +34,15 @@ _numbers = itertools.count()
 class Tensor(TensorType):
     """A tensor whose call with indices gives its entry there, as a polynomial.
 
-    See :class:`~quadmodel.symbolic.algebra.indices.TensorType` for its parameters.
+    See ``TensorType`` for its parameters.
+
+    Examples
+    --------
+    >>> from quadmodel import symbolic
+    >>> (a, b), (i,) = symbolic.data_indices("ab"), symbolic.parameter_indices("i")
+    >>> J = symbolic.Tensor("J", (a.space, i.space))
+    >>> (J(a, i) * J(b, i)).sum(i)
+    (1)*J_ai*J_bi
     """
 
     def __call__(self, *indices: Index) -> Polynomial:
@@ -62,6 +70,14 @@ def delta(first: Index, second: Index) -> Polynomial:
     Returns
     -------
     Polynomial
+
+    Examples
+    --------
+    >>> from quadmodel import symbolic
+    >>> a, b = symbolic.data_indices("ab")
+    >>> z = symbolic.Tensor("z", (a.space,))
+    >>> (symbolic.delta(a, b) * z(b)).sum(b)
+    (1)*z_a
     """
     return _entry(KRONECKER[first.space], (first, second))
 

@@ -40,6 +40,15 @@ class SamplingScheme:
     moment : callable
         Takes block sizes :math:`(k_1, \dots, k_m)`, descending, and returns
         :math:`E[w_1^{k_1}\cdots w_m^{k_m}]` for m different data points, as a SymPy expression.
+
+    Examples
+    --------
+    Full batches, whose weights are all 1:
+
+    >>> from quadmodel import symbolic
+    >>> scheme = symbolic.SamplingScheme("full batches", lambda sizes: 1)
+    >>> symbolic.weight_covariance(scheme)
+    (0, 0)
     """
 
     name: str
