@@ -1,4 +1,4 @@
-"""Try sweeps that are killed, whose disk is full, whose workers vanish: bits must stay the same.
+"""Kill sweeps, fill their disk, take their workers: they must end with the same bits.
 
 A maintainer's command, not in the gate: python .ci/kills.py [TRIAL ...] [--kills N]. Prints a line
 per trial, and exits with 1 if one fails.
@@ -50,7 +50,7 @@ def partial(folder: Path) -> list[Path]:
 
 
 def by_sigkill(folder: Path, expected: xr.Dataset, kills: int, seconds: float) -> str:
-    """Kill the process of a sweep of so many seconds at random moments, and read the store then."""
+    """Kill the process of a sweep of so many seconds at random moments; read it each time."""
     chance, done, sweeps, unread, left = random.Random(0), 0, 0, 0, 0
     shares: list[float] = []
     while done < kills:
@@ -133,10 +133,10 @@ def without_workers(expected: xr.Dataset, how: str) -> str:
     """Kill a worker of Dask while it works, or let all of them end after a while."""
     from distributed import Client, LocalCluster
 
-    more = {"lifetime": "10 seconds", "lifetime_restart": True} if how == "lifetime" else {}
+    more = {"lifetime": "30 seconds", "lifetime_restart": True} if how == "lifetime" else {}
     with (
         LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, **more
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0", **more
         ) as cluster,
         Client(cluster) as client,
         tempfile.TemporaryDirectory() as folder,

@@ -79,7 +79,7 @@ def main() -> None:
     except (InputError, MemoryError, OSError) as error:
         _complain(str(error) or type(error).__name__)
     except (click.Abort, KeyboardInterrupt) as stop:
-        _end(stopped[0], [str(path) for path in WRITTEN[kept:]], str(stop))
+        _end(stopped[0], [str(path) for path in WRITTEN[kept:]], str(stop.__cause__ or stop))
     finally:
         signal.signal(signal.SIGTERM, before)
 
