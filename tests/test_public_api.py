@@ -17,6 +17,7 @@ NAMES = [
     "Ensemble",
     "LowRankCurvature",
     "QuadraticModel",
+    "Running",
     "SGD",
     "compare",
     "critical_learning_rate",
