@@ -18,6 +18,7 @@ NAMES = [
     "HoldK",
     "LowRankCurvature",
     "QuadraticModel",
+    "Running",
     "SGD",
     "compare",
     "critical_learning_rate",
