@@ -44,5 +44,6 @@ from .theory.noise_kernel import noise_kernel_norm as noise_kernel_norm
 from .theory.noise_kernel import phase_boundaries as phase_boundaries
 from .theory.prediction import predict as predict
 from .theory.sharpening import expected_ntk as expected_ntk
+from .theory.streaming import ntk_from_jacobian as ntk_from_jacobian
 from .theory.typical import typical_critical_learning_rate as typical_critical_learning_rate
 from .theory.typical import typical_growth as typical_growth

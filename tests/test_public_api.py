@@ -42,6 +42,7 @@ NAMES = [
     "misclassified_share",
     "networks",
     "noise_kernel_norm",
+    "ntk_from_jacobian",
     "open_phase_diagram",
     "outcome_table",
     "persistent_edge",
