@@ -18,6 +18,8 @@ SUBJECTS = {
     "large_p": "Simulation",
     "comparison": "Comparison",
     "studies": "Studies",
+    "sweeps": "Studies",
+    "explorer": "Studies",
 }
 FIRST = ["Models, laws and SGD", "Closed forms and mean-field theory", "Simulation", "Comparison"]
 BEGINNING = """Reference

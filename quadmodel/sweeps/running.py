@@ -50,6 +50,15 @@ class Running(TypedDict, total=False):
     A unit's record is written beside its place, brought to disk, and moved there. A finished store
     holds the result as ``result.nc``. Without a store, what is finished stays in memory when a
     sweep is interrupted (Ctrl-C): the same call goes on with it.
+
+    Examples
+    --------
+    >>> import tempfile, quadmodel as qm
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     how: qm.Running = {"store": folder, "threads": 1}
+    ...     grid = qm.phase_diagram(qm.Ensemble(10, 20), 4, [1, 2], steps=32, replicas=2, **how)
+    >>> grid.sizes["batch_size"]
+    2
     """
 
     threads: int | None
