@@ -18,6 +18,7 @@ SUBJECTS = {
     "large_p": "Simulation",
     "comparison": "Comparison",
     "studies": "Studies",
+    "explorer": "Explorer",
 }
 FIRST = ["Models, laws and SGD", "Closed forms and mean-field theory", "Simulation", "Comparison"]
 BEGINNING = """Reference
