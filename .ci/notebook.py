@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,11 @@ def problems(notebook: Any) -> list[str]:
     return found
 
 
+def needs_torch(notebook: Any) -> bool:
+    """Say whether a cell imports PyTorch."""
+    return any("import torch" in cell.source for cell in code_of(notebook))
+
+
 def make_quick(notebook: Any) -> None:
     """Make sizes small."""
     for cell in notebook.cells:
@@ -74,6 +80,9 @@ def main() -> None:
     given = parser.parse_args()
     for path in given.paths:
         notebook = nbformat.read(path, as_version=4)
+        if needs_torch(notebook) and find_spec("torch") is None:
+            print(f"{path}: left out, since it needs PyTorch")
+            continue
         if given.write:
             seconds = run(notebook, path)
             for cell in code_of(notebook):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +13,7 @@ from quadmodel._util.checks import FloatArray
 from quadmodel._util.threads import workers
 from quadmodel.batches import batch_indices
 from quadmodel.simulation._replicas import Replicas, start_replicas
-from quadmodel.simulation._stepper import Stepper
+from quadmodel.simulation._stepper import STEPPED, STORED, Stepper
 
 SEED = 7
 # The name that programs of ours begin with.
@@ -60,17 +58,21 @@ def stable_grid(model: qm.QuadraticModel, rates: int, sizes: int, replicas: int)
 
 def precisions() -> list[str]:
     """Return the precisions that the stepper offers."""
-    offered = "precision" in inspect.signature(Stepper.__init__).parameters
-    return ["float64", "mixed"] if offered else ["float64"]
+    return list(STORED)
 
 
 def start(
     model: qm.QuadraticModel, rates: FloatArray, sizes: NDArray[np.int64], precision: str
 ) -> tuple[Stepper, Replicas]:
     """Return a stepper of plain SGD, and replicas with the numbers 0, 1, ..."""
-    keywords: Any = {} if precision == "float64" else {"precision": precision}
-    stepper = Stepper(model, qm.SGD(1.0, 1), seed=SEED, **keywords)
-    return stepper, start_replicas(model, rates, sizes, np.arange(rates.size))
+    stepper = Stepper(model, qm.SGD(1.0, 1), seed=SEED, precision=precision)
+    return stepper, _fresh(model, rates, sizes, precision)
+
+
+def _fresh(
+    model: qm.QuadraticModel, rates: FloatArray, sizes: NDArray[np.int64], precision: str
+) -> Replicas:
+    return start_replicas(model, rates, sizes, np.arange(rates.size), STEPPED[precision])
 
 
 def program(
@@ -88,7 +90,7 @@ def program(
     def run() -> None:
         nonlocal replicas, taken
         if taken >= _FRESH:
-            replicas, taken = start_replicas(model, rates, sizes, replicas.number), 0
+            replicas, taken = _fresh(model, rates, sizes, precision), 0
         with workers(threads) as pool:
             stepper.advance(replicas, taken, steps, pool)
         taken += steps

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from quadmodel._util.checks import FloatArray, IntArray
 from quadmodel.laws.curvature import LowRankCurvature
 from quadmodel.model import QuadraticModel
+from quadmodel.simulation._kernels.arguments import AnyFloats
+
+DOUBLE: np.dtype[np.floating] = np.dtype(np.float64)
 
 
 class Replicas(NamedTuple):
@@ -20,8 +23,8 @@ class Replicas(NamedTuple):
     was frozen, or -1.
     """
 
-    state: FloatArray
-    old: FloatArray  # states one step before
+    state: AnyFloats
+    old: AnyFloats  # states one step before
     learning_rate: FloatArray
     batch_size: IntArray
     number: IntArray
@@ -48,14 +51,19 @@ class Replicas(NamedTuple):
 
 
 def start_replicas(
-    model: QuadraticModel, learning_rate: FloatArray, batch_size: IntArray, number: IntArray
+    model: QuadraticModel,
+    learning_rate: FloatArray,
+    batch_size: IntArray,
+    number: IntArray,
+    dtype: np.dtype[np.floating] = DOUBLE,
 ) -> Replicas:
     """Put every replica at the model's initial parameters."""
     count = len(number)
+    state: AnyFloats
     if model.curvature is None:
-        state = np.tile(model.residual, (count, 1))
+        state = np.tile(model.residual.astype(dtype), (count, 1))
     else:
-        state = np.zeros((count, model.n_params))
+        state = np.zeros((count, model.n_params), dtype)
     return Replicas(
         state,
         state.copy(),
@@ -66,8 +74,9 @@ def start_replicas(
     )
 
 
-def residuals(model: QuadraticModel, state: FloatArray) -> FloatArray:
+def residuals(model: QuadraticModel, states: AnyFloats) -> FloatArray:
     """Return the residuals, shape (replicas, n_data), of replicas from their states."""
+    state = np.asarray(states, np.float64)
     if model.curvature is None:
         return state
     z: FloatArray = model.residual + state @ model.jacobian.T

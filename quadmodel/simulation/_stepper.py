@@ -49,9 +49,10 @@ STORED: dict[str, np.dtype[np.floating]] = {
     "mixed": np.dtype(np.float32),
     "float32": np.dtype(np.float32),
 }
-PRECISIONS = tuple(STORED)
 # Precision of residuals or parameters.
 STEPPED = STORED | {"mixed": np.dtype(np.float64)}
+# Those in which growth is measured, which takes residuals that shrink without end.
+PRECISIONS = ("float64", "mixed")
 
 CurvedModel = DenseModel | PackedModel | LowRankModel | StackedModel
 Rows = Callable[..., None]  # adds the gradients of some data points

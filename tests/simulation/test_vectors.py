@@ -358,3 +358,26 @@ def test_phase_diagram_in_mixed_precision_says_the_same(curvature, steps):
         tame = growth[0] < 1
         np.testing.assert_allclose(*(g[tame] for g in growth), rtol=1e-2, atol=1e-4)
     np.testing.assert_array_equal(np.sign(growth[0]), np.sign(growth[1]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["linear", "dense", "rank 3"])
+def test_single_precision_is_single(kind, monkeypatch):
+    """All numbers of a run are: the loss is right to some rounding errors per step, not to none."""
+    model = some_model(kind, 80 if kind == "linear" else 20)
+    for sgd in (qm.SGD(0.05, 5), qm.SGD(0.02, 50 if kind == "linear" else 20, 0.8, True, 0.1)):
+        exact = qm.simulate(model, sgd, 100, replicas=12)
+        for width in (HERE, 0):
+            monkeypatch.setenv(shapes.VARIABLE, str(width))
+            single = qm.simulate(model, sgd, 100, replicas=12, precision="float32")
+            assert single.attrs["precision"] == "float32"
+            error = np.abs(single.loss - exact.loss) / exact.loss
+            assert 1e-9 < float(error.max()) < 2e-5
+
+
+@pytest.mark.slow
+def test_runs_in_single_precision_diverge():
+    for curvature in (None, 0.1):
+        model = qm.Ensemble(12, 20, curvature=curvature).sample(seed=0)
+        runs = qm.simulate(model, qm.SGD(40.0, 3), 100, replicas=3, precision="float32")
+        assert (runs.divergence_step > 0).all()

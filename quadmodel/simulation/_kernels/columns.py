@@ -98,7 +98,7 @@ def _add_tile(like, columns, lanes, n_data, first, terms, z):
                 row = first * n_data + picked[k] * tile
                 sums = add_multiple(sums, coefficient[k], columns, row)
                 k += 1
-            add_to(flat, a * length + first, unit[a], sums)
+            add_to(flat, a * length + first, z.dtype.type(unit[a]), sums)
 
 
 def add_whole_columns(columns, lanes, n_data, terms, z):
