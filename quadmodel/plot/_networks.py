@@ -55,6 +55,22 @@ def network_runs(
     ------
     InputError
         If `found` is of another kind or has no such variable.
+
+    Examples
+    --------
+    >>> import quadmodel as qm, xarray as xr
+    >>> dims, runs = ("batch_size", "share", "replica", "step"), [[[[0.3, 0.5]]], [[[0.2, 0.4]]]]
+    >>> found = xr.Dataset(
+    ...     {
+    ...         "noise_kernel_norm_exact": (dims, runs),
+    ...         "scaled_largest_eigenvalue": (dims, runs),
+    ...         "divergence_step": (dims[:3], [[[-1]], [[-1]]]),
+    ...     },
+    ...     {"batch_size": [2, 8], "share": [0.5], "replica": [0], "step": [0, 100]},
+    ... )  # as qm.networks.train_grid() returns it
+    >>> artists = qm.plot.network_runs(found)
+    >>> artists[0].axes.get_xlabel()
+    'SGD steps'
     """
     needed = {quantity: (*_RUNS, "step"), "divergence_step": _RUNS}
     check_result("found", found, "train_grid()", needed)
@@ -106,6 +122,22 @@ def network_outcomes(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     ------
     InputError
         If `found` is of another kind.
+
+    Examples
+    --------
+    >>> import quadmodel as qm, xarray as xr
+    >>> dims, runs = ("batch_size", "share", "replica", "step"), [[[[0.3, 0.5]]], [[[0.2, 0.4]]]]
+    >>> found = xr.Dataset(
+    ...     {
+    ...         "noise_kernel_norm_exact": (dims, runs),
+    ...         "scaled_largest_eigenvalue": (dims, runs),
+    ...         "divergence_step": (dims[:3], [[[-1]], [[-1]]]),
+    ...     },
+    ...     {"batch_size": [2, 8], "share": [0.5], "replica": [0], "step": [0, 100]},
+    ... )  # as qm.networks.train_grid() returns it
+    >>> artists = qm.plot.network_outcomes(found)
+    >>> artists[0].axes.get_ylabel()
+    'last noise kernel norm (exact)'
     """
     names = ("scaled_largest_eigenvalue", "noise_kernel_norm_exact")
     needed = dict.fromkeys(names, (*_RUNS, "step")) | {"divergence_step": _RUNS}
@@ -159,6 +191,18 @@ def separation(areas: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     ------
     InputError
         If `areas` is of another kind, or holds no area.
+
+    Examples
+    --------
+    >>> import quadmodel as qm, xarray as xr
+    >>> value = (("measure", "lead"), [[0.9]])
+    >>> areas = xr.Dataset(
+    ...     {"auc": value, "auc_low": value, "auc_high": value},
+    ...     {"measure": ["noise_kernel_norm_exact"], "lead": [0]},
+    ... )  # as qm.networks.separation() returns it
+    >>> artists = qm.plot.separation(areas)
+    >>> artists[0].axes.get_ylabel()
+    'area under the ROC curve'
     """
     needed = dict.fromkeys(("auc", "auc_low", "auc_high"), ("measure", "lead"))
     check_result("areas", areas, "separation()", needed)
