@@ -12,9 +12,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 import reference
 
 from quadmodel._util.version import __version__
+from quadmodel.explorer.page import page as explorer_page
 
 HERE = Path(__file__).parent
 reference.write(HERE / "reference.rst")
+(HERE / "generated" / "front").mkdir(parents=True, exist_ok=True)
+(HERE / "generated" / "front" / "explorer.html").write_text(explorer_page(), "utf-8")
 
 project = "quadmodel"
 author = "The quadmodel developers"
@@ -54,6 +57,7 @@ numpydoc_xref_param_type = False
 html_math_renderer = "mathml"
 html_theme = "furo"
 html_static_path = ["_static"]
+html_extra_path = ["generated/front"]
 html_css_files = ["equations.css"]
 html_title = f"quadmodel {__version__}"
 html_show_sourcelink = False

@@ -16,6 +16,7 @@ from .laws import residuals as residuals
 from .laws.curvature import LowRankCurvature as LowRankCurvature
 from .model import QuadraticModel as QuadraticModel
 from .optimizer import SGD as SGD
+from .optimizer import HoldK as HoldK
 from .simulation.lyapunov import lyapunov_exponent as lyapunov_exponent
 from .simulation.ntk_draws import sample_ntk as sample_ntk
 from .simulation.trajectories import simulate as simulate
@@ -43,5 +44,6 @@ from .theory.noise_kernel import noise_kernel_norm as noise_kernel_norm
 from .theory.noise_kernel import phase_boundaries as phase_boundaries
 from .theory.prediction import predict as predict
 from .theory.sharpening import expected_ntk as expected_ntk
+from .theory.streaming import ntk_from_jacobian as ntk_from_jacobian
 from .theory.typical import typical_critical_learning_rate as typical_critical_learning_rate
 from .theory.typical import typical_growth as typical_growth

@@ -8,7 +8,9 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
+import scipy.linalg
 from numpy.typing import ArrayLike
+from scipy.sparse.linalg import LinearOperator
 
 from quadmodel._util.blas import one_blas_thread
 from quadmodel._util.checks import (
@@ -17,6 +19,8 @@ from quadmodel._util.checks import (
     as_array,
     as_choice,
     as_integer,
+    check_memory,
+    check_symmetric,
     n_axes,
     shown,
     tolerance_of,
@@ -25,9 +29,12 @@ from quadmodel._util.results import checksum
 from quadmodel.model import QuadraticModel, clean_eigenvalues, ntk_eigensystem
 from quadmodel.optimizer import SGD
 from quadmodel.spectra import SpectralLaw
+from quadmodel.theory.streaming import TOLERANCE, matrix_of
 
 NORMS = ("paper", "finite", "exact")
 CLOSURES = NORMS[1:]
+# From this size on matrices are diagonalised in single precision.
+SINGLE_FROM = 6000
 # Smaller matrices BLAS leaves to one thread anyway.
 _SPLIT = 24
 P = ParamSpec("P")
@@ -110,12 +117,44 @@ def as_finite_spectrum(ntk: ArrayLike | Spectrum) -> Spectrum:
         return ntk
     if isinstance(ntk, QuadraticModel):
         raise InputError("ntk must be an NTK or its eigenvalues, got a model: give model.ntk()")
+    if isinstance(ntk, LinearOperator):
+        if ntk.shape[0] != ntk.shape[1]:
+            raise InputError(f"ntk must be square, got an operator of shape {ntk.shape}")
+        matrix = matrix_of("ntk", ntk.matmat, ntk.shape[0])
+        return Spectrum(*_eigensystem(matrix, TOLERANCE), checksum(matrix))
     if n_axes("ntk", ntk) == 1:
         values = as_array("ntk", ntk, (None,))
         descending = clean_eigenvalues(np.sort(values)[::-1], tolerance_of(ntk))
         return Spectrum(descending, source_hash=checksum(values))
     matrix = as_array("ntk", ntk, (None, None))
-    return Spectrum(*ntk_eigensystem(matrix, tolerance_of(ntk)), checksum(matrix))
+    return Spectrum(*_eigensystem(matrix, tolerance_of(ntk)), checksum(matrix))
+
+
+def _eigensystem(matrix: FloatArray, tolerance: float) -> tuple[FloatArray, Any]:
+    large = len(matrix) >= SINGLE_FROM and matrix.shape == (len(matrix),) * 2
+    return (_single_eigensystem if large else ntk_eigensystem)(matrix, tolerance)
+
+
+def _single_eigensystem(matrix: FloatArray, tolerance: float) -> tuple[FloatArray, Any]:
+    """Return eigenvalues and, in single precision, eigenvectors of a large NTK.
+
+    In half the time and memory of double precision. Eigenvalues are off by about 1e-7 of the
+    largest one, which itself is a Rayleigh quotient in double precision.
+    """
+    # The matrix itself aside: a copy, eigenvectors, the workspace of two; then responses in double
+    # precision and what a product needs.
+    check_memory("the eigendecomposition of the NTK", 20.0 * matrix.size)
+    check_symmetric("ntk", matrix, tolerance)
+    single = np.asarray(matrix, np.float32)
+    ascending, vectors = scipy.linalg.eigh(
+        single, driver="evd", overwrite_a=True, check_finite=False
+    )
+    values = clean_eigenvalues(ascending[::-1].astype(np.float64), max(tolerance, 2e-4))
+    # What is below the rounding of single precision is noise, of either sign.
+    values[values < 1e-7 * values[0]] = 0.0
+    top = vectors[:, -1].astype(np.float64)
+    values[0] = max(float(top @ matrix @ top / (top @ top)), float(values[0]) * (1 - 1e-5))
+    return values, np.ascontiguousarray(vectors[:, ::-1])
 
 
 def as_norm(

@@ -22,7 +22,8 @@ from quadmodel.theory._inputs import (
     need_vectors,
     on_one_blas_thread,
 )
-from quadmodel.theory._noise import noise_kernel_matrix, noise_kernel_product, norm_or_infinity
+from quadmodel.theory._noise import norm_or_infinity
+from quadmodel.theory._noise_products import noise_kernel_matrix, noise_kernel_product
 
 
 @on_one_blas_thread
