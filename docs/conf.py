@@ -12,9 +12,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 import reference
 
 from quadmodel._util.version import __version__
+from quadmodel.explorer.page import page as explorer_page
 
 HERE = Path(__file__).parent
 reference.write(HERE / "reference.rst")
+(HERE / "generated" / "front").mkdir(parents=True, exist_ok=True)
+(HERE / "generated" / "front" / "explorer.html").write_text(explorer_page(), "utf-8")
 
 project = "quadmodel"
 author = "The quadmodel developers"
@@ -24,13 +27,13 @@ version = release = __version__
 extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
+    "mathml",
     "numpydoc",
     "myst_nb",
 ]
 root_doc = "docs/index"
 include_patterns = ["docs/**", "notebooks/**", "derivations/**", "C*.md"]
-exclude_patterns = [".*", "build", "docs/_templates", "**/.ipynb_checkpoints"]
+exclude_patterns = [".*", "build", "docs/_templates", "docs/_static", "**/.ipynb_checkpoints"]
 templates_path = [str(HERE / "_templates")]
 nitpick_ignore_regex = [
     ("py:.*", r"(xarray|matplotlib|numpy|pandas|scipy|sympy|torch|collections|typing)\..*"),
@@ -51,7 +54,11 @@ numpydoc_show_class_members = False
 numpydoc_xref_param_type = False
 
 # ---- looks
+html_math_renderer = "mathml"
 html_theme = "furo"
+html_static_path = ["_static"]
+html_extra_path = ["generated/front"]
+html_css_files = ["equations.css"]
 html_title = f"quadmodel {__version__}"
 html_show_sourcelink = False
 html_copy_source = False

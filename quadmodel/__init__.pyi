@@ -16,6 +16,7 @@ from .laws import residuals as residuals
 from .laws.curvature import LowRankCurvature as LowRankCurvature
 from .model import QuadraticModel as QuadraticModel
 from .optimizer import SGD as SGD
+from .optimizer import HoldK as HoldK
 from .simulation.lyapunov import lyapunov_exponent as lyapunov_exponent
 from .simulation.ntk_draws import sample_ntk as sample_ntk
 from .simulation.trajectories import simulate as simulate

@@ -129,3 +129,35 @@ def large_p():
 def grid():
     """Return what phase_diagram() holds."""
     return phase_grid([0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.5], [1, 3, 10, 30, 100])
+
+
+def network_grid():
+    """Return what train_grid() holds of six runs, one of which diverges."""
+    dims = ("batch_size", "share", "replica", "step")
+    batch = np.array([2.0, 16.0])[:, None, None, None]
+    share = np.array([0.3, 1.0, 2.0])[:, None, None]
+    rise = (1 - np.exp(-STEPS / 30)) * np.ones((2, 3, 1, 1))
+    norm = share * (0.3 + rise * 2 / batch**0.5) + wiggle(0.03, 1)
+    scaled = 0.1 * share * batch**0.6 * (1 + rise) + wiggle(0.02, 1)
+    ended = np.full((2, 3, 1), -1)
+    ended[0, 2] = 62
+    gone = STEPS > 62
+    norm[0, 2, :, gone] = scaled[0, 2, :, gone] = np.nan
+    return xr.Dataset(
+        {
+            "noise_kernel_norm_exact": (dims, norm, {"long_name": "noise kernel norm (exact)"}),
+            "scaled_largest_eigenvalue": (dims, scaled),
+            "divergence_step": (dims[:3], ended),
+        },
+        {"batch_size": [2, 16], "share": [0.3, 1.0, 2.0], "replica": [0], "step": STEPS},
+        ATTRS,
+    )
+
+
+def areas():
+    """Return what separation() says of three measures, two times ahead."""
+    middle = np.array([[0.95, 0.9], [0.85, 0.8], [0.6, 0.45]])
+    dims = ("measure", "lead")
+    ends = {"auc_low": (dims, middle - 0.1), "auc_high": (dims, np.minimum(middle + 0.1, 1))}
+    names = ["noise_kernel_norm_exact", "noise_kernel_norm", "scaled_largest_eigenvalue"]
+    return xr.Dataset({"auc": (dims, middle), **ends}, {"measure": names, "lead": [0, 100]})

@@ -40,7 +40,8 @@ def test_reference_holds_every_public_name():
     for name in MODULES:
         module = getattr(qm, name)
         for key in set(module.__all__) - {"names"}:
-            assert f"{module.__name__}.{key}" in lines
+            both = getattr(qm, key, None) is getattr(module, key)
+            assert (f"quadmodel.{key}" if both else f"{module.__name__}.{key}") in lines
 
 
 MODULES = [
@@ -76,6 +77,6 @@ def test_code_of_pages(page, tmp_path, monkeypatch):
         if command.startswith("quadmodel "):
             program = [sys.executable, "-c", "from quadmodel.cli import main; main()"]
             subprocess.run([*program, *shlex.split(command)[1:]], check=True, capture_output=True)
-            assert (tmp_path / "phase-diagram.png").exists()
+            assert (tmp_path / "phase-diagram.png").exists() or "--dry-run" in command
     if page.stem == "own-network":
         assert time.perf_counter() - began < NEWCOMER

@@ -15,8 +15,10 @@ from quadmodel._util.version import __version__
 
 NAMES = [
     "Ensemble",
+    "HoldK",
     "LowRankCurvature",
     "QuadraticModel",
+    "Running",
     "SGD",
     "compare",
     "critical_learning_rate",
@@ -145,8 +147,8 @@ def test_docstring_of_a_function(name):
 def test_docstring_of_a_class(name):
     cls = getattr(qm, name)
     assert {"Parameters", "Raises"} <= sections(cls)
-    undocumented = [p for p in inspect.signature(cls).parameters if not documents(cls, p)]
-    assert undocumented == []
+    fields = cls.__annotations__ if issubclass(cls, dict) else inspect.signature(cls).parameters
+    assert [p for p in fields if not documents(cls, p)] == []
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -189,8 +191,8 @@ def test_docstrings_of_modules(name):
     "name",
     [
         "boundary", "large_p_edge", "loss", "mean_field", "mean_field_edge", "network",
-        "persistent_edge", "phase_diagram", "sharpening", "sharpening_diagram", "spectrum",
-        "trajectory",
+        "network_outcomes", "network_runs", "persistent_edge", "phase_diagram", "separation",
+        "sharpening", "sharpening_diagram", "spectrum", "trajectory",
     ],
 )  # fmt: skip
 def test_docstrings_of_plots(name):

@@ -18,6 +18,7 @@ from quadmodel.cli.derive import derive_command
 from quadmodel.cli.explore import explore_command
 from quadmodel.cli.large_p_diagram import large_p_diagram_command
 from quadmodel.cli.large_p_edge import large_p_edge_command
+from quadmodel.cli.network import network_command
 from quadmodel.cli.persistent_edge import persistent_edge_command
 from quadmodel.cli.phase_diagram import phase_diagram_command
 from quadmodel.cli.plot import plot_command
@@ -47,6 +48,7 @@ for command in (
     persistent_edge_command,
     large_p_edge_command,
     trace_boundary_command,
+    network_command,
     explore_command,
     validate_command,
     status_command,
@@ -77,7 +79,7 @@ def main() -> None:
     except (InputError, MemoryError, OSError) as error:
         _complain(str(error) or type(error).__name__)
     except (click.Abort, KeyboardInterrupt) as stop:
-        _end(stopped[0], [str(path) for path in WRITTEN[kept:]], str(stop))
+        _end(stopped[0], [str(path) for path in WRITTEN[kept:]], str(stop.__cause__ or stop))
     finally:
         signal.signal(signal.SIGTERM, before)
 

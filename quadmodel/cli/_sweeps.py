@@ -70,19 +70,19 @@ def _dask(where: str, workers: int) -> Iterator[Any]:
     if where == "local":
         with (
             LocalCluster(
-                n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None
+                n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0"
             ) as cluster,
             Client(cluster) as client,
         ):
             yield client.get_executor(pure=False)
         return
+    wanted = "--dask must be local or the address of a scheduler that answers, like HOST:8786"
+    if ":" not in where:
+        raise InputError(f"{wanted}, got {where!r}")
     try:
         found = Client(where, timeout=_PATIENCE)
-    except (OSError, ValueError, TimeoutError) as error:
-        raise InputError(
-            f"--dask must be local or the address of a scheduler that answers, got {where!r}: "
-            f"{error}"
-        ) from None
+    except (OSError, ValueError) as error:  # no answer in time is an OSError
+        raise InputError(f"{wanted}, got {where!r}: {error}") from None
     with found as client:
         yield client.get_executor(pure=False)
 

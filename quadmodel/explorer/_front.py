@@ -8,7 +8,9 @@ from importlib.resources import files
 
 # Each one after those that it imports.
 _MODULES = ("formulas", "theory", "draw", "panels", "controls", "explorer")
-_IMPORT = re.compile(r'^import \{[^}]*\} from "\./\w+\.js";\n', re.MULTILINE)
+_BETWEEN_FILES = re.compile(
+    r'^import \{[^}]*\} from "\./\w+\.js";\n|^export (?!default)', re.MULTILINE
+)
 
 
 @cache
@@ -19,8 +21,8 @@ def front_file(name: str) -> str:
 
 @cache
 def module() -> str:
-    """Return all of the front end as one ES module, which imports nothing.
+    """Return all of the front end as one ES module: it imports nothing, and exports its default.
 
     The files name what they export once among them all, so that they can stand in one scope.
     """
-    return "\n".join(_IMPORT.sub("", front_file(f"{name}.js")) for name in _MODULES)
+    return "\n".join(_BETWEEN_FILES.sub("", front_file(f"{name}.js")) for name in _MODULES)

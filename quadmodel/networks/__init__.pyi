@@ -12,5 +12,7 @@ from .noise_kernel import noise_kernel_norm as noise_kernel_norm
 from .ntk import ntk as ntk
 from .ntk import row_norms as row_norms
 from .spectral_density import spectral_density as spectral_density
+from .study import separation as separation
+from .study import train_grid as train_grid
 from .trace import trace as trace
 from .tracking import track as track

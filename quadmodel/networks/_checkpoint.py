@@ -28,7 +28,7 @@ def save(
     """Write parameters, velocities, step, learning rate, records and settings."""
     arrays: dict[str, Any] = {
         "settings": np.array(json.dumps(settings)),
-        "state": np.array([descent.step, descent.diverged_at]),
+        "state": np.array([descent.step, descent.diverged_at, descent.renewed_at]),
         "learning_rate": np.array(descent.learning_rate),
     }
     tensors = zip(names, descent.learner.tensors, descent.velocity, strict=True)
@@ -87,7 +87,8 @@ def put_back(arrays: dict[str, Any], descent: Descent, names: list[str]) -> None
         for name, tensor, velocity in tensors:
             tensor.copy_(torch.from_numpy(arrays[f"parameter {name}"]))
             velocity.copy_(torch.from_numpy(arrays[f"velocity {name}"]))
-    descent.step, descent.diverged_at = (int(n) for n in arrays["state"])
+    state = (int(n) for n in arrays["state"])
+    descent.step, descent.diverged_at, descent.renewed_at = state
     descent.learning_rate = float(arrays["learning_rate"])
 
 

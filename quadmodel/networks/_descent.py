@@ -96,7 +96,8 @@ class Descent:
         self.learner, self.sgd, self.batches, self.limit = learner, sgd, batches, limit
         self.learning_rate = sgd.learning_rate
         self.velocity = [torch.zeros_like(tensor) for tensor in learner.tensors]
-        self.step, self.diverged_at = 0, -1
+        self.step, self.diverged_at, self.renewed_at = 0, -1, 0
+        self.whole = True  # not in the middle of a change
 
     def advance(self, n_steps: int) -> None:
         """Take steps, up to one after which the loss or the parameters are out of bounds."""
@@ -107,6 +108,7 @@ class Descent:
             self.step += 1
             if not loss < self.limit:  # NaN too
                 self.diverged_at = self.step
+            self.whole = True
         if not all(torch.isfinite(tensor).all() for tensor in self.learner.tensors):
             self.diverged_at = self.step
 
@@ -115,11 +117,13 @@ class Descent:
         ahead = mu if sgd.nesterov else 0.0
         with torch.no_grad():
             if ahead:
+                self.whole = False
                 for tensor, v in zip(tensors, self.velocity, strict=True):
                     tensor.add_(v, alpha=ahead)
             loss, gradients = 0.0, [torch.zeros_like(tensor) for tensor in tensors]
             if len(points):
                 loss, gradients = self.learner.gradient(torch.from_numpy(points), weight)
+            self.whole = False
             for tensor, v, g in zip(tensors, self.velocity, gradients, strict=True):
                 if sgd.weight_decay:
                     g.add_(tensor, alpha=sgd.weight_decay)

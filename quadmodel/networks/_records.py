@@ -73,6 +73,13 @@ RANDOM = (
     "noise_kernel_norm_trace",
     "batch_sharpness",
 )
+# What is recorded of the norms that a rule may hold.
+HELD_AS = {
+    "exact": "noise_kernel_norm_exact",
+    "finite": "noise_kernel_norm_finite",
+    "paper": "noise_kernel_norm",
+    "trace": "noise_kernel_norm_trace",
+}
 # Kernels up to so many rows are formed; batches per value of batch sharpness; points that go
 # through the network at once where only outputs are wanted.
 _DENSE, _BATCHES, _AT_ONCE = 1500, 32, 1024

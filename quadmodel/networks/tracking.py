@@ -18,8 +18,8 @@ from quadmodel.networks import _checkpoint
 from quadmodel.networks._checkpoint import Records
 from quadmodel.networks._descent import BATCHES, DIVERGENCE_LIMIT, Batches, Descent, NetworkLearner
 from quadmodel.networks._linearisation import Linearisation, need_targets
-from quadmodel.networks._records import LABELS, RANDOM, Probe, Snapshot
-from quadmodel.optimizer import SGD
+from quadmodel.networks._records import HELD_AS, LABELS, RANDOM, Probe, Snapshot
+from quadmodel.optimizer import HELD, SGD
 
 # Seconds between two checkpoints.
 _PAUSE = 20.0
@@ -52,8 +52,9 @@ def track(
     targets : tensor or array, shape (D, ...)
         Targets, or classes for "cross_entropy".
     sgd : SGD
-        Learning rate, batch size, momentum, weight decay and sampling scheme. Weight decay pulls to
-        the origin, as it does in PyTorch.
+        Learning rate or a rule for it (:class:`quadmodel.HoldK`, whose K is that of the probe),
+        batch size, momentum, weight decay and sampling scheme. Weight decay pulls to the origin, as
+        it does in PyTorch.
     steps : int
         Number of the step to train up to.
     loss : {"mse", "cross_entropy"} or callable, optional
@@ -69,7 +70,8 @@ def track(
     checkpoint : path-like, optional
         File (.npz) that holds the run. If it exists, training goes on from there with the same bits
         as without a break, given the same arguments; it is written every 20 seconds, at the end,
-        and on an interrupt.
+        and on an interrupt (unless that falls into the middle of an update: then the last one
+        stays).
     start : path-like, optional
         Checkpoint of another run to fork from: its parameters, velocities and step; learning rate,
         batch size and everything else are this call's.
@@ -138,7 +140,7 @@ def track(
         raise InputError(f"probe must be a Probe, got {type(probe).__name__}")
     need_targets(targets)
     everything = Linearisation(net, inputs, targets, loss=loss)
-    sgd.check_batch_size(everything.n_data)
+    sgd.check_batch_size(everything.n_data, rules=HELD)
     if batches == "epochs" and sgd.sampling != "without_replacement":
         raise InputError(
             f"sgd must draw without replacement for batches='epochs', got {sgd.sampling!r}"
@@ -148,10 +150,13 @@ def track(
         run.fork(start)
     if _checkpoint.exists(checkpoint):
         run.resume(checkpoint)
+    else:
+        run.settle()
     try:
         run.go(checkpoint, progress)
     except KeyboardInterrupt:
-        run.save(checkpoint)
+        if run.descent.whole:
+            run.save(checkpoint)
         raise
     return run.dataset()
 
@@ -171,6 +176,8 @@ class _Run:
         """Lay everything out; nothing is computed yet but the initial loss."""
         self.everything, self.sgd, self.steps, self.probe = everything, sgd, steps, probe
         self.names = list(everything.params)
+        held = () if sgd.rule is None else ("learning_rate",)
+        self.observed = tuple(dict.fromkeys((*probe.observables, *held)))
         data = everything.inputs, everything.targets
         self.points = probe.subset(everything.n_data)
         self.at = Linearisation(
@@ -216,8 +223,38 @@ class _Run:
         _checkpoint.put_back(arrays, self.descent, self.names)
         self.descent.learning_rate = rate
         self.descent.limit = self._limit()
+        self.descent.renewed_at = self.first
         self.initial = [tensor.detach().clone() for tensor in self.descent.learner.tensors]
         self.settings |= {"initial": _checksum(self.initial), "forked_at": self.first}
+
+    def _snapshot(self, learning_rate: float) -> Snapshot:
+        sgd = self.sgd._at(learning_rate=learning_rate)
+        return Snapshot(self.at, self.everything, sgd, self.probe, self.initial)
+
+    def _held(self, learning_rate: float) -> float:
+        """Return the K that the rule holds."""
+        assert self.sgd.rule is not None
+        return self._snapshot(learning_rate).value(HELD_AS[self.sgd.rule.norm]).value
+
+    def settle(self) -> None:
+        """Let the rule choose the first learning rate."""
+        if self.sgd.rule is not None:
+            trace = self._snapshot(1.0).ntk_trace
+            guess = 2 * self.sgd.batch_size * self.sgd.rule.target / trace if trace > 0 else 1.0
+            self.descent.learning_rate = self.sgd.rule.settled(self._held, guess)
+
+    def advance_to(self, step: int) -> None:
+        """Train up to a step, and let the rule renew the learning rate on the way."""
+        descent, rule = self.descent, self.sgd.rule
+        while descent.step < step and descent.diverged_at < 0:
+            stop = step
+            if rule is not None:
+                if descent.step % rule.every == 0 and descent.step > descent.renewed_at:
+                    rate = descent.learning_rate
+                    descent.learning_rate = rule.renewed(rate, self._held(rate))
+                    descent.renewed_at = descent.step
+                stop = min(step, (descent.step // rule.every + 1) * rule.every)
+            descent.advance(stop - descent.step)
 
     def resume(self, path: Any) -> None:
         """Go on with this run, if it is this run."""
@@ -244,25 +281,23 @@ class _Run:
         with progress_bar(self.steps - self.first, what="train", show=progress) as bar:
             bar.update(descent.step - self.first)
             for step in recorded.tolist():
-                if step < descent.step or descent.diverged_at >= 0:
+                taken = any(step in values for values in self.records.values())
+                if step < descent.step or taken or descent.diverged_at >= 0:
                     continue
                 bar.update(step - descent.step)
-                descent.advance(step - descent.step)
+                self.advance_to(step)
                 self._take(step)
                 if checkpoint is not None and time.monotonic() - saved > _PAUSE:
                     self.save(checkpoint)
                     saved = time.monotonic()
-            if descent.step < self.steps and descent.diverged_at < 0:
-                descent.advance(self.steps - descent.step)
         self.save(checkpoint)
 
     def _take(self, step: int) -> None:
         """Record everything that is asked for, unless the run has diverged."""
         if self.descent.diverged_at >= 0:
             return
-        sgd = self.sgd._at(learning_rate=self.descent.learning_rate)
-        snapshot = Snapshot(self.at, self.everything, sgd, self.probe, self.initial)
-        for name in self.probe.observables:
+        snapshot = self._snapshot(self.descent.learning_rate)
+        for name in self.observed:
             value, error = snapshot.value(name)
             self.records.setdefault(name, {})[step] = value
             if name in RANDOM:
@@ -272,7 +307,7 @@ class _Run:
         """Label everything."""
         recorded = self.probe.steps(self.first, self.steps)
         variables: dict[str, Any] = {}
-        for name in self.probe.observables:
+        for name in self.observed:
             label = LABELS[name]
             variables[name] = variable(
                 label.dims,

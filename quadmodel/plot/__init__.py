@@ -4,6 +4,7 @@ from quadmodel.plot._at_the_edge import large_p_edge, persistent_edge
 from quadmodel.plot._boundary import boundary
 from quadmodel.plot._diagrams import phase_diagram, sharpening_diagram
 from quadmodel.plot._mean_field import mean_field, mean_field_edge
+from quadmodel.plot._networks import network_outcomes, network_runs, separation
 from quadmodel.plot._runs import loss, sharpening
 from quadmodel.plot._spectrum import spectrum
 from quadmodel.plot._training import network, trajectory
@@ -15,8 +16,11 @@ __all__ = [
     "mean_field",
     "mean_field_edge",
     "network",
+    "network_outcomes",
+    "network_runs",
     "persistent_edge",
     "phase_diagram",
+    "separation",
     "sharpening",
     "sharpening_diagram",
     "spectrum",

@@ -73,7 +73,9 @@ def _sgd(attrs: Mapping[Hashable, Any]) -> list[str]:
     """Return the options of SGD that are not off, and how batches are drawn."""
     parts = []
     if "learning_rate" in attrs:
-        parts.append(rf"$\eta$ = {attrs['learning_rate']:.4g}")
+        rate = attrs["learning_rate"]  # a rule is kept as text
+        shown = rate if isinstance(rate, str) else f"{rate:.4g}"
+        parts.append(rf"$\eta$ = {shown}")
     if "batch_size" in attrs:
         parts.append(f"B = {attrs['batch_size']}")
     if attrs.get("momentum"):

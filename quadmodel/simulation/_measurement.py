@@ -164,9 +164,11 @@ def _cost_of_a_point(model: QuadraticModel) -> float:
 class NTKs:
     """NTKs from Jacobians of shape (replicas, n_data, any), and what follows from them alone."""
 
-    def __init__(self, context: MeasurementContext, jacobian: FloatArray) -> None:
-        """Keep the Jacobians; everything else is computed when it is asked for."""
-        self._context, self.jacobian = context, jacobian
+    def __init__(
+        self, context: MeasurementContext, jacobian: FloatArray, learning_rate: FloatArray
+    ) -> None:
+        """Keep the Jacobians and learning rates; all else is computed when it is asked for."""
+        self._context, self.jacobian, self.learning_rate = context, jacobian, learning_rate
 
     @cached_property
     def ntk(self) -> FloatArray:
@@ -200,8 +202,8 @@ class NTKs:
     def norms(self) -> tuple[FloatArray, FloatArray]:
         """Noise kernel norms: "paper" and "finite"."""
         sgd, lam = self._context.sgd, self.eigenvalues
-        rate, size = (np.full(len(lam), float(x)) for x in (sgd.learning_rate, sgd.batch_size))
-        return observables.noise_kernel_norms(lam, rate, size, sgd)
+        size = np.full(len(lam), float(sgd.batch_size))
+        return observables.noise_kernel_norms(lam, self.learning_rate, size, sgd)
 
     @cached_property
     def exact_norm(self) -> FloatArray:
@@ -210,8 +212,12 @@ class NTKs:
 
         def work(part: slice) -> list[float]:
             return [
-                observables.exact_noise_kernel_norm(lam, v, self._context.sgd)
-                for lam, v in zip(values[part], vectors[part], strict=True)
+                observables.exact_noise_kernel_norm(
+                    lam, v, self._context.sgd._at(learning_rate=float(rate))
+                )
+                for lam, v, rate in zip(
+                    values[part], vectors[part], self.learning_rate[part], strict=True
+                )
             ]
 
         cost = 40 * values.shape[1] ** 3
@@ -224,10 +230,11 @@ class ConstantNTK(NTKs):
     In function space any Jacobian with that NTK gives the same results; this one is square.
     """
 
-    def __init__(self, context: MeasurementContext) -> None:
+    def __init__(self, context: MeasurementContext, learning_rate: float) -> None:
         """Take the eigenvalues and eigenvectors from the model."""
         values, vectors = context.model.eigensystem
-        super().__init__(context, (vectors * np.sqrt(len(values) * values))[None])
+        jacobian = (vectors * np.sqrt(len(values) * values))[None]
+        super().__init__(context, jacobian, np.array([learning_rate]))
         self.eigenvalues = values[None]
         self.eigensystem = values[None], vectors[None]
 

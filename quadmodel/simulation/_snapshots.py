@@ -33,7 +33,13 @@ class Snapshots:
     def __init__(self, context: MeasurementContext) -> None:
         """Keep what all snapshots share: the NTK itself, where the model is linear."""
         self._context = context
-        self._constant = ConstantNTK(context) if context.model.curvature is None else None
+        self._constant: ConstantNTK | None = None
+
+    def _constant_at(self, learning_rate: float) -> ConstantNTK:
+        """Return the NTK of a linear model, with norms at a learning rate all replicas share."""
+        if self._constant is None or self._constant.learning_rate[0] != learning_rate:
+            self._constant = ConstantNTK(self._context, learning_rate)
+        return self._constant
 
     def take(self, replicas: Replicas, step: int) -> Iterator[tuple[IntArray, Snapshot]]:
         """Yield snapshots of the replicas that have not diverged, with the rows of these."""
@@ -42,10 +48,11 @@ class Snapshots:
             rows = alive[part]
             state = np.asarray(replicas.state[rows], np.float64)
             view = self._context, state, replicas.number[rows], step
-            if self._constant is None:
-                yield rows, _QuadraticSnapshot(*view)
+            rates = replicas.learning_rate[rows]
+            if self._context.model.curvature is None:
+                yield rows, _LinearSnapshot(*view, self._constant_at(float(rates[0])))
             else:
-                yield rows, _LinearSnapshot(*view, self._constant)
+                yield rows, _QuadraticSnapshot(*view, rates)
 
 
 class Snapshot:
@@ -235,12 +242,17 @@ class _QuadraticSnapshot(Snapshot):
     """Replicas of a quadratic model: their states are parameters."""
 
     def __init__(
-        self, context: MeasurementContext, state: FloatArray, number: IntArray, step: int
+        self,
+        context: MeasurementContext,
+        state: FloatArray,
+        number: IntArray,
+        step: int,
+        learning_rate: FloatArray,
     ) -> None:
         model, self._jacobian = context.model, jacobians(context, state)
         # z = z_0 + (J_0 + J) theta / 2: so that the curvature is read once for z and J
         change = state @ model.jacobian.T + np.matmul(self._jacobian, state[:, :, None])[:, :, 0]
-        ntks = NTKs(context, self._jacobian)
+        ntks = NTKs(context, self._jacobian, learning_rate)
         super().__init__(context, model.residual + 0.5 * change, ntks, number, step)
         self.squared_distance = _squared(state)
 

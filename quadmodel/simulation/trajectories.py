@@ -9,10 +9,16 @@ import xarray as xr
 
 from quadmodel._util.checks import InputError, as_choice, as_integer, check_memory
 from quadmodel._util.progress import progress_bar
-from quadmodel._util.results import attributes, recorded_steps
+from quadmodel._util.results import attributes, recorded_steps, variable
 from quadmodel._util.threads import workers
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
+from quadmodel.simulation._control import (
+    MEASURED,
+    first_learning_rate,
+    renew,
+    with_renewals,
+)
 from quadmodel.simulation._kernels.shapes import vector_bytes
 from quadmodel.simulation._measurement import MeasurementContext, bytes_needed
 from quadmodel.simulation._recording import Recorder, numbers_recorded, stretches
@@ -44,7 +50,8 @@ def simulate(
         The model. Without curvature its residual is stepped in function space, with curvature its
         parameters are.
     sgd : SGD
-        Learning rate, batch size, momentum, weight decay and sampling scheme.
+        Learning rate, batch size, momentum, weight decay and sampling scheme. A rule for the
+        learning rate (:class:`quadmodel.HoldK`) is followed by every replica on its own.
     steps : int
         Number of SGD steps.
     replicas : int, optional
@@ -98,6 +105,7 @@ def simulate(
         - `mode_energy`\* and `mode_energy_standard_error`\* (step, mode): mean over replicas of the
           squared residual along each eigenvector of the *initial* NTK, in units of residual^2.
         - `divergence_step`\* (replica): -1 for runs that did not diverge; always there.
+        - `learning_rate`, where a rule sets it: the one that led to the step's records.
 
         L, its gradients and Hessians are without the term of weight decay. A run that diverges
         (squared norm beyond 1e200 of its start, or 1e100 in parameters) stops there; from then on
@@ -156,7 +164,7 @@ def simulate(
         raise InputError(f"model must be a QuadraticModel, got {type(model).__name__}")
     if not isinstance(sgd, SGD):
         raise InputError(f"sgd must be an SGD, got {type(sgd).__name__}")
-    sgd.check_batch_size(model.n_data)
+    sgd.check_batch_size(model.n_data, rules=tuple(MEASURED))
     steps = as_integer("steps", steps, high=2**32 - 1)
     replicas = as_integer("replicas", replicas, high=2**32 - 1)
     seed = as_integer("seed", seed, low=0, high=2**64 - 1)
@@ -171,6 +179,9 @@ def simulate(
     needed = _bytes_needed(model, replicas, recorded.size, names) + stored_bytes(model, precision)
     check_memory("the simulation", needed)
 
+    source, rule = model.spec(with_curvature=True) | sgd.spec(), sgd.rule
+    if rule is not None:
+        sgd = sgd._at(learning_rate=first_learning_rate(model, sgd, rule))
     states = start_replicas(
         model,
         np.full(replicas, sgd.learning_rate),
@@ -182,17 +193,26 @@ def simulate(
     recorder = Recorder(names, replicas, recorded, model.n_data)
     with workers(threads) as pool, progress_bar(steps, what="simulate", show=progress) as bar:
         snapshots = Snapshots(MeasurementContext(model, sgd, seed, model_index, pool))
-        for k, step, n_steps in stretches(recorded):
-            _take(recorder, k, step, states, snapshots)
+        place = {step: k for k, step in enumerate(recorded.tolist())}
+        rates = np.empty((replicas, recorded.size))
+        for _, step, n_steps in stretches(with_renewals(recorded, rule)):
+            if step in place:
+                rates[:, place[step]] = states.learning_rate
+                _take(recorder, place[step], step, states, snapshots)
+            if rule is not None and step and step % rule.every == 0:
+                renew(rule, states, snapshots, step)
             if n_steps and states.alive.any():
                 stepper.advance(states, step, n_steps, pool)
             bar.update(n_steps)
-    source = model.spec(with_curvature=True) | sgd.spec()
     attrs = attributes(
         "simulation", source, steps=steps, seed=seed, model_index=model_index, precision=precision,
         vector_bytes=vector_bytes(),
     )  # fmt: skip
-    return recorder.dataset(states.diverged_at, attrs)
+    found = recorder.dataset(states.diverged_at, attrs)
+    if rule is not None:
+        units = "1 / NTK eigenvalue"
+        found["learning_rate"] = variable(("replica", "step"), rates, "learning rate", units)
+    return found
 
 
 def _bytes_needed(

@@ -187,9 +187,12 @@ class Diagram:
         found = {
             "edges": sizes + self.curved,
             "grid": -(-self.spec.n_rates * sizes // self.cells),
-            "finer scan": -(-refine * sizes // self.scan_cells),
         }
-        return found | ({"close-ups": len(KINDS) * sizes} if self.linear and refine else {})
+        if refine:
+            found["finer scan"] = -(-refine * sizes // self.scan_cells)
+        if refine and self.linear:
+            found["close-ups"] = len(KINDS) * sizes
+        return found
 
     def specification(self) -> dict[str, Any]:
         """Return all that the result depends on, as JSON has it."""

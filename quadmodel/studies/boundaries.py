@@ -200,6 +200,7 @@ def trace_boundary(
         return _dataset(spec, described, found, norms, with_momenta=momenta is not None)
 
     asked = {"source": described, "with_momenta": momenta is not None, **spec.specification()}
+    asked["vector_bytes"] = vector_bytes()  # results differ by rounding
     manifest = Manifest("boundary", asked, {"boundary": len(units)})
     return run_sweep(manifest, Job(prepare, spec, kept, nbytes=kept.model.nbytes), how, flow)
 

@@ -10,3 +10,8 @@ from quadmodel.sweeps.plan import DryRun
 from quadmodel.sweeps.running import Running
 
 __all__ = ["DryRun", "Running", "SweepError"]
+
+
+def __dir__() -> list[str]:
+    """Return the public names, and no others."""
+    return sorted(__all__)

@@ -27,7 +27,18 @@ Compute = Callable[[Sequence[Unit], Iterable[int], Keep], dict[int, Exception]]
 
 
 class SweepError(RuntimeError):
-    """Some units of a sweep failed; the others are kept."""
+    """Some units of a sweep failed; the others are kept.
+
+    Examples
+    --------
+    Store what is finished, to go on from there after the reason is gone:
+
+    >>> import quadmodel as qm
+    >>> try:
+    ...     grid = qm.phase_diagram(qm.Ensemble(10, 20), 4, [1, 2], steps=32, replicas=2)
+    ... except qm.sweeps.SweepError as error:
+    ...     print(error)
+    """
 
 
 @contextmanager

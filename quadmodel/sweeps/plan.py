@@ -18,7 +18,17 @@ _SHORT, _LONG = 3.0, 10.0
 
 
 class DryRun(Exception):  # noqa: N818  no error
-    """Says what a sweep would do: raised in place of it."""
+    """Says what a sweep would do: raised in place of it.
+
+    Examples
+    --------
+    >>> import quadmodel as qm
+    >>> try:
+    ...     qm.phase_diagram(qm.Ensemble(10, 20), 4, [1, 2], steps=32, replicas=2, dry_run=True)
+    ... except qm.sweeps.DryRun as plan:
+    ...     print("units" in str(plan))
+    True
+    """
 
 
 @dataclass

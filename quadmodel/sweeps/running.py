@@ -20,7 +20,8 @@ class Running(TypedDict, total=False):
     threads : int, optional
         Worker threads of this process; all available cores by default.
     progress : bool, optional
-        Show what is done and how long the rest takes, on a terminal or in a notebook.
+        Show what is done, how long the rest takes and how many cells are undecided, on a terminal
+        or in a notebook: so by default.
     store : path-like, optional
         Folder for what is finished, a record per unit of work. The same call goes on where a
         process was stopped, or returns the finished result.
@@ -49,6 +50,15 @@ class Running(TypedDict, total=False):
     A unit's record is written beside its place, brought to disk, and moved there. A finished store
     holds the result as ``result.nc``. Without a store, what is finished stays in memory when a
     sweep is interrupted (Ctrl-C): the same call goes on with it.
+
+    Examples
+    --------
+    >>> import tempfile, quadmodel as qm
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     how: qm.Running = {"store": folder, "threads": 1}
+    ...     grid = qm.phase_diagram(qm.Ensemble(10, 20), 4, [1, 2], steps=32, replicas=2, **how)
+    >>> grid.sizes["batch_size"]
+    2
     """
 
     threads: int | None
@@ -86,7 +96,7 @@ def as_how(running: Mapping[str, Any]) -> How:
         )
     return How(
         None if threads is None else as_integer("threads", threads),
-        bool(running.get("progress", False)),
+        bool(running.get("progress", True)),
         None if store is None else Path(store),
         executor,
         bool(running.get("dry_run", False)),

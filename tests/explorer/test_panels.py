@@ -13,8 +13,10 @@ from quadmodel.explorer._tables import CURVATURE_STRENGTHS, TABULATED_SIZES, sha
 from tests.explorer.javascript import evaluate, needs_node
 
 
-def test_the_module_imports_nothing():
-    assert "import" not in {line.split(" ")[0] for line in module().splitlines()}
+def test_the_module_imports_nothing_and_exports_its_default():
+    assert not any(line.startswith("import") for line in module().splitlines())
+    exported = [line for line in module().splitlines() if line.startswith("export")]
+    assert exported == ["export default { render };"]
 
 
 def test_eigenvalues_have_mean_one():

@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 
 import quadmodel as qm
-from quadmodel.networks._expansion import ExpandedLearner
-from quadmodel.networks._linearisation import Linearisation
 from tests.networks.nets import classes_for, inputs_for, numeric_jacobian, small_net, torch
 
 
@@ -85,6 +83,9 @@ def test_network_and_expansion_part():
 
 
 def test_other_losses_by_products():
+    from quadmodel.networks._expansion import ExpandedLearner
+    from quadmodel.networks._linearisation import Linearisation
+
     net, inputs, classes = small_net(3), inputs_for(9), classes_for(9, 3)
     at = Linearisation(net, inputs, classes, loss="cross_entropy")
     learner = ExpandedLearner(at, 2)

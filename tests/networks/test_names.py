@@ -21,10 +21,12 @@ NAMES = [
     "ntk",
     "quadratic_model",
     "row_norms",
+    "separation",
     "side_by_side",
     "spectral_density",
     "trace",
     "track",
+    "train_grid",
 ]
 
 

@@ -161,3 +161,32 @@ def test_what_is_out_of_range():
         qm.networks.noise_kernel_norm(net, inputs, None, qm.SGD(0.1, 10))
     with pytest.raises(ValueError, match="relative_error must be"):
         qm.networks.noise_kernel_norm(net, inputs, None, qm.SGD(0.1, 2), relative_error=0)
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("count", [2, 8])
+def test_the_residual_of_noisy_images_is_unbiased(count):
+    from quadmodel.networks._exact_norm import Space, _ritz
+
+    # A point of its own and 29 others, with images that are known; noise across the rest's
+    # direction leaves the Ritz pair as it is, and would add its square to that of the residual.
+    rng = np.random.default_rng(0)
+    blocks = rng.uniform(0.5, 1.5, (30, 1, 1))
+    single, rest = np.ones((1, 1, 1)), blocks.copy()
+    rest[0] = 0.0
+    rest /= np.linalg.norm(rest)
+    space = Space([0], single, rng.uniform(0, 0.2, (1, 30, 1, 1)), rest)
+    mean = 0.6 * rest + 0.05 * rng.standard_normal(rest.shape)
+    exact = _ritz(space, np.array([mean, mean]))
+    found, noises = [], []
+    for _ in range(2000):
+        noise = 0.1 * rng.standard_normal((count, *rest.shape))
+        noise -= np.einsum("nabc,abc->n", noise, rest)[:, None, None, None] * rest
+        one = _ritz(space, mean + noise)
+        assert one.value == pytest.approx(exact.value, rel=1e-9)
+        found.append(one.correction)
+        # What would stay without the term.
+        noises.append(one.weight_of_rest**2 * 0.1**2 * 29 / count / one.value)
+    error = np.std(found, ddof=1) / 2000**0.5
+    assert abs(np.mean(found) - exact.correction) < SIGMAS * error
+    assert np.mean(noises) > 5 * SIGMAS * error

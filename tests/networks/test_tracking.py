@@ -8,8 +8,6 @@ import xarray as xr
 
 import quadmodel as qm
 from quadmodel.batches import batch_indices
-from quadmodel.networks._gradient_norms import squared_rows_by_signs
-from quadmodel.networks._linearisation import Linearisation
 from quadmodel.theory._noise_blocks import block_norm_of_modes
 from tests.networks.nets import GivenJacobian, classes_for, inputs_for, small_net, torch
 
@@ -84,6 +82,29 @@ def test_shuffled_epochs():
     np.testing.assert_array_equal(again, epochs[1][1][0])
 
 
+def test_rules_are_those_of_the_simulation():
+    net, inputs, targets, model = linear_problem()
+    sgd = qm.SGD(qm.HoldK(0.4, every=10), 3)
+    probe = qm.networks.Probe(every=20, observables=("loss",))
+    found = qm.networks.track(net, inputs, targets, sgd, 40, probe=probe)
+    wanted = qm.simulate(model, sgd, 40, record_every=20, observables=("loss",))
+    np.testing.assert_allclose(found.loss, wanted.loss, rtol=1e-8)
+    np.testing.assert_allclose(found.learning_rate, wanted.learning_rate, rtol=1e-9)
+
+
+def test_rules_hold_networks():
+    # K of a network this small moves by a tenth in a few steps.
+    inputs, targets = inputs_for(30), targets_for(30)
+    for norm, name in (("exact", "_exact"), ("trace", "_trace")):
+        sgd = qm.SGD(qm.HoldK(0.2, norm=norm, every=2), 3)
+        probe = qm.networks.Probe(every=10, observables=[f"noise_kernel_norm{name}"])
+        found = qm.networks.track(small_net(), inputs, targets, sgd, 200, probe=probe)
+        away = np.abs(np.log(found[f"noise_kernel_norm{name}"][0] / 0.2))
+        assert float(away[0]) < 2e-3
+        assert float(away.median()) < 0.2
+        assert np.unique(found.learning_rate).size > 10
+
+
 def interrupted(monkeypatch, at_step):
     """Let trainings be interrupted at a step."""
     from quadmodel.networks._descent import Descent
@@ -99,9 +120,10 @@ def interrupted(monkeypatch, at_step):
 
 
 @pytest.mark.parametrize("batches", ["independent", "epochs"])
-def test_resumed_runs_have_the_same_bits(tmp_path, monkeypatch, batches):
+@pytest.mark.parametrize("rate", [0.2, qm.HoldK(0.3, every=15)])
+def test_resumed_runs_have_the_same_bits(tmp_path, monkeypatch, batches, rate):
     inputs, targets = inputs_for(9), targets_for(9)
-    sgd = qm.SGD(0.2, 4, momentum=0.5, nesterov=True)
+    sgd = qm.SGD(rate, 4, momentum=0.5, nesterov=True)
     options = {"probe": qm.networks.Probe(every=10), "batches": batches, "seed": 7}
 
     def run(net, **more):
@@ -240,6 +262,9 @@ class Sequence(torch.nn.Module if torch else object):
 @pytest.mark.statistical
 @pytest.mark.parametrize("kind", ["layers", "sequence", "shared", "convolution"])
 def test_row_norms_by_signs(kind):
+    from quadmodel.networks._gradient_norms import squared_rows_by_signs
+    from quadmodel.networks._linearisation import Linearisation
+
     inputs = inputs_for(300)
     nets = {
         "layers": lambda: small_net(2),

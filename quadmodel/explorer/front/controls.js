@@ -72,6 +72,7 @@ export function controls(element, families, change) {
     element.append(box);
     const input = box.querySelector("input, select");
     input.dataset.setting = name;
+    input.dataset.lmSuppressShortcuts = "true"; // JupyterLab would take arrow keys for itself
     input.addEventListener(input.type === "range" ? "input" : "change", () => {
       if (kind === "checkbox") change(name, input.checked);
       else change(name, options ? input.value : known.get(name).values[input.valueAsNumber]);

@@ -60,18 +60,15 @@ function path(points, x, y, height) {
   return text;
 }
 
-let clips = 0;
-
-// Return the markup of a chart. Layers are lines ({points}), areas below a line ({below}), places
+// Return the markup of a chart, in which `id` names what is cut off at the frame. Layers are lines ({points}), areas below a line ({below}), places
 // on one axis ({vertical} or {horizontal}) and one marked point ({at}); `style` is their class.
-export function chart({ label, x: xAxis, y: yAxis, layers }, width, height) {
+export function chart({ label, x: xAxis, y: yAxis, layers }, width, height, id) {
   const [right, bottom] = [width - MARGIN.right, height - MARGIN.bottom];
   const x = scale(xAxis, MARGIN.left, right);
   const y = scale(yAxis, bottom, MARGIN.top);
-  const clip = `quadmodel-clip-${clips++}`;
   const parts = [
     `<svg role="img" aria-label="${label}" width="${width}" height="${height}" `,
-    `viewBox="0 0 ${width} ${height}"><clipPath id="${clip}"><rect x="${MARGIN.left}" `,
+    `viewBox="0 0 ${width} ${height}"><clipPath id="${id}"><rect x="${MARGIN.left}" `,
     `y="${MARGIN.top}" width="${right - MARGIN.left}" height="${bottom - MARGIN.top}"/></clipPath>`,
   ];
   for (const value of ticks(xAxis, right - MARGIN.left, 42)) {
@@ -93,7 +90,7 @@ export function chart({ label, x: xAxis, y: yAxis, layers }, width, height) {
   parts.push(
     `<text class="axis" x="${(MARGIN.left + right) / 2}" y="${height - 6}" text-anchor="middle">`,
     `${xAxis.label}</text><text class="axis" transform="translate(13 ${middle}) rotate(-90)" `,
-    `text-anchor="middle">${yAxis.label}</text><g clip-path="url(#${clip})">`,
+    `text-anchor="middle">${yAxis.label}</text><g clip-path="url(#${id})">`,
   );
   for (const { style, points, below, vertical, horizontal, at } of layers) {
     if (below) {

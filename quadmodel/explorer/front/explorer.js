@@ -45,20 +45,39 @@ function skeleton(element) {
   return element.querySelector(".quadmodel-explorer");
 }
 
+let views = 0;
+
 // Draw the explorer in an element; returns a function that ends it.
 export function render({ model, el }) {
   const root = skeleton(el);
   const source = model.get("source");
+  const own = `quadmodel-view-${views++}`;
+  const shown = new Map();
   const byName = new Map(source.families.map((family) => [family.name, family]));
   root.querySelector("form").addEventListener("submit", (event) => event.preventDefault());
   const panel = (name) => root.querySelector(`[data-panel="${name}"]`);
   const charts = Object.fromEntries(PANELS.map(([n]) => [n, panel(n).querySelector(".chart")]));
 
+  // Sizes are asked for when they change only: to know them, the browser has to lay out anew.
+  const sizes = {};
+  function measure() {
+    for (const [name, { clientWidth, clientHeight }] of Object.entries(charts))
+      sizes[name] = [clientWidth, clientHeight];
+    later();
+  }
+
+  // Markup that is there already is left alone: what takes time is painting.
+  function replace(element, markup) {
+    if (shown.get(element) === markup) return;
+    element.innerHTML = markup;
+    shown.set(element, markup);
+  }
+
   function put(name, description, note = "") {
-    const { clientWidth: width, clientHeight: height } = charts[name];
-    if (width > 0) charts[name].innerHTML = chart(description, width, height);
-    panel(name).querySelector(".legend").innerHTML = legend(description.layers);
-    panel(name).querySelector(".note").textContent = note;
+    const [width, height] = sizes[name];
+    if (width > 0) replace(charts[name], chart(description, width, height, `${own}-${name}`));
+    replace(panel(name).querySelector(".legend"), legend(description.layers));
+    replace(panel(name).querySelector(".note"), note);
   }
 
   const show = controls(root.querySelector("form"), source.families, (name, value) => {
@@ -117,9 +136,9 @@ export function render({ model, el }) {
   }
 
   model.on("change", later);
-  const observer = new ResizeObserver(later);
+  const observer = new ResizeObserver(measure);
   observer.observe(root);
-  draw();
+  measure();
   return () => {
     model.off("change", later);
     observer.disconnect();

@@ -6,7 +6,9 @@ import {
 // What the panels show: from the settings and what the host has computed to charts.
 
 const CURVE_POINTS = 120;
-const EDGE_POINTS = 40;
+const EDGE_POINTS = 32;
+// Relative precision, in the logarithm, that is far below a pixel.
+const PIXEL = 1e-5;
 // Losses are drawn over at most so many orders of magnitude below and above the first one.
 const [BELOW, ABOVE] = [1e-6, 1e3];
 
@@ -46,8 +48,8 @@ export function edgesOf(lam, sgd, settings, family, table, computed) {
   const found = {
     sizes,
     deterministic: deterministicEdge(lam, sgd),
-    paper: sizes.map((size) => criticalLearningRate(lam, at(size), "paper")),
-    finite: sizes.map((size) => criticalLearningRate(lam, at(size), "finite")),
+    paper: sizes.map((size) => criticalLearningRate(lam, at(size), "paper", PIXEL)),
+    finite: sizes.map((size) => criticalLearningRate(lam, at(size), "finite", PIXEL)),
   };
   const { parameter, curvature_strength: strength } = settings;
   const share = (size) => tabulatedShare(table, family, parameter, size, strength);
@@ -177,13 +179,17 @@ export function lossChart(lam, start, sgd, steps, curved, simulation) {
   };
 }
 
+// Return up to where a batch size is stable, by the edge that knows most of those there are.
+function limit(edges, size, n) {
+  const known = [edgeAt(edges.nonlinear, size), edgeAt(edges.exact, size), edges.finite[n]];
+  return Math.min(known.find((rate) => rate > 0), edges.deterministic);
+}
+
 export function phaseChart(lam, sgd, edges, range) {
   const { sizes } = edges;
   const line = (rates) => sizes.map((size, n) => [size, rates[n]]);
-  const stable = edges.nonlinear ?? edges.exact ?? line(edges.finite);
-  const limited = stable.map(([size, rate]) => [size, Math.min(rate, edges.deterministic)]);
   const layers = [
-    { style: "stable", below: limited },
+    { style: "stable", below: sizes.map((size, n) => [size, limit(edges, size, n)]) },
     {
       style: "deterministic",
       points: [[sizes[0], edges.deterministic], [lam.length, edges.deterministic]],
@@ -194,7 +200,7 @@ export function phaseChart(lam, sgd, edges, range) {
   ];
   const more = [["exact", "K = 1, exact"], ["typical", "typical edge"], ["nonlinear", "nonlinear edge"]];
   for (const [style, name] of more)
-    if (edges[style]?.some(([, rate]) => rate > 0)) layers.push({ style, points: edges[style], name });
+    if (edges[style]?.filter(([, rate]) => rate > 0).length > 1) layers.push({ style, points: edges[style], name });
   layers.push({ style: "here", at: [sgd.batch_size, sgd.learning_rate], name: "here" });
   const low = Math.min(edges.finite[0], edges.paper[0], sgd.learning_rate);
   return {

@@ -41,7 +41,7 @@ export function noiseKernelNorm(lam, sgd, norm) {
 }
 
 // Return the learning rate at which K is 1, or the deterministic edge if it stays below.
-export function criticalLearningRate(lam, sgd, norm) {
+export function criticalLearningRate(lam, sgd, norm, tolerance = 1e-14) {
   const edge = deterministicEdge(lam, sgd);
   const excess = (logFraction) => {
     const at = { ...sgd, learning_rate: edge * Math.exp(logFraction) };
@@ -53,12 +53,12 @@ export function criticalLearningRate(lam, sgd, norm) {
   while (below > 0) [high, above, low, below] = [low, below, 2 * low, excess(2 * low)];
   // Secants inside a bracket; an end that stays twice counts half (Illinois), and in between
   // halves, since K turns steep at the edge.
-  for (let n = 0, side = 0; n < 200 && high - low > 1e-14 * Math.abs(low); n++) {
+  for (let n = 0, side = 0; n < 200 && high - low > tolerance * Math.abs(low); n++) {
     const secant = high - (above * (high - low)) / (above - below);
     const inside = secant > low && secant < high && n % 3 < 2;
     const middle = inside ? secant : 0.5 * (low + high);
     const value = excess(middle);
-    if (value === 0) return edge * Math.exp(middle);
+    if (Math.abs(value) < tolerance) return edge * Math.exp(middle);
     if (value > 0) {
       [high, above] = [middle, value];
       if (side > 0) below *= 0.5;
