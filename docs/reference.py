@@ -19,7 +19,7 @@ SUBJECTS = {
     "comparison": "Comparison",
     "studies": "Studies",
     "sweeps": "Studies",
-    "explorer": "Studies",
+    "explorer": "Explorer",
 }
 FIRST = ["Models, laws and SGD", "Closed forms and mean-field theory", "Simulation", "Comparison"]
 BEGINNING = """Reference
@@ -44,7 +44,7 @@ def public() -> Iterator[tuple[str, str]]:
         # As users write them; autodoc imports curvature's, whose home is elsewhere, from there.
         home = module.__name__
         for key in sorted(module.__all__):
-            if not _is_module(module, key):
+            if not _is_module(module, key) and not _listed(module, key):
                 yield f"quadmodel.{name}: {inspect.getdoc(module).splitlines()[0]}", f"{home}.{key}"
 
 
@@ -53,6 +53,11 @@ def _is_module(module: Any, name: str) -> bool:
         return inspect.ismodule(getattr(module, name))
     except ImportError:  # networks, without PyTorch
         return False
+
+
+def _listed(module: Any, name: str) -> bool:
+    """Say whether the package itself has this very thing under this name."""
+    return name in qm.__all__ and getattr(qm, name) is getattr(module, name)
 
 
 def page() -> str:

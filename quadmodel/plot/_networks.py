@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,6 +32,12 @@ _SHORT = {
 _EDGES = {"scaled_largest_eigenvalue": 2.0, "scaled_batch_sharpness": 2.0}
 
 
+def _runs_of(found: xr.Dataset, names: Sequence[str], size: int) -> xr.Dataset:
+    """Return some variables of the runs of a batch size, along (run, step)."""
+    some = found[[*names, "divergence_step"]].sel(batch_size=size)
+    return some.stack(run=("share", "replica")).transpose("run", "step")
+
+
 @returns_artists
 def network_runs(
     found: xr.Dataset, ax: Axes | None = None, *, quantity: str = "noise_kernel_norm_exact"
@@ -55,6 +62,22 @@ def network_runs(
     ------
     InputError
         If `found` is of another kind or has no such variable.
+
+    Examples
+    --------
+    >>> import quadmodel as qm, xarray as xr
+    >>> dims, runs = ("batch_size", "share", "replica", "step"), [[[[0.3, 0.5]]], [[[0.2, 0.4]]]]
+    >>> found = xr.Dataset(
+    ...     {
+    ...         "noise_kernel_norm_exact": (dims, runs),
+    ...         "scaled_largest_eigenvalue": (dims, runs),
+    ...         "divergence_step": (dims[:3], [[[-1]], [[-1]]]),
+    ...     },
+    ...     {"batch_size": [2, 8], "share": [0.5], "replica": [0], "step": [0, 100]},
+    ... )  # as qm.networks.train_grid() returns it
+    >>> artists = qm.plot.network_runs(found)
+    >>> artists[0].axes.get_xlabel()
+    'SGD steps'
     """
     needed = {quantity: (*_RUNS, "step"), "divergence_step": _RUNS}
     check_result("found", found, "train_grid()", needed)
@@ -63,7 +86,7 @@ def network_runs(
     edge = _EDGES.get(quantity, 1.0)
     artists: list[Artist] = []
     for n, size in enumerate(found.batch_size.values):
-        here = found.sel(batch_size=size).stack(run=("share", "replica")).transpose("run", "step")
+        here = _runs_of(found, [quantity], size)
         for k, (values, gone) in enumerate(
             zip(here[quantity].values, here.divergence_step.values, strict=True)
         ):
@@ -106,6 +129,22 @@ def network_outcomes(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     ------
     InputError
         If `found` is of another kind.
+
+    Examples
+    --------
+    >>> import quadmodel as qm, xarray as xr
+    >>> dims, runs = ("batch_size", "share", "replica", "step"), [[[[0.3, 0.5]]], [[[0.2, 0.4]]]]
+    >>> found = xr.Dataset(
+    ...     {
+    ...         "noise_kernel_norm_exact": (dims, runs),
+    ...         "scaled_largest_eigenvalue": (dims, runs),
+    ...         "divergence_step": (dims[:3], [[[-1]], [[-1]]]),
+    ...     },
+    ...     {"batch_size": [2, 8], "share": [0.5], "replica": [0], "step": [0, 100]},
+    ... )  # as qm.networks.train_grid() returns it
+    >>> artists = qm.plot.network_outcomes(found)
+    >>> artists[0].axes.get_ylabel()
+    'last noise kernel norm (exact)'
     """
     names = ("scaled_largest_eigenvalue", "noise_kernel_norm_exact")
     needed = dict.fromkeys(names, (*_RUNS, "step")) | {"divergence_step": _RUNS}
@@ -114,7 +153,7 @@ def network_outcomes(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     ax = ax or new_axes()
     artists: list[Artist] = []
     for n, size in enumerate(found.batch_size.values):
-        here = found.sel(batch_size=size).stack(run=("share", "replica")).transpose("run", "step")
+        here = _runs_of(found, names, size)
         ends = []
         for values in zip(*(here[name].values for name in names), strict=True):
             known = np.flatnonzero(np.isfinite(values[0]))
@@ -159,6 +198,18 @@ def separation(areas: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     ------
     InputError
         If `areas` is of another kind, or holds no area.
+
+    Examples
+    --------
+    >>> import quadmodel as qm, xarray as xr
+    >>> value = (("measure", "lead"), [[0.9]])
+    >>> areas = xr.Dataset(
+    ...     {"auc": value, "auc_low": value, "auc_high": value},
+    ...     {"measure": ["noise_kernel_norm_exact"], "lead": [0]},
+    ... )  # as qm.networks.separation() returns it
+    >>> artists = qm.plot.separation(areas)
+    >>> artists[0].axes.get_ylabel()
+    'area under the ROC curve'
     """
     needed = dict.fromkeys(("auc", "auc_low", "auc_high"), ("measure", "lead"))
     check_result("areas", areas, "separation()", needed)
