@@ -134,7 +134,7 @@ def without_workers(expected: xr.Dataset, how: str, seconds: float) -> str:
     from distributed import Client, LocalCluster
 
     ends = how == "lifetime"
-    more = {"lifetime": f"{max(5.0, seconds / 2):.0f} seconds"} if ends else {}
+    more = {"lifetime": f"{max(15.0, seconds / 2):.0f} seconds"} if ends else {}
     with (
         LocalCluster(
             n_workers=0 if ends else 2, threads_per_worker=1, dashboard_address=":0", **more
