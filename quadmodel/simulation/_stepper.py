@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -53,6 +55,9 @@ STORED: dict[str, np.dtype[np.floating]] = {
 STEPPED = STORED | {"mixed": np.dtype(np.float64)}
 # Those in which growth is measured, which takes residuals that shrink without end.
 PRECISIONS = ("float64", "mixed")
+
+# NTKs as the kernels read them, as long as their models live: units of a sweep share them.
+_ARRANGED: WeakKeyDictionary[QuadraticModel, dict[Any, Any]] = WeakKeyDictionary()
 
 CurvedModel = DenseModel | PackedModel | LowRankModel | StackedModel
 Rows = Callable[..., None]  # adds the gradients of some data points
@@ -205,9 +210,11 @@ def linear_model(
     model: QuadraticModel, precision: str, start: FloatArray | None = None
 ) -> LinearModel:
     """Return what the linear kernels read; weight decay pulls to `start`, by default z_0."""
-    ntk = np.asarray(model.ntk(), STORED[precision])
-    lanes = linear_lanes()
-    columns, padded_length = tiled(ntk, lanes)
+    known, lanes = _ARRANGED.setdefault(model, {}), linear_lanes()
+    if (precision, lanes) not in known:
+        ntk = np.asarray(model.ntk(), STORED[precision])
+        known[precision, lanes] = *tiled(ntk, lanes), ntk
+    columns, padded_length, ntk = known[precision, lanes]
     start = model.residual if start is None else start
     return LinearModel(columns, lanes, padded_length, ntk, start)
 

@@ -280,7 +280,7 @@ def test_full_disk(folder, monkeypatch):
 
 
 def test_sizes_of_units():
-    assert unit_size(288, 1e3) == 3
+    assert unit_size(288, 1e3) == 6
     assert unit_size(288, 1e12) == 1
     assert unit_size(1, 1e3) == 1
     assert unit_size(0, 1e3) == 1
