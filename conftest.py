@@ -1,4 +1,4 @@
-"""Leaves out the examples of what needs PyTorch where it is not installed; closes figures."""
+"""Leaves out the examples of what needs PyTorch or anywidget where that is not installed."""
 
 import sys
 from importlib.util import find_spec
@@ -13,7 +13,8 @@ def pytest_configure(config):
         config.option.mpl = True
 
 
-collect_ignore_glob = [] if find_spec("torch") else ["quadmodel/networks/*"]
+_NEED = {"torch": "quadmodel/networks/*", "anywidget": "quadmodel/explorer/widget.py"}
+collect_ignore_glob = [place for package, place in _NEED.items() if not find_spec(package)]
 
 
 @pytest.fixture(autouse=True)

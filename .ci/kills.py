@@ -129,35 +129,37 @@ def on_a_full_disk(folder: Path, expected: xr.Dataset) -> str:
         return f"{what}: {said!r}; share done {share:.2f}, the same bits after it grew"
 
 
-def without_workers(expected: xr.Dataset, how: str) -> str:
-    """Kill a worker of Dask while it works, or let all of them end after a while."""
+def without_workers(expected: xr.Dataset, how: str, seconds: float) -> str:
+    """Kill workers of Dask while they work, or let all of them end after a while, for new ones."""
     from distributed import Client, LocalCluster
 
-    more = {"lifetime": "30 seconds", "lifetime_restart": True} if how == "lifetime" else {}
+    ends = how == "lifetime"
+    more = {"lifetime": f"{max(5.0, seconds / 2):.0f} seconds"} if ends else {}
     with (
         LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0", **more
+            n_workers=0 if ends else 2, threads_per_worker=1, dashboard_address=":0", **more
         ) as cluster,
         Client(cluster) as client,
         tempfile.TemporaryDirectory() as folder,
     ):
+        if ends:
+            cluster.adapt(minimum=2, maximum=2, interval="1s")
+        client.wait_for_workers(2)
         before = set(client.run(os.getpid).values())
         timers = []
-        if how == "kill":
+        if not ends:
             timers = [Timer(1.0 + n, os.kill, (p, signal.SIGKILL)) for n, p in enumerate(before)]
         for timer in timers:
             timer.start()
         executor = client.get_executor(pure=False)
         found = diagram(store=Path(folder) / "x", executor=executor)
-        began = time.monotonic()
-        while time.monotonic() < began + 30 and not before - set(client.run(os.getpid).values()):
-            time.sleep(0.5)
-        gone = len(before - set(client.run(os.getpid).values()))
         for timer in timers:
             timer.cancel()
+        client.wait_for_workers(1)
+        gone = len(before - set(client.run(os.getpid).values()))
     if not same(found, expected):
         return "FAILED: another result"
-    return f"{gone} of 2 workers are others in the end, the same bits"
+    return f"{gone} of 2 workers were gone in the end, the same bits"
 
 
 def main() -> None:
@@ -180,8 +182,8 @@ def main() -> None:
         trials = {
             "sigkill": lambda: by_sigkill(folder / "kills", expected, asked.kills, seconds),
             "disk": lambda: on_a_full_disk(folder, expected),
-            "workers": lambda: without_workers(expected, "kill"),
-            "lifetime": lambda: without_workers(expected, "lifetime"),
+            "workers": lambda: without_workers(expected, "kill", seconds),
+            "lifetime": lambda: without_workers(expected, "lifetime", seconds),
         }
         for what in asked.trials:
             line = trials[what]()

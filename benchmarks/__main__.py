@@ -25,7 +25,11 @@ JOBS = {
     "scaling": ("job_scaling", "scaling"),
     "cold-start": ("cold_start", "cold_start"),
 }
-RESULTS = Path(__file__).with_name("RESULTS.md")
+# A file for each instruction set.
+RESULTS = {
+    "native": Path(__file__).with_name("RESULTS.md"),
+    "avx2": Path(__file__).with_name("RESULTS-AVX2.md"),
+}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -33,13 +37,26 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 @click.option("--quick", is_flag=True, help="Smaller jobs, two rounds: about three minutes.")
 @click.option("--rounds", type=click.IntRange(1), default=None, help="Alternating rounds.  [5]")
 @click.option("--threads", type=click.IntRange(1), default=2, help="Threads of everybody.")
+@click.option(
+    "--isa",
+    type=click.Choice(["native", "avx2"]),
+    default="native",
+    help="Instruction set of everybody.",
+)
+@click.option(
+    "--cpu-time",
+    is_flag=True,
+    help="Count processor time, not seconds: for one thread on a shared machine.",
+)
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write all numbers.")
-@click.option("--write", is_flag=True, help=f"Write benchmarks/{RESULTS.name}.")
+@click.option("--write", is_flag=True, help="Write benchmarks/RESULTS.md, or RESULTS-AVX2.md.")
 def main(
     only: tuple[str, ...],
     quick: bool,
     rounds: int | None,
     threads: int,
+    isa: str,
+    cpu_time: bool,
     json_file: str | None,
     write: bool,
 ) -> None:
@@ -48,11 +65,17 @@ def main(
         click.echo("benchmarks need pip install 'quadmodel[bench]'", err=True)
         sys.exit(2)
     _bind(threads)
-    from benchmarks import checks, goals, machine, report
+    if isa == "avx2":
+        _forget_avx512()
+    from benchmarks import checks, goals, machine, report, timing
     from benchmarks.timing import Settings
+
+    if cpu_time:
+        timing.count_processor_time()
 
     settings = Settings(rounds or (2 if quick else 5), 0.2 if quick else 1.0, threads, quick)
     words = ["python -m benchmarks"] + ["--quick"] * quick + [f"--only {name}" for name in only]
+    words += [f"--isa {isa}"] * (isa != "native") + ["--cpu-time"] * cpu_time
     about = machine.about(settings, " ".join(words))
     click.echo(f"{about['cpu']}, {about['cores']} cores, {threads} threads, {about['date']}")
     began = time.perf_counter()
@@ -74,7 +97,7 @@ def main(
     if json_file:
         Path(json_file).write_text(report.as_json(about, results, records))
     if write:
-        report.write_markdown(RESULTS, about, [tables[-1], *tables[:-1]])
+        report.write_markdown(RESULTS[isa], about, [tables[-1], *tables[:-1]])
 
 
 def _bind(threads: int) -> None:
@@ -85,6 +108,21 @@ def _bind(threads: int) -> None:
             raise click.BadParameter(f"{threads} threads on {len(cores)} cores")
         os.sched_setaffinity(0, cores[:threads])
     os.environ |= {"JAX_PLATFORMS": "cpu", "NUMBA_NUM_THREADS": str(threads)}
+
+
+def _forget_avx512() -> None:
+    """Let Numba, XLA and BLAS use what a processor with AVX2 has; before any of them is loaded."""
+    from llvmlite import binding
+
+    features = binding.get_host_cpu_features()
+    wanted = (f"{'-' if 'avx512' in k or 'avx10' in k or not v else '+'}{k}"
+              for k, v in features.items())  # fmt: skip
+    os.environ |= {
+        "NUMBA_CPU_NAME": "haswell",
+        "NUMBA_CPU_FEATURES": ",".join(wanted),
+        "OPENBLAS_CORETYPE": "Haswell",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_max_isa=AVX2".strip(),
+    }
 
 
 def _since(began: float) -> str:

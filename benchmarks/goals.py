@@ -30,7 +30,8 @@ def _seconds(key: str, what: str, required: float) -> Goal:
 
 GOALS = (
     Goal("dense.float64.idiomatic", "dense, float64, over idiomatic JAX float64", 7.0),
-    Goal("dense.float64.by_hand", "dense, float64, over JAX by hand (lockstep) float64", 4.5),
+    Goal("dense.float64.by_hand", "dense, float64, over JAX by hand (lockstep) float64", 5.0),
+    Goal("dense.mixed.float32", "dense, mixed, over the best JAX float32", 1.3),
     Goal("dense.mixed.idiomatic", "dense, mixed, over idiomatic JAX float64", 12.0),
     Goal("dense.float64.share_of_peak", "dense, float64, share of GEMM peak", 85.0, unit="%"),
     Goal("dense-skip.idiomatic", "phase diagram, over idiomatic JAX float64", 20.0),
@@ -38,12 +39,15 @@ GOALS = (
     Goal(
         "linear.beforehand", "linear, float64, over JAX float64 with batches drawn beforehand", 3.0
     ),
+    Goal("linear.float32", "linear, float32, over JAX float32 with batches drawn beforehand", 2.0),
     Goal("linear.beforehand.once", "linear, float64, full batches once, over the same JAX", 3.0),
     Goal("linear.beforehand.mixed", "linear, mixed, over the same JAX float64", 3.0),
     Goal("low-rank.64", "low rank, 64 replicas, float64, over the best JAX float64", 4.0),
     Goal("low-rank.64.mixed", "low rank, 64 replicas, mixed, over the best JAX float64", 4.0),
+    Goal("low-rank.1.float32", "low rank, 1 replica, float32, over the best JAX float32", 1.2),
     Goal("low-rank.1", "low rank, 1 replica, float64, over the best JAX float64", 4.0),
-    Goal("single.best", "one replica, over the best of JAX and NumPy", 1.0),
+    Goal("single.best", "one replica, float64, over the best of JAX and NumPy", 1.2),
+    Goal("single.float32", "one replica, float32, over the best JAX float32", 1.2),
     Goal("large-p.1.1000", "large-P order 1, D = 1000", 300.0, unit="steps/s"),
     Goal("large-p.2.100", "large-P order 2, D = 100", 300.0, unit="steps/s"),
     Goal("large-p.3.30", "large-P order 3, D = 30", 300.0, unit="steps/s"),

@@ -12,6 +12,7 @@ from benchmarks import jax_peers, machine, ours, peers
 from benchmarks.report import Result, share_of
 from benchmarks.timing import Program, Settings, Spread, Timing, alternate, fastest, mixture
 from quadmodel._util.threads import workers
+from quadmodel.simulation._stepper import PRECISIONS
 from quadmodel.simulation.growth import GridPoints, Measurement, measure_growth
 from quadmodel.studies._diagram import _spread_learning_rates
 
@@ -152,6 +153,10 @@ def _dense_measures(
         "best_per_size": find("JAX by hand, the best", "float64"),
         "sorted": find("JAX by hand, replicas sorted", "float64"),
     }
+    single = [t for t in timings if t.precision == "float32" and t.name.startswith("JAX")]
+    if single:
+        fastest_single = max(single, key=lambda t: t.rate.median)
+        result.measures["dense.mixed.float32"] = our["mixed"].over(fastest_single)
     for precision, timing in our.items():
         top = peak["float64" if precision == "float64" else "float32"]
         for name, rival in rivals.items():
@@ -221,6 +226,10 @@ def single(settings: Settings) -> Result:
     rivals = [t for t in timings if t.name != ours.NAME and t.precision == "float64"]
     best = max(rivals, key=lambda t: t.rate.median)
     result.measures["single.best"] = timings[0].over(best)
+    rivals = [t for t in timings if t.name != ours.NAME and t.precision == "float32"]
+    if rivals:
+        fastest_single = max(rivals, key=lambda t: t.rate.median)
+        result.measures["single.float32"] = timings[2].over(fastest_single)
     possible = memory.rate.median / (size * N_PARAMS**2 * 4) / best.rate.median
     result.ceilings["single.best"] = (
         f"best: {best.name}; {possible:.3g} if one triangle of every row came from memory"
@@ -250,7 +259,7 @@ def dense_skip(settings: Settings) -> Result:
         return Program(ours.NAME, precision, run, delivered)
 
     offered = "precision" in inspect.signature(GridPoints).parameters
-    our = [measured(p) for p in (ours.precisions() if offered else ["float64"])]
+    our = [measured(p) for p in (PRECISIONS if offered else ["float64"])]
     arrays = jax_peers.arrays_of(model, "float64")
     at_once = _most_at_once(model, arrays, np.resize(at, 512), np.resize(b, 512), settings)
     programs = [

@@ -44,7 +44,8 @@ def linear(settings: Settings) -> Result:
     cache = machine.cache_read(3, settings.threads)
     *found, peak, cache = alternate([*programs, *(p for _, p in drawn), peak, cache], settings)
     timings, by_size = found[: len(programs)], found[len(programs) :]
-    for place, p in ((4, "float64"), (6, "float32")):
+    own = len(ours.precisions()) + 1
+    for place, p in ((own + 1, "float64"), (own + 3, "float32")):
         parts = [
             [
                 t
@@ -68,10 +69,12 @@ def linear(settings: Settings) -> Result:
         "batches once: their replicas are alike, one stands for all and all are counted. Batches "
         "drawn beforehand are ours, and their drawing is not counted; " + how + ".",
     )
-    for key, rival in (("linear.idiomatic", timings[3]), ("linear.beforehand", timings[4])):
+    if len(timings) > own + 3:
+        result.measures["linear.float32"] = timings[2].over(timings[own + 3])
+    for key, rival in (("linear.idiomatic", timings[own]), ("linear.beforehand", timings[own + 1])):
         result.measures[key] = timings[0].over(rival)
         result.measures[f"{key}.mixed"] = timings[1].over(rival)
-        result.measures[f"{key}.once"] = timings[2].over(rival)
+        result.measures[f"{key}.once"] = timings[own - 1].over(rival)
         possible = np.median(peak.rates / flops / rival.rates)
         # Eight vectors of a column take ten loads, and a cycle two loads or two products; 256
         # replicas share what is read of the NTK, residuals are read twice and written.
@@ -151,6 +154,10 @@ def low_rank(settings: Settings) -> Result:
         key = f"low-rank.{replicas}"
         result.measures[key] = timings[0].over(best)
         result.measures[f"{key}.mixed"] = timings[1].over(best)
+        single = [t for t in timings if t.precision == "float32" and t.name.startswith("JAX")]
+        if single:
+            fastest = max(single, key=lambda t: t.rate.median)
+            result.measures[f"{key}.float32"] = timings[2].over(fastest)
         # What a replica-step moves: its share of the rows, its parameters for every point of the
         # batch, and its gradient, which is read and written.
         drawn = n_data * (1 - (1 - size / n_data) ** replicas) / replicas

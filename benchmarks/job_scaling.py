@@ -12,6 +12,11 @@ from benchmarks.report import Result, Table, number, show
 from benchmarks.timing import Settings, alternate
 
 _DENSE: dict[str, int] = {"D": 100, "P": 200, "B": 20, "replicas": 256, "threads": 0}
+# How the time of a replica-step should grow with each.
+_EXPECTED = {
+    "dense": {"D": 0.0, "P": 2.0, "B": 1.0, "replicas": 0.0, "threads": -1.0},
+    "linear": {"D": 1.0, "B": 1.0, "replicas": 0.0, "threads": -1.0},
+}
 _LINEAR: dict[str, int] = {"D": 500, "B": 20, "replicas": 256, "threads": 0}
 
 
@@ -49,7 +54,28 @@ def scaling(settings: Settings) -> Result:
         each = "B P^2" if "P" in middle else "B D"
         columns = (*middle, "replica-steps/s", f"ns per replica-step and {each}")
         result.tables.append(Table(title, columns, rows))
+        expected = _EXPECTED["dense" if "P" in middle else "linear"]
+        rates = np.array([t.rate.median for t in timings])
+        fits = [
+            (name, *fitted, number(expected[name]))
+            for name in middle
+            if (fitted := _exponent(name, points, rates))
+        ]
+        columns = ("what grows", "values", "fitted exponent", "expected")
+        note = "Of the time of a replica-step, by least squares in logarithms."
+        result.tables.append(Table(f"{title}: exponents", columns, fits, note))
     return result
+
+
+def _exponent(name: str, points: list[dict[str, int]], rates: Any) -> tuple[str, str] | None:
+    """Return the values of one size and the power of it that time grows with, if it was varied."""
+    others = [{k: v for k, v in point.items() if k != name} for point in points]
+    some = [k for k, rest in enumerate(others) if rest == others[0]]
+    values = [points[k][name] for k in some]
+    if len(set(values)) < 2:
+        return None
+    slope = float(np.polyfit(np.log(values), -np.log(rates[some]), 1)[0])
+    return ", ".join(map(str, sorted(values))), f"{slope:.2f}"
 
 
 def _last(point: dict[str, int]) -> int:

@@ -19,7 +19,7 @@ SUBJECTS = {
     "comparison": "Comparison",
     "studies": "Studies",
     "sweeps": "Studies",
-    "explorer": "Studies",
+    "explorer": "Explorer",
 }
 FIRST = ["Models, laws and SGD", "Closed forms and mean-field theory", "Simulation", "Comparison"]
 BEGINNING = """Reference

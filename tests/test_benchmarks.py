@@ -243,3 +243,31 @@ def test_without_jax_one_line(monkeypatch):
     ran = CliRunner().invoke(main.main, [])
     assert ran.exit_code == 2
     assert ran.output == "benchmarks need pip install 'quadmodel[bench]'\n"
+
+
+def test_exponents_are_fitted_to_what_was_varied_alone():
+    from benchmarks import job_scaling
+
+    points = [{"D": 10, "B": 2}, {"D": 20, "B": 2}, {"D": 40, "B": 2}, {"D": 10, "B": 8}]
+    rates = np.array([1.0, 0.25, 0.0625, 0.5])
+    assert job_scaling._exponent("D", points, rates) == ("10, 20, 40", "2.00")
+    assert job_scaling._exponent("B", points, rates) == ("2, 8", "0.50")
+    assert job_scaling._exponent("B", points[:3], rates[:3]) is None
+
+
+def test_seconds_may_be_those_of_the_processor(monkeypatch):
+    monkeypatch.setattr(timing, "clock", timing.clock)
+    timing.count_processor_time()
+    assert timing.seconds_of(lambda: timing.time.sleep(0.2)) < 0.1
+
+
+def test_avx2_is_what_everybody_is_left_with(monkeypatch):
+    from benchmarks import __main__
+
+    environment = {"XLA_FLAGS": "--a"}
+    monkeypatch.setattr(__main__.os, "environ", environment)
+    __main__._forget_avx512()
+    features = environment["NUMBA_CPU_FEATURES"].split(",")
+    assert not [f for f in features if f.startswith("+avx512")]
+    assert environment["NUMBA_CPU_NAME"] == "haswell"
+    assert environment["XLA_FLAGS"] == "--a --xla_cpu_max_isa=AVX2"

@@ -141,7 +141,11 @@ def _built(model: str, points: Any, n_outputs: int, width: int) -> Any:
 
 def _print(found: xr.Dataset, areas: xr.Dataset) -> None:
     """Print the last value of each run that it has, and how well measures tell divergence."""
-    last = found.ffill("step").isel(step=-1)
+    import numpy as np
+    import pandas as pd
+
+    known = np.isfinite(found.scaled_largest_eigenvalue)
+    last = found.isel(step=(known * np.arange(found.sizes["step"])).argmax("step"))
     names = {
         "loss": found.loss.isel(step=-1),
         "exact K": last.noise_kernel_norm_exact,
@@ -150,8 +154,6 @@ def _print(found: xr.Dataset, areas: xr.Dataset) -> None:
         "diverged at": found.divergence_step,
     }
     columns = {name: array.to_series() for name, array in names.items()}
-    import pandas as pd
-
     click.echo(pd.DataFrame(columns).to_string(float_format=lambda value: f"{value:.3g}"))
     click.echo(
         f"area under the ROC curve [95 %], {int(areas.diverged[0])} diverged and "

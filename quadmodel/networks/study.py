@@ -86,6 +86,12 @@ def train_grid(
     ImportError
         Without PyTorch.
 
+    Notes
+    -----
+    Runs of one replica begin at the same network and, at one batch size, see the same batches. The
+    critical learning rate comes from the NTK of the probe's points, by bisection, to a tenth of a
+    percent.
+
     References
     ----------
     .. [1] A. Agarwala, J. Pennington, arXiv:2404.19261, section 5.
@@ -242,7 +248,8 @@ def separation(
     measures = [name for name in MEASURES if name in found]
     if not measures:
         raise InputError(f"found must hold one of {', '.join(MEASURES)}, got none")
-    runs = found.stack(run=dims).transpose("run", "step")
+    some = found[["loss", "divergence_step", *measures]]
+    runs = some.stack(run=dims).transpose("run", "step")
     steps, losses = runs.step.values, runs.loss.values
     ended = runs.divergence_step.values.astype(float)
     diverged = (ended >= 0) | ~(losses[:, -1] <= losses[:, 0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +30,12 @@ _SHORT = {
     "row_norm_spread": "row\nspread",
 }
 _EDGES = {"scaled_largest_eigenvalue": 2.0, "scaled_batch_sharpness": 2.0}
+
+
+def _runs_of(found: xr.Dataset, names: Sequence[str], size: int) -> xr.Dataset:
+    """Return some variables of the runs of a batch size, along (run, step)."""
+    some = found[[*names, "divergence_step"]].sel(batch_size=size)
+    return some.stack(run=("share", "replica")).transpose("run", "step")
 
 
 @returns_artists
@@ -79,7 +86,7 @@ def network_runs(
     edge = _EDGES.get(quantity, 1.0)
     artists: list[Artist] = []
     for n, size in enumerate(found.batch_size.values):
-        here = found.sel(batch_size=size).stack(run=("share", "replica")).transpose("run", "step")
+        here = _runs_of(found, [quantity], size)
         for k, (values, gone) in enumerate(
             zip(here[quantity].values, here.divergence_step.values, strict=True)
         ):
@@ -146,7 +153,7 @@ def network_outcomes(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     ax = ax or new_axes()
     artists: list[Artist] = []
     for n, size in enumerate(found.batch_size.values):
-        here = found.sel(batch_size=size).stack(run=("share", "replica")).transpose("run", "step")
+        here = _runs_of(found, names, size)
         ends = []
         for values in zip(*(here[name].values for name in names), strict=True):
             known = np.flatnonzero(np.isfinite(values[0]))

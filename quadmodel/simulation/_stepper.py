@@ -217,9 +217,11 @@ def _low_rank_model(
 ) -> LowRankModel | StackedModel:
     if shape:
         rows = vector_low_rank.stacked(curvature.vectors, model.jacobian, dtype)
+        together = vector_low_rank.blocks_of(rows.shape[1])
         return StackedModel(
-            rows, curvature.coefficients, model.residual, shape.low_rank, shape.low_rank_replicas
-        )
+            rows, curvature.coefficients, model.residual,
+            shape.low_rank, shape.low_rank_replicas, *together,
+        )  # fmt: skip
     u, jacobian = np.asarray(curvature.vectors, dtype), np.asarray(model.jacobian, dtype)
     return LowRankModel(u, curvature.coefficients, jacobian, model.residual)
 

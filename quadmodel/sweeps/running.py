@@ -20,7 +20,8 @@ class Running(TypedDict, total=False):
     threads : int, optional
         Worker threads of this process; all available cores by default.
     progress : bool, optional
-        Show what is done and how long the rest takes, on a terminal or in a notebook.
+        Show what is done, how long the rest takes and how many cells are undecided, on a terminal
+        or in a notebook: so by default.
     store : path-like, optional
         Folder for what is finished, a record per unit of work. The same call goes on where a
         process was stopped, or returns the finished result.
@@ -95,7 +96,7 @@ def as_how(running: Mapping[str, Any]) -> How:
         )
     return How(
         None if threads is None else as_integer("threads", threads),
-        bool(running.get("progress", False)),
+        bool(running.get("progress", True)),
         None if store is None else Path(store),
         executor,
         bool(running.get("dry_run", False)),

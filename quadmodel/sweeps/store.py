@@ -279,7 +279,8 @@ class Folder:
     def _refused(self, error: OSError) -> OSError:
         """Return the error of a write, with what is kept all the same."""
         reason = f"store {self.path} must be writable, got {error.strerror or error}"
-        return OSError(error.errno, f"{reason}; {self.left()}")
+        said = f"{reason}; {self.left()}"
+        return OSError(said) if error.errno is None else OSError(error.errno, said)
 
 
 class Progress(NamedTuple):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 # Units of a stage, at most, that are not kept small by how long they take.
-_FEW, _MOST = 96, 8000
+_FEW, _MOST = 96, 3000
 # Multiplications after which a unit is to end: some seconds.
 _LONG = 2.0**33
 
@@ -148,7 +148,8 @@ def _store(manifest: Manifest, how: How) -> Iterator[Store]:
 def unit_size(count: int, cost: float) -> int:
     """Return how many pieces of work, of `cost` multiplications each, to do in one unit.
 
-    About a hundred units, or as many as take some seconds each, but no more than some thousand.
+    About a hundred units, or as many as take some seconds each, but no more than three thousand: so
+    that all stages together have less than ten thousand.
     """
     size = min(-(-count // _FEW), max(int(_LONG / max(cost, 1.0)), 1))
     return max(size, -(-count // _MOST), 1)

@@ -18,7 +18,7 @@ import quadmodel
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
-PATIENCE = 120.0
+PATIENCE = 300.0  # machines may be busy
 _MISSING = [
     name
     for name, there in (

@@ -121,3 +121,41 @@ def test_numbers_as_readers_see_them():
     code = "const found = data.map((value) => shown(value === null ? Infinity : value));"
     found = evaluate(code, [None if math.isinf(v) else v for v in values])
     assert found == ["0", "0.1", "12300", "1.23 · 10⁵", "10⁻⁵", "2.5 · 10⁻⁷", "−3", "∞"]
+
+
+@needs_node
+@pytest.mark.parametrize(
+    ("lam", "changed"),
+    [
+        ([1.0], {}),
+        ([2.0, 0.0], {"batch_size": 2}),
+        ([3.0, 1.0, 0.0, 0.0], {"momentum": 0.5, "nesterov": True, "weight_decay": 0.1}),
+        ([1.0] * 50, {"learning_rate": 5.0}),
+        ([1e9, 1e-9], {"learning_rate": 1e-12}),
+        ([1e-9] * 3, {"learning_rate": 1e9, "batch_size": 3}),
+    ],
+)
+def test_awkward_spectra_are_drawn(lam, changed):
+    settings = Settings(**{"batch_size": 1, "spectrum": "own", "parameter": 0.0} | changed).state()
+    charts = evaluate(
+        """
+        const { lam, s } = data;
+        const family = { name: "own", values: [0], tabulated: [] };
+        const table = { shares: {} };
+        const edges = edgesOf(lam, s, s, family, table, null);
+        const unit = lam.reduce((a, b) => a + b) / lam.length;
+        const range = [1e-3 / unit, 4 / unit];
+        const start = lam.map(() => 1);
+        const found = [
+          phaseChart(lam, s, edges, range), normChart(lam, s, edges, range, null),
+          lossChart(lam, start, s, s.steps, false, null), spectrumChart(lam, s, edges),
+        ].map((description) => chart(description, 400, 250, "id"));
+        found.push(verdict(lam, s, edges)[1]);
+        """,
+        {"lam": lam, "s": settings},
+    )
+    for markup in charts:
+        assert markup
+        assert "NaN" not in markup
+        assert "undefined" not in markup
+        assert "Infinity" not in markup

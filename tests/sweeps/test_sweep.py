@@ -285,6 +285,6 @@ def test_sizes_of_units():
     assert unit_size(1, 1e3) == 1
     assert unit_size(0, 1e3) == 1
     size = unit_size(10**6, 1e12)
-    assert 10**6 / size <= 10**4
+    assert 10**6 / size <= 3000
     assert cut(7, 3) == [slice(0, 3), slice(3, 6), slice(6, 7)]
     assert cut(0, 3) == []

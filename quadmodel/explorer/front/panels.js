@@ -179,13 +179,17 @@ export function lossChart(lam, start, sgd, steps, curved, simulation) {
   };
 }
 
+// Return up to where a batch size is stable, by the edge that knows most of those there are.
+function limit(edges, size, n) {
+  const known = [edgeAt(edges.nonlinear, size), edgeAt(edges.exact, size), edges.finite[n]];
+  return Math.min(known.find((rate) => rate > 0), edges.deterministic);
+}
+
 export function phaseChart(lam, sgd, edges, range) {
   const { sizes } = edges;
   const line = (rates) => sizes.map((size, n) => [size, rates[n]]);
-  const stable = edges.nonlinear ?? edges.exact ?? line(edges.finite);
-  const limited = stable.map(([size, rate]) => [size, Math.min(rate, edges.deterministic)]);
   const layers = [
-    { style: "stable", below: limited },
+    { style: "stable", below: sizes.map((size, n) => [size, limit(edges, size, n)]) },
     {
       style: "deterministic",
       points: [[sizes[0], edges.deterministic], [lam.length, edges.deterministic]],

@@ -69,7 +69,9 @@ class StackedModel(NamedTuple):
     coefficients: FloatArray
     residual: FloatArray
     lanes: Count
-    replicas: Count
+    replicas: Count  # that are taken together
+    most: Count  # rows that are taken together
+    rest: Count  # and those that are left
 
 
 class Buffers(NamedTuple):

@@ -33,10 +33,19 @@ from quadmodel.simulation._kernels.vectors import (
 # Bytes of a row, and replicas, that are taken together: twice that stretch of J_i and of all u_ir
 # is held in the second-level cache.
 _STRETCH, _REPLICAS = 32768, 32
-# Tuples whose lengths are numbers of rows and of replicas: the compiler unrolls loops over them.
-_ONE, _TWO, _FIVE = (0,), (0,) * 2, (0,) * 5
-# What is done with rows: tuples again, so that the compiler knows from their lengths.
-_PRODUCTS, _GRADIENTS = (), (0,)
+_ONE = (0,)
+# Rows that are taken together, at most.
+_MOST = 5
+
+
+def blocks_of(n_rows):
+    """Return how many rows of a data point are taken together, and how many of those left.
+
+    As tuples, whose lengths the compiler unrolls loops over. All sums or weights of a block fit in
+    registers.
+    """
+    most = (0,) * min(n_rows, _MOST)
+    return most, (0,) * (n_rows % len(most)) or most
 
 
 def stacked(vectors, jacobian, dtype):
@@ -64,7 +73,8 @@ def low_rank_rows(model, buffers, part, parts):
     z = z_0 + J_i phi + sum_r s_ir (u_ir phi)^2 / 2 and
     g += z J_i + sum_r z s_ir (u_ir phi) u_ir, as in `plain`.
     """
-    rows, coefficients, residual, lanes, replicas = model
+    rows, coefficients, residual, lanes, replicas, most, rest = model
+    shape = lanes, replicas, most, rest
     pointer, entries = buffers.pointer, buffers.entries
     points, gradients = (
         buffers.point.reshape(-1),
@@ -95,36 +105,15 @@ def low_rank_rows(model, buffers, part, parts):
             sums.fill(0.0)
             for first in range(0, order, stretch):
                 piece = flat, i * n_rows * order, order, first, min(first + stretch, order)
-                _all_rows(
-                    _PRODUCTS, lanes, replicas, n_rows, count, piece, points, places, sums, prefetch
-                )
-            _write_weights(
-                lanes, replicas, n_rows, count, sums, residual[i], coefficients[i], weight
-            )
+                _all_rows(True, shape, n_rows, count, piece, points, places, sums, prefetch)
+            _write_weights(shape, n_rows, count, sums, residual[i], coefficients[i], weight)
             for first in range(0, order, stretch):
                 piece = flat, i * n_rows * order, order, first, min(first + stretch, order)
-                _all_rows(
-                    _GRADIENTS,
-                    lanes,
-                    replicas,
-                    n_rows,
-                    count,
-                    piece,
-                    gradients,
-                    places,
-                    weight,
-                    prefetch,
-                )
+                _all_rows(False, shape, n_rows, count, piece, gradients, places, weight, prefetch)
 
 
-# Rows and replicas are taken in blocks, for which all sums or weights fit in registers: five rows
-# while there are so many, then two, then one; as many replicas as `shapes` says, then one.
-
-
-@njit(inline="always")
-def _rows_together(left):
-    """Return how many of the rows that are left are taken next: 5, 2 or 1."""
-    return 5 if left >= 5 else min(left, 2)
+# Rows and replicas are taken in blocks: as many rows as `most` is long while there are so many,
+# then as many as `rest` is; as many replicas as `shapes` says, then one.
 
 
 @njit(inline="always")
@@ -137,46 +126,43 @@ def _place_of_sums(row, rows, replica):
 
 
 @compiled
-def _all_rows(what, lanes, replicas, n_rows, count, piece, vectors, places, numbers, prefetch):
+def _all_rows(products, shape, n_rows, count, piece, vectors, places, numbers, prefetch):
     """Multiply a stretch of all rows with that of all replicas, or add the rows to it.
 
-    If `what` is _PRODUCTS, `vectors` are points and `numbers` the vectors of sums that the products
-    are added to; if it is _GRADIENTS, they are gradients and the weights of the rows. (Functions
-    that take a compiled function as an argument can't be kept on disk.)
+    For `products`, `vectors` are points and `numbers` the vectors of sums that the products are
+    added to; else they are gradients and the weights of the rows. (Functions that take a compiled
+    function as an argument can't be kept on disk.)
     """
+    lanes, replicas, most, rest = shape
     row = 0
-    while row < n_rows:
-        rows = _rows_together(n_rows - row)
-        if rows == 5:
-            _some_rows(
-                _FIVE, what, lanes, replicas, row, count, piece, vectors, places, numbers, prefetch
-            )
-        elif rows == 2:
-            _some_rows(
-                _TWO, what, lanes, replicas, row, count, piece, vectors, places, numbers, prefetch
-            )
-        else:
-            _some_rows(
-                _ONE, what, lanes, replicas, row, count, piece, vectors, places, numbers, prefetch
-            )
-        row += rows
+    while n_rows - row >= len(most):
+        _some_rows(
+            most, products, lanes, replicas, row, count, piece, vectors, places, numbers, prefetch
+        )
+        row += len(most)
+    if row < n_rows:
+        _some_rows(
+            rest, products, lanes, replicas, row, count, piece, vectors, places, numbers, prefetch
+        )
 
 
 @compiled
-def _some_rows(like, what, lanes, replicas, row, count, piece, vectors, places, numbers, prefetch):
+def _some_rows(
+    like, products, lanes, replicas, row, count, piece, vectors, places, numbers, prefetch
+):
     """Do what `_all_rows` says for as many rows as the tuple `like` is long."""
     a = 0
     while count - a >= len(replicas):
-        if len(what) > 0:
-            _add_gradients(like, replicas, lanes, row, a, piece, vectors, places, numbers, prefetch)
-        else:
+        if products:
             _add_products(like, replicas, lanes, row, a, piece, vectors, places, numbers, prefetch)
+        else:
+            _add_gradients(like, replicas, lanes, row, a, piece, vectors, places, numbers, prefetch)
         a += len(replicas)
     while a < count:
-        if len(what) > 0:
-            _add_gradients(like, _ONE, lanes, row, a, piece, vectors, places, numbers, prefetch)
-        else:
+        if products:
             _add_products(like, _ONE, lanes, row, a, piece, vectors, places, numbers, prefetch)
+        else:
+            _add_gradients(like, _ONE, lanes, row, a, piece, vectors, places, numbers, prefetch)
         a += 1
 
 
@@ -218,12 +204,12 @@ def _add_gradients(like, replicas, lanes, row, a, piece, gradients, places, weig
 
 
 @compiled
-def _write_weights(lanes, replicas, n_rows, count, sums, residual, coefficients, weight):
+def _write_weights(shape, n_rows, count, sums, residual, coefficients, weight):
     """Write what J_i and each u_ir are multiplied by in the gradient of each replica.
 
     These are z and z s_ir (u_ir phi), z being the replica's residual at data point i.
     """
-    _add_up(lanes, replicas, n_rows, count, sums, weight)
+    _add_up(shape, n_rows, count, sums, weight)
     for a in range(count):
         z = residual + weight[a]
         for r in range(len(coefficients)):
@@ -234,20 +220,20 @@ def _write_weights(lanes, replicas, n_rows, count, sums, residual, coefficients,
 
 
 @njit(inline="always")
-def _add_up(lanes, together, n_rows, count, sums, total):
+def _add_up(shape, n_rows, count, sums, total):
     """Add up the elements of every vector of sums."""
+    lanes, together, most, rest = shape
     width = PIECE * len(lanes) // sums.itemsize
     row = 0
     while row < n_rows:
-        rows, first = _rows_together(n_rows - row), 0
+        rows, first = len(most) if n_rows - row >= len(most) else len(rest), 0
         while first < count:
             replicas = len(together) if count - first >= len(together) else 1
             for r in range(rows):
                 for a in range(replicas):
                     place = _place_of_sums(row, rows, first) + r * replicas + a
-                    total[(row + r) * _REPLICAS + first + a] = sum_of(
-                        load(lanes, sums, place * width)
-                    )
+                    vector = load(lanes, sums, place * width)
+                    total[(row + r) * _REPLICAS + first + a] = sum_of(vector)
             first += replicas
         row += rows
 
