@@ -77,7 +77,14 @@ def page() -> str:
 
 
 def write(path: Path) -> None:
-    """Write the page, unless it says this already: then nothing that is built from it is stale."""
+    """Write the page, unless it says this already: then nothing that is built from it is stale.
+
+    Pages of names that are gone go, too.
+    """
     text = page()
     if not path.exists() or path.read_text("utf-8") != text:
         path.write_text(text, "utf-8")
+    names = {name for _, name in public()}
+    for old in (path.parent / "generated").glob("*.rst"):
+        if old.stem not in names:
+            old.unlink()

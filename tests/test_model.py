@@ -326,7 +326,7 @@ NOT_FINITE[1, 2, 2] = np.inf
     [
         (lambda: QuadraticModel(np.ones(3), J), r"^residual must have shape \(2\), got \(3,\)"),
         (lambda: QuadraticModel(Z, np.ones(2)), r"^jacobian must have shape \(any, any\)"),
-        (lambda: QuadraticModel(Z, np.ones((2, 0))), r"^jacobian must have shape"),
+        (lambda: QuadraticModel(Z, np.ones((2, 0))), r"^jacobian must not be empty"),
         (lambda: QuadraticModel([1.0, math.nan], J), r"^residual must hold finite .* at \(1,\)"),
         (lambda: QuadraticModel(Z, J + 1j), r"^jacobian must hold real numbers, got dtype complex"),
         (lambda: QuadraticModel(Z, [[1.0], [1.0, 2.0]]), r"^jacobian must be .* got a ragged one"),

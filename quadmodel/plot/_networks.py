@@ -158,7 +158,7 @@ def network_outcomes(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
         for values in zip(*(here[name].values for name in names), strict=True):
             known = np.flatnonzero(np.isfinite(values[0]))
             last = known[-1] if known.size else 0
-            ends.append([min(v[last], _FAR * e) for v, e in zip(values, (2.0, 1.0), strict=True)])
+            ends.append([min(v[last], _FAR) for v in values])
         x, y = np.array(ends).T
         gone = here.divergence_step.values >= 0
         colour = CYCLE[n % len(CYCLE)]
@@ -169,7 +169,7 @@ def network_outcomes(found: xr.Dataset, ax: Axes | None = None) -> list[Artist]:
     ax.set(
         xlabel=r"last $\eta\lambda_{\max}$",
         ylabel="last noise kernel norm (exact)",
-        xlim=(0, 2 * _FAR / 2),
+        xlim=(0, _FAR),
         ylim=(0, _FAR),
     )
     for axis in (ax.xaxis, ax.yaxis):

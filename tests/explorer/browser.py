@@ -19,6 +19,7 @@ import quadmodel
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
 PATIENCE = 300.0  # machines may be busy
+_TRIES = 5
 _MISSING = [
     name
     for name, there in (
@@ -147,5 +148,12 @@ def run_all_cells(driver, address):
     return session?.kernel?.status === "idle";
     """
     wait(lambda: driver.execute_script(ready))
-    driver.execute_script("window.jupyterapp.commands.execute('notebook:run-all-cells')")
-    wait(lambda: driver.find_elements("css selector", ".quadmodel-explorer .chart svg"))
+    # The kernel may be ready before the notebook, or what shows widgets in it.
+    for _ in range(_TRIES):
+        driver.execute_script("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+        end = time.monotonic() + PATIENCE / _TRIES
+        while time.monotonic() < end:
+            if driver.find_elements("css selector", ".quadmodel-explorer .chart svg"):
+                return
+            time.sleep(0.2)
+    raise AssertionError(driver.find_element("css selector", ".jp-NotebookPanel").text)

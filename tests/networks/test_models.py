@@ -40,6 +40,8 @@ def image_net(kind):
     return net.double(), torch.randn(shape).double(), outputs
 
 
+@pytest.mark.slow
+@pytest.mark.statistical
 @pytest.mark.parametrize("kind", ["convolution", "resnet", "vit", "characters"])
 def test_jacobian_ntk_and_norm(kind):
     net, inputs, outputs = image_net(kind)
@@ -58,10 +60,12 @@ def test_jacobian_ntk_and_norm(kind):
         targets = classes if loss == "cross_entropy" else None
         exact = qm.networks.noise_kernel_norm(net, inputs, targets, sgd, loss=loss)
         finite = qm.networks.noise_kernel_norm(net, inputs, targets, sgd, loss=loss, norm="finite")
-        free = qm.networks.noise_kernel_norm(
-            net, inputs, targets, sgd, loss=loss, method="matrix_free"
-        )
         assert 0 < finite.value <= exact.value * (1 + 1e-9)
+    if kind in ("convolution", "vit"):  # products of the other two take seconds
+        exact = qm.networks.noise_kernel_norm(net, inputs, None, sgd)
+        free = qm.networks.noise_kernel_norm(
+            net, inputs, None, sgd, method="matrix_free", relative_error=0.05
+        )
         assert abs(free.value - exact.value) < 5.7 * free.standard_error
 
 
@@ -74,6 +78,7 @@ def test_data_points_are_treated_one_by_one(kind):
     np.testing.assert_allclose(every, single, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_training_and_layers_of_their_own():
     net, inputs, outputs = image_net("vit")
     classes = torch.arange(6) % outputs
