@@ -217,7 +217,7 @@ ABOUT = {
 def test_json_holds_everything():
     result = Result()
     result.keep("Dense", [timed("quadmodel", [1.0, np.inf])])
-    result.measures["single.best"] = Spread(1.0, 1.1, float("nan"))
+    result.measures["single.best"] = Spread(1.3, 1.4, float("nan"))
     found = json.loads(report.as_json(ABOUT, {"dense": result}, goals.verdicts([result])))
     assert found["about"]["cpu"] == "some CPU"
     assert found["jobs"]["dense"]["timings"][0]["rates"] == [1.0, None]

@@ -233,11 +233,6 @@ def test_spectrum():
     np.testing.assert_allclose(points.get_ydata(), [4.0, 1.0, 0.25])
 
 
-def test_spectrum_of_something_else():
-    with pytest.raises(InputError, match=r"^model must be a QuadraticModel, got a ndarray"):
-        qm.plot.spectrum(np.eye(3))
-
-
 def test_given_axes(grid, runs):
     calls = [
         (qm.plot.phase_diagram, (grid,)),

@@ -251,8 +251,8 @@ def test_help(run):
 def test_help_of_the_group_and_version(run):
     listed = re.findall(r"^  ([a-z][a-z-]+)  ", run("--help")[1], re.MULTILINE)
     assert listed == [
-        "derive", "large-p-diagram", "large-p-edge", "persistent-edge", "phase-diagram",
-        "plot", "sharpening-diagram", "status", "trace-boundary", "validate",
+        "derive", "explore", "large-p-diagram", "large-p-edge", "network", "persistent-edge",
+        "phase-diagram", "plot", "sharpening-diagram", "status", "trace-boundary", "validate",
     ]  # fmt: skip
     assert run("--version")[:2] == (0, f"quadmodel, version {quadmodel.__version__}\n")
 

@@ -1,6 +1,7 @@
 """How the command line refuses bad input and ends when interrupted."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -352,8 +353,10 @@ def test_control_c():
     assert process.returncode == 130
     assert out == ""
     # The terminal shows ^C; the message starts on a line of its own.
-    assert err.strip() == "interrupted; nothing was written"
-    assert written() == {precious.name}
+    # A slow machine may not have finished a unit yet.
+    kept = r"\d+ finished units? (are|is) kept in phase-diagram\.store: the same command .* goes on"
+    assert re.match(rf"interrupted; ({kept}|nothing was written)", err.strip())
+    assert written() - {"phase-diagram.store"} == {precious.name}
     assert precious.read_text() == "precious"
 
 

@@ -16,7 +16,7 @@ from quadmodel._util import compiled
 
 PACKAGE = Path(quadmodel.__file__).parent
 # Imported by kernels for annotations, or run while they are compiled: nothing of it goes into them.
-NOT_COMPILED_IN = {"quadmodel._util.checks"}
+NOT_COMPILED_IN = {f"quadmodel._util.{name}" for name in ("checks", "display", "roots")}
 # A compiled function and a helper from another module that goes into it: 1 + 2 * 1 is 3.
 SCRIPT = """
 import numpy as np
