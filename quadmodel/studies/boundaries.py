@@ -111,7 +111,7 @@ def trace_boundary(
         As for :func:`quadmodel.simulate`.
     **running : threads, progress, store, executor
         How the sweep runs, which its result does not depend on: see
-        :class:`quadmodel.sweeps.Running`.
+        :class:`quadmodel.Running`.
 
     Returns
     -------

@@ -99,7 +99,7 @@ def large_p_edge(
         Seed of model and batches, below 2**64.
     **running : threads, progress, store, executor
         How the sweep runs, which its result does not depend on: see
-        :class:`quadmodel.sweeps.Running`.
+        :class:`quadmodel.Running`.
 
     Returns
     -------

@@ -67,7 +67,7 @@ def large_p_phase_diagram(
         Order L at which the hierarchy of basis states is cut, at most 1000.
     **running : threads, progress, store, executor
         How the sweep runs, which its result does not depend on: see
-        :class:`quadmodel.sweeps.Running`.
+        :class:`quadmodel.Running`.
 
     Returns
     -------

@@ -74,7 +74,7 @@ def phase_diagram(
         As for :func:`quadmodel.simulate`.
     **running : threads, progress, store, executor
         How the sweep runs, which its result does not depend on: see
-        :class:`quadmodel.sweeps.Running`.
+        :class:`quadmodel.Running`.
 
     Returns
     -------

@@ -88,7 +88,7 @@ def sharpening_diagram(
         Seed of the model, the curvatures and the batches, below 2**64.
     **running : threads, progress, store, executor
         How the sweep runs, which its result does not depend on: see
-        :class:`quadmodel.sweeps.Running`.
+        :class:`quadmodel.Running`.
 
     Returns
     -------

@@ -43,7 +43,7 @@ def validate(
         Probability, inside (0, 1), that any row of a right theory differs.
     **running : threads, progress, store, executor
         How the sweep runs, which its result does not depend on: see
-        :class:`quadmodel.sweeps.Running`.
+        :class:`quadmodel.Running`.
 
     Returns
     -------
