@@ -70,6 +70,8 @@ class Linearisation:
                 f"{tuple(first.shape)} for one point"
             )
         self.loss.check(first, self.targets)
+        # The network's precision decides how far from positive an NTK may be by rounding.
+        self.tolerance = 1e-8 if self.dtype.itemsize == 8 else 2e-4
         self.n_outputs = first[0].numel()
         self.n_rows = self.n_data * self.n_outputs
         self.block = max(1, MEMORY // (self.n_params * self.dtype.itemsize))
@@ -100,6 +102,10 @@ class Linearisation:
                 f"targets must have one entry per data point, {self.n_data}, got {len(tensor)}"
             )
         return tensor
+
+    def rounded(self, kernel: FloatArray) -> Any:
+        """Return an NTK in the network's precision, by which its rounding is judged."""
+        return kernel if self.dtype.itemsize == 8 else kernel.astype(np.float32)
 
     # ---- the network as a function of its parameters
 

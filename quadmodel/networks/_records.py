@@ -34,8 +34,7 @@ from quadmodel.networks._torch import torch
 from quadmodel.networks.ntk import kernel_of, norms_of
 from quadmodel.optimizer import SGD
 from quadmodel.simulation.observables import OBSERVABLES, Observable
-from quadmodel.theory import _formulas as formulas
-from quadmodel.theory._noise_blocks import block_norm_of_modes, mode_response
+from quadmodel.theory._noise_blocks import block_norm_of_modes, norm_of_modes
 
 _SAME = (
     "loss",
@@ -227,8 +226,7 @@ class Snapshot:
 
     @cached_property
     def _modes(self) -> tuple[FloatArray, FloatArray]:
-        tolerance = 1e-8 if self.at.dtype.itemsize == 8 else 2e-4
-        return ntk_eigensystem(self._kernel, tolerance)
+        return ntk_eigensystem(self._kernel, self.at.tolerance)
 
     @cached_property
     def _row_norms(self) -> FloatArray:
@@ -277,27 +275,24 @@ class Snapshot:
         norms = self._row_norms
         return float(np.std(np.log(norms[norms > 0]))) if (norms > 0).any() else math.nan
 
-    def _norm_of_modes(self, norm: str) -> Estimate:
+    def norm_of_modes(self, norm: str, sgd: SGD) -> Estimate:
+        """Return K of "finite" or "paper"; `sgd` may have another learning rate."""
         at, population = self.at, self.everything.n_data
-        outputs = at.n_outputs - at.loss.flat
+        outputs = at.n_outputs - int(at.loss.flat)
         if not self._dense:
             rng = np.random.default_rng(self.probe.seed)
-            return bound(self._products, self.sgd, norm, outputs, self.probe.relative_error, rng)
-        lam = self._modes[0]
-        if self.sgd.learning_rate >= formulas.noiseless_edge(float(lam[0]), self.sgd):
-            return Estimate(math.inf, 0.0)
-        response = mode_response(lam, self.sgd, population, norm)
-        return Estimate(float(response.sum()) / (population * outputs), 0.0)
+            return bound(self._products, sgd, norm, outputs, self.probe.relative_error, rng)
+        return Estimate(norm_of_modes(self._modes[0], sgd, norm, population, outputs), 0.0)
 
     @cached_property
     def noise_kernel_norm(self) -> Estimate:
         """Noise kernel norm, "paper"."""
-        return self._norm_of_modes("paper")
+        return self.norm_of_modes("paper", self.sgd)
 
     @cached_property
     def noise_kernel_norm_finite(self) -> Estimate:
         """Noise kernel norm, "finite"."""
-        return self._norm_of_modes("finite")
+        return self.norm_of_modes("finite", self.sgd)
 
     @cached_property
     def noise_kernel_norm_exact(self) -> Estimate:
@@ -316,18 +311,11 @@ class Snapshot:
         The trace comes from one gradient per point, of its outputs with random signs.
         """
         squares = squared_rows_by_signs(self.at, np.random.default_rng(self.probe.seed))
-        count = self.at.n_outputs - self.at.loss.flat
-        modes, population = len(squares) * int(count), int(self.everything.n_data)
-
-        def norm(trace: float) -> float:
-            at = np.array([trace / modes])
-            if self.sgd.learning_rate >= formulas.noiseless_edge(float(at[0]), self.sgd):
-                return math.inf
-            response = mode_response(at, self.sgd, population, "finite")
-            return float(response[0]) * modes / (population * int(count))
-
+        outputs = self.at.n_outputs - int(self.at.loss.flat)
+        modes, population = len(squares) * outputs, self.everything.n_data
         trace = mean_of(squares)
-        value: float = norm(trace.value)
+        alike = np.array([trace.value / modes])
+        value = modes * norm_of_modes(alike, self.sgd, "finite", population, outputs)
         error = trace.standard_error / trace.value * value if value else 0.0
         return Estimate(value, error)
 

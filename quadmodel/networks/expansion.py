@@ -32,9 +32,8 @@ from quadmodel.networks._torch import torch
 from quadmodel.networks.ntk import kernel_of
 from quadmodel.optimizer import SGD
 from quadmodel.simulation.observables import OBSERVABLES
-from quadmodel.theory import _formulas as formulas
 from quadmodel.theory._inputs import check_sgd
-from quadmodel.theory._noise_blocks import block_norm_of_modes, mode_response
+from quadmodel.theory._noise_blocks import block_norm_of_modes, norm_of_modes
 from quadmodel.theory.mean_field import mean_field
 
 TRAINED = ("network", "quadratic", "linear")
@@ -258,9 +257,8 @@ def side_by_side(
     fits = at.n_outputs == 1 and isinstance(at.loss, SquaredError) and not sgd.weight_decay
     if theory and fits and math.isfinite(strength):
         sigma = math.sqrt(strength * at.n_data / at.n_params)
-        rounded: Any = initial if at.dtype.itemsize == 8 else initial.astype(np.float32)
         pred = mean_field(
-            rounded,
+            at.rounded(initial),
             sgd,
             steps,
             curvature=sigma,
@@ -370,11 +368,9 @@ class _Side:
             found[name] = {"loss": loss} | dict.fromkeys(_MEASURED, math.nan)
             if name not in kernels or not math.isfinite(loss):
                 continue
-            lam, vectors = ntk_eigensystem(kernels[name], 1e-8 if at.dtype.itemsize == 8 else 2e-4)
-            finite = math.inf
-            if self.sgd.learning_rate < formulas.noiseless_edge(float(lam[0]), self.sgd):
-                response = mode_response(lam, self.sgd, at.n_data, "finite")
-                finite = float(response.sum()) / (at.n_data * (at.n_outputs - at.loss.flat))
+            lam, vectors = ntk_eigensystem(kernels[name], at.tolerance)
+            outputs = at.n_outputs - int(at.loss.flat)
+            finite = norm_of_modes(lam, self.sgd, "finite", at.n_data, outputs)
             exact = block_norm_of_modes(lam, vectors, self.sgd, at.n_outputs, at.n_data)
             found[name] |= dict(
                 zip(_MEASURED, (lam.sum(), float(lam[0]), finite, exact), strict=True)

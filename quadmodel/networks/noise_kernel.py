@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,8 @@ from quadmodel.networks._linearisation import Linearisation
 from quadmodel.networks._noise_map import Kernel
 from quadmodel.networks.ntk import kernel_of, norms_of
 from quadmodel.optimizer import SGD
-from quadmodel.theory import _formulas as formulas
 from quadmodel.theory._inputs import NORMS, check_sgd
-from quadmodel.theory._noise_blocks import block_noise_kernel_norm, mode_response
+from quadmodel.theory._noise_blocks import block_noise_kernel_norm, norm_of_modes
 from quadmodel.theory.noise_kernel import noise_kernel_norm as norm_of_ntk
 
 METHODS = ("dense", "matrix_free")
@@ -138,17 +136,12 @@ def noise_kernel_norm(
 def _dense(at: Linearisation, sgd: SGD, norm: str, chunk_size: int | None) -> float:
     """Return K from the kernel itself."""
     kernel = kernel_of(at, chunk_size)
-    # The network's precision decides how far from positive the kernel may be by rounding.
-    tolerance = 1e-8 if at.dtype.itemsize == 8 else 2e-4
     if norm == "exact":
         if at.n_outputs == 1:
-            rounded: Any = kernel if at.dtype.itemsize == 8 else kernel.astype(np.float32)
-            return float(norm_of_ntk(rounded, sgd, norm="exact"))
-        return block_noise_kernel_norm(kernel, sgd, at.n_outputs, tolerance)
+            return float(norm_of_ntk(at.rounded(kernel), sgd, norm="exact"))
+        return block_noise_kernel_norm(kernel, sgd, at.n_outputs, at.tolerance)
     values = np.linalg.eigvalsh(kernel).astype(np.float64)
-    if values[0] < -tolerance * values[-1]:
+    if values[0] < -at.tolerance * values[-1]:
         raise InputError(f"net gave a kernel with the eigenvalue {values[0]:.3g}: use more digits")
-    if sgd.learning_rate >= formulas.noiseless_edge(float(values[-1]), sgd):
-        return math.inf
-    response = mode_response(np.maximum(values, 0.0), sgd, at.n_data, norm)
-    return float(response.sum() / (at.n_data * (at.n_outputs - at.loss.flat)))
+    outputs = at.n_outputs - int(at.loss.flat)
+    return norm_of_modes(np.maximum(values, 0.0), sgd, norm, at.n_data, outputs)

@@ -15,7 +15,7 @@ from quadmodel.networks._linearisation import Linearisation
 from quadmodel.networks._records import Probe, Snapshot
 from quadmodel.networks._torch import torch
 from quadmodel.networks.tracking import track
-from quadmodel.optimizer import SGD
+from quadmodel.optimizer import SGD, HoldK
 
 # What may be compared as a sign of divergence, in the order of results.
 MEASURES = (
@@ -26,8 +26,6 @@ MEASURES = (
     "scaled_batch_sharpness",
     "row_norm_spread",
 )
-# Bisections until the critical learning rate is found, each of which halves an interval of 4.
-_HALVINGS = 12
 
 
 def train_grid(
@@ -89,7 +87,7 @@ def train_grid(
     Notes
     -----
     Runs of one replica begin at the same network and, at one batch size, see the same batches. The
-    critical learning rate comes from the NTK of the probe's points, by bisection, to a tenth of a
+    critical learning rate comes from the NTK of the probe's points, to a tenth of a
     percent.
 
     References
@@ -168,20 +166,12 @@ def _critical(net: Any, inputs: Any, targets: Any, size: int, loss: Any, probe: 
         chunk_size=probe.chunk_size,
     )  # fmt: skip
     first = Snapshot(at, everything, SGD(1.0, size), probe, [])
-    edge = float(2.0 / first.ntk_largest_eigenvalue)
 
-    def unstable(rate: float) -> bool:
-        first.sgd = SGD(rate, size)
-        first.__dict__.pop("noise_kernel_norm_finite", None)  # that of another learning rate
-        return bool(first.noise_kernel_norm_finite.value > 1)
+    def norm_at(rate: float) -> float:
+        return first.norm_of_modes("finite", SGD(rate, size)).value
 
-    low, high = min(edge, float(2.0 * size / first.ntk_trace)) / 2, edge
-    if not unstable(edge * (1 - 1e-9)):
-        return edge
-    for _ in range(_HALVINGS):
-        middle = (low * high) ** 0.5
-        low, high = (low, middle) if unstable(middle) else (middle, high)
-    return float((low * high) ** 0.5)
+    edge = 2.0 / first.ntk_largest_eigenvalue
+    return HoldK(1.0, norm="finite").settled(norm_at, min(edge, 2.0 * size / first.ntk_trace))
 
 
 def separation(

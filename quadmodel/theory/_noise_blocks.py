@@ -79,6 +79,16 @@ def block_norm_of_modes(
         return largest_eigenpair(product, start, error=1e-10, residual=0.0, check_every=1).value
 
 
+def norm_of_modes(lam: FloatArray, sgd: SGD, norm: str, population: int, n_outputs: int) -> float:
+    """Return K of "finite" or "paper", the mean of the modes' responses; +inf beyond the edge.
+
+    `population` is the number of data points that batches are drawn from.
+    """
+    if sgd.learning_rate >= formulas.noiseless_edge(float(lam.max()), sgd):
+        return math.inf
+    return float(mode_response(lam, sgd, population, norm).sum()) / (population * n_outputs)
+
+
 def mode_response(lam: FloatArray, sgd: SGD, n_data: int, norm: str) -> FloatArray:
     r"""Return :math:`\gamma S_{\alpha\alpha}`, whose mean is K of "finite" or "paper"."""
     if norm != "paper":
