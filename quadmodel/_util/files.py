@@ -136,6 +136,12 @@ def _hidden(target: Path) -> str:
 WRITTEN: list[Path] = []
 
 
+def on_disk(path: Path) -> None:
+    """Make sure that a file is on disk, so that it is whole after a failure of power."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
 @contextmanager
 def write_atomically(path: str | PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; move it there on success, remove it otherwise."""
@@ -149,6 +155,7 @@ def write_atomically(path: str | PathLike[str]) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         partial.chmod(0o666 & ~umask)  # mkstemp makes private files
+        on_disk(partial)
         os.replace(partial, target)
         WRITTEN.append(target)
     finally:

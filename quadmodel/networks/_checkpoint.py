@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -39,8 +38,6 @@ def save(
         arrays[f"record {name}"] = np.array(list(values.items()), dtype=np.float64).reshape(-1, 2)
     with write_atomically(path) as partial, open(partial, "wb") as file:
         np.savez(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def read(path: str | PathLike[str], descent: Descent, names: list[str]) -> dict[str, Any]:

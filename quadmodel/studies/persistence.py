@@ -33,7 +33,7 @@ from quadmodel.studies._edges import (
     stacked,
     with_scaled_eigenvalue,
 )
-from quadmodel.sweeps._parcel import Job
+from quadmodel.sweeps._parcel import Job, keep_as_sent
 from quadmodel.sweeps._records import Record
 from quadmodel.sweeps.running import Running, as_how
 from quadmodel.sweeps.store import Manifest
@@ -180,7 +180,7 @@ def persistent_edge(
     every = {"curvature_strengths": strengths, "replicas": runs.replicas}
     every |= {"record_every": runs.record_every}
     manifest = Manifest("persistent edge", attrs | every, {"runs": len(units)})
-    return run_sweep(manifest, Job(prepare, asked, asked), how, flow)
+    return run_sweep(manifest, Job(keep_as_sent, asked, asked), how, flow)
 
 
 class Asked(NamedTuple):
@@ -191,11 +191,6 @@ class Asked(NamedTuple):
     template: SGD
     initial_norm: float
     runs: Runs
-
-
-def prepare(asked: Asked) -> Asked:
-    """Keep what is asked for: every run has a model of its own."""
-    return asked
 
 
 class RunUnit(NamedTuple):

@@ -27,7 +27,7 @@ from quadmodel.laws.curvature import CurvatureLaw
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
 from quadmodel.simulation.ntk_draws import check_draws, growth_of_pair
-from quadmodel.sweeps._parcel import Job
+from quadmodel.sweeps._parcel import Job, keep_as_sent
 from quadmodel.sweeps._records import Record
 from quadmodel.sweeps.running import Running, as_how
 from quadmodel.sweeps.store import Manifest
@@ -183,7 +183,7 @@ def sharpening_diagram(
     asked = {**attrs, "learning_rates": rates.tolist(), "batch_sizes": sizes.tolist()}
     expected = {"pairs": replicas, "forecasts": len(pieces)}
     manifest = Manifest("sharpening diagram", asked, expected)
-    return run_sweep(manifest, Job(prepare, kept, kept, nbytes=model.nbytes), how, flow)
+    return run_sweep(manifest, Job(keep_as_sent, kept, kept, nbytes=model.nbytes), how, flow)
 
 
 class Kept(NamedTuple):
@@ -196,11 +196,6 @@ class Kept(NamedTuple):
     steps: int
     batch_sequences: int
     seed: int
-
-
-def prepare(asked: Kept) -> Kept:
-    """Keep what was sent."""
-    return asked
 
 
 class PairUnit(NamedTuple):

@@ -14,7 +14,7 @@ from quadmodel._util.checks import as_integer, as_number
 from quadmodel._util.results import attributes, variable
 from quadmodel._util.threads import Workers
 from quadmodel.studies._validation import SUITE, Effort
-from quadmodel.sweeps._parcel import Job
+from quadmodel.sweeps._parcel import Job, keep_as_sent
 from quadmodel.sweeps._records import Record
 from quadmodel.sweeps.running import Running, as_how
 from quadmodel.sweeps.store import Manifest
@@ -96,12 +96,7 @@ def validate(
 
     asked = {"quick": bool(quick), "family_wise_error": family_wise_error, "seed": seed}
     manifest = Manifest("validation", asked, {"parts": len(units)})
-    return run_sweep(manifest, Job(prepare, effort, effort, alone=True), how, flow)
-
-
-def prepare(effort: Effort) -> Effort:
-    """Keep how much to simulate: every part has models of its own."""
-    return effort
+    return run_sweep(manifest, Job(keep_as_sent, effort, effort, alone=True), how, flow)
 
 
 class PartUnit(NamedTuple):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from quadmodel._util.files import on_disk
 
 # What one unit has found: arrays by name, none of them of objects.
 Record = dict[str, NDArray[Any]]
@@ -17,22 +20,26 @@ Record = dict[str, NDArray[Any]]
 PARTIAL = ".part"
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file beside its place, make sure it is on disk, and move it there.
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Yield a path beside a file's place; what is written there comes to disk and is moved.
 
     The folder has one writer. A process that is killed leaves the old file, or none, and at most
-    one whose name ends in ``.part``.
+    one whose name ends in ``.part``: by which the next writer finds it.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        yield partial
+        on_disk(partial)
         os.replace(partial, path)
-    except BaseException:
+    finally:
         partial.unlink(missing_ok=True)
-        raise
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file as a whole or not at all."""
+    with written_aside(path) as partial:
+        partial.write_bytes(content)
 
 
 def packed(record: Mapping[str, Any]) -> bytes:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from quadmodel._util.checks import InputError, shown
 from quadmodel._util.version import __version__
 from quadmodel.sweeps import _lock
-from quadmodel.sweeps._records import PARTIAL, Record, packed, read, write_whole
+from quadmodel.sweeps._records import PARTIAL, Record, packed, read, write_whole, written_aside
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -235,16 +235,11 @@ class Folder:
 
     def finish(self, found: xr.Dataset) -> None:
         """Write the result, built aside and then moved; records are no longer needed then."""
-        partial = self.path / f"{RESULT}.{os.getpid()}{PARTIAL}"
         try:
-            found.to_netcdf(partial, engine="h5netcdf")
-            with open(partial, "rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(partial, self.path / RESULT)
+            with written_aside(self.path / RESULT) as partial:
+                found.to_netcdf(partial, engine="h5netcdf")
         except OSError as error:
             raise self._refused(error) from None
-        finally:
-            partial.unlink(missing_ok=True)
         self.tidy()
 
     def tidy(self) -> None:
