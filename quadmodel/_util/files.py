@@ -48,6 +48,11 @@ def load_array(spec: str, option: str) -> Any:
     return content[name]
 
 
+def map_array(path: str | PathLike[str], name: str) -> Any:
+    """Map the array of an .npy file into memory, without reading it."""
+    return _load(_as_path(name, path), f"{name} {os.fspath(path)}", mapped=True)
+
+
 def array_path(spec: str) -> Path:
     """Return the file that ``FILE.npz:name`` or ``FILE`` names."""
     return Path(spec.rpartition(".npz:")[0] + ".npz" if ".npz:" in spec else spec)
@@ -60,14 +65,17 @@ def _as_path(name: str, path: Any) -> Path:
     return Path(path)
 
 
-def _load(path: Path, called: str) -> Any:
-    """Read a file that messages call so."""
+def _load(path: Path, called: str, *, mapped: bool = False) -> Any:
+    """Read a file that messages call so, or map its array."""
+    wanted = ".npy" if mapped else ".npy or .npz"
     try:
         if not path.exists():
-            raise InputError(f"{called} must be an existing .npy or .npz file, got no such file")
+            raise InputError(f"{called} must be an existing {wanted} file, got no such file")
         if not path.is_file():
             kind = "a directory" if path.is_dir() else "a device or a pipe"
-            raise InputError(f"{called} must be an .npy or .npz file, got {kind}")
+            raise InputError(f"{called} must be an {wanted} file, got {kind}")
+        if mapped:
+            return np.lib.format.open_memmap(path, mode="r")
         with open(path, "rb") as file:  # NumPy leaves a file open that it can't read
             content = np.load(file, allow_pickle=False)
             if isinstance(content, np.ndarray):
@@ -82,7 +90,7 @@ def _load(path: Path, called: str) -> Any:
             raise InputError(f"{called} must be readable, got {error.strerror}") from None
         pickled = "Object arrays" in str(error)
         kind = "pickled objects" if pickled else "another format, a pickle or a damaged file"
-        raise InputError(f"{called} must be a plain .npy or .npz file, got {kind}") from None
+        raise InputError(f"{called} must be a plain {wanted} file, got {kind}") from None
 
 
 def settings_to_arrays(key: str, settings: Any) -> dict[str, Any]:

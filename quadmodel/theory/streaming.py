@@ -13,6 +13,7 @@ from scipy.sparse.linalg import LinearOperator
 
 from quadmodel._util.blas import one_blas_thread
 from quadmodel._util.checks import FloatArray, InputError, check_memory, check_symmetric
+from quadmodel._util.files import map_array
 
 # Bytes of a block of columns in double precision.
 _BLOCK_BYTES = 2.0**28
@@ -41,7 +42,8 @@ def ntk_from_jacobian(jacobian: Any) -> FloatArray:
     Raises
     ------
     InputError
-        If the Jacobian has not two axes, or entries that are not finite real numbers.
+        If the Jacobian has not two axes, or entries that are not finite real numbers, or if its
+        file can't be mapped.
     MemoryError
         If the NTK and a block of columns don't fit in memory; before anything is read.
 
@@ -67,7 +69,7 @@ def ntk_from_jacobian(jacobian: Any) -> FloatArray:
     if isinstance(jacobian, LinearOperator):
         return _by_products(jacobian)
     if isinstance(jacobian, str | os.PathLike):
-        jacobian = np.load(jacobian, mmap_mode="r")
+        jacobian = map_array(jacobian, "jacobian")
     source = jacobian if hasattr(jacobian, "shape") else np.asarray(jacobian)
     if len(source.shape) != 2 or 0 in source.shape:
         raise InputError(f"jacobian must have two axes, got shape {tuple(source.shape)}")

@@ -87,6 +87,24 @@ def test_bad_jacobians_are_refused(jacobian, message):
         qm.ntk_from_jacobian(jacobian)
 
 
+def test_bad_files_are_refused(tmp_path):
+    damaged, archive, pickled = (tmp_path / n for n in ("damaged.npy", "a.npz", "pickled.npy"))
+    damaged.write_bytes(b"\x93NUMPY\x01\x00")
+    np.savez(archive, np.eye(2))
+    np.save(pickled, np.array([None, 1]), allow_pickle=True)
+    for path, got in (
+        (tmp_path / "none.npy", "got no such file"),
+        (tmp_path, "got a directory"),
+        (damaged, "damaged"),
+        (archive, "another format"),
+        (pickled, "another format|dtype object|pickled"),
+    ):
+        with pytest.raises(InputError, match=got) as error:
+            qm.ntk_from_jacobian(path)
+        assert str(error.value).startswith(f"jacobian {path} must be")
+        assert "\n" not in str(error.value)
+
+
 def test_what_does_not_fit_is_refused_before_it_is_read():
     source = Chunked(np.broadcast_to(0.0, (10**8, 10)), (1, 1))
     with pytest.raises(MemoryError, match="the NTK needs"):
