@@ -28,7 +28,7 @@ from quadmodel.sweeps._records import Record
 MOST_BYTES, MOST_FILES = 2e9, 10_000
 
 
-def nothing(unit: _diagram.CellsUnit, kept: Any, pool: Workers) -> Record:
+def nothing(unit: _diagram.PointsUnit, kept: Any, pool: Workers) -> Record:
     """Return what a unit would, without computing."""
     rates = unit.points.learning_rate
     found = {name: np.log(rates) for name in _diagram._MEASURED}
@@ -82,7 +82,7 @@ def million(folder: Path, **running: Any) -> int:
 def overhead(folder: Path) -> None:
     """Time a default diagram on one thread: what units compute, and everything."""
     spent, lock = [0.0], Lock()
-    kinds: list[Any] = [_diagram.EdgeUnit, _diagram.CellsUnit, _scan.CloseUpUnit]
+    kinds: list[Any] = [_diagram.EdgeUnit, _diagram.PointsUnit, _scan.CloseUpUnit]
     before = [kind.compute for kind in kinds]
 
     def timed(compute: Any) -> Any:
@@ -116,7 +116,7 @@ def main() -> None:
         if asked.overhead:
             overhead(Path(name))
             return
-        _diagram.CellsUnit.compute = nothing  # type: ignore[method-assign, assignment]
+        _diagram.PointsUnit.compute = nothing  # type: ignore[method-assign, assignment]
         _diagram.EdgeUnit.compute = edge  # type: ignore[method-assign, assignment]
         files = million(Path(name) / "threads")
         with ThreadPoolExecutor(2) as executor:

@@ -30,9 +30,9 @@ from quadmodel.theory.typical import typical_critical_on_spectrum
 PHASES = ("stable", "intermittent", "stochastically unstable", "deterministically unstable")
 # Predicted phase where the mean loss grows and the theory does not say what a typical one does.
 UNDECIDED = "undecided"
-# Phase of a cell of an unfinished diagram.
+# Phase of a grid point of an unfinished diagram.
 NOT_SIMULATED = "not simulated"
-# Cells whose growth is within so many standard errors of zero are undecided.
+# Grid points whose growth is within so many standard errors of zero are undecided.
 _CLEAR = 2.0
 # Steps of runs that tell how long those of a unit take.
 _CALIBRATED = 128
@@ -125,15 +125,15 @@ class NonlinearUnit(NamedTuple):
         return {"critical": critical, "norms": np.where(np.isnan(critical), np.nan, norms)}
 
 
-class CellsUnit(NamedTuple):
+class PointsUnit(NamedTuple):
     """Some grid points: a part of a grid."""
 
     points: GridPoints
 
-    def short(self) -> tuple[CellsUnit, float]:
+    def short(self) -> tuple[PointsUnit, float]:
         """Return a unit that takes less, and how many times as long this one takes."""
         steps = min(self.points.steps, _CALIBRATED)
-        return CellsUnit(replace(self.points, steps=steps)), self.points.steps / steps
+        return PointsUnit(replace(self.points, steps=steps)), self.points.steps / steps
 
     def compute(self, kept: Kept, pool: Workers) -> Record:
         """Measure them, and set noise kernel norms beside."""
@@ -157,7 +157,7 @@ def _norms(spectrum: Spectrum, sgd: SGD, rates: FloatArray, sizes: IntArray) -> 
 
 
 def _undecided(record: Record) -> int:
-    """Return how many cells of a record neither grow nor shrink for sure."""
+    """Return how many grid points of a record neither grow nor shrink for sure."""
     error = record["mean_growth_standard_error"]
     return int((np.abs(record["mean_growth"]) < _CLEAR * error).sum())
 
@@ -170,7 +170,7 @@ class Diagram:
     """A phase diagram: what it is asked for, and what its attributes say of the source.
 
     `linear` models have close-ups after their finer scan, `curved` ones edges of their own;
-    `cells`, `scan_cells` are how many grid points a unit takes.
+    `points_per_unit`, `points_per_scan_unit` are how many grid points a unit takes.
     """
 
     spec: DiagramSpec
@@ -178,18 +178,18 @@ class Diagram:
     n_data: int
     linear: bool
     curved: bool
-    cells: int
-    scan_cells: int
+    points_per_unit: int
+    points_per_scan_unit: int
 
     def expected(self) -> dict[str, int]:
         """Return how many units each stage has, at most."""
         sizes, refine = self.spec.batch_sizes.size, self.spec.refine
         found = {
             "edges": sizes + self.curved,
-            "grid": -(-self.spec.n_rates * sizes // self.cells),
+            "grid": -(-self.spec.n_rates * sizes // self.points_per_unit),
         }
         if refine:
-            found["finer scan"] = -(-refine * sizes // self.scan_cells)
+            found["finer scan"] = -(-refine * sizes // self.points_per_scan_unit)
         if refine and self.linear:
             found["close-ups"] = len(KINDS) * sizes
         return found
@@ -208,9 +208,14 @@ class Diagram:
             "precision": spec.precision,
             "vector_bytes": vector_bytes(),  # results differ by rounding
             "seed": spec.seed,
-            "units": {"linear": self.linear, "curved": self.curved, "cells": self.cells,
-                      "scan_cells": self.scan_cells, "n_data": self.n_data},
-        }  # fmt: skip
+            "units": {
+                "linear": self.linear,
+                "curved": self.curved,
+                "points_per_unit": self.points_per_unit,
+                "points_per_scan_unit": self.points_per_scan_unit,
+                "n_data": self.n_data,
+            },
+        }
 
     @classmethod
     def from_specification(cls, given: Mapping[str, Any]) -> Diagram:
@@ -238,7 +243,7 @@ class Diagram:
         if isinstance(rates, int):
             rates = _spread_learning_rates(boundaries, rates)
         points = spec.points(np.repeat(rates, sizes.size), np.tile(sizes, rates.size), 0)
-        on_grid, steps, complete = self._measured(run, "grid", points, self.cells)
+        on_grid, steps, complete = self._measured(run, "grid", points, self.points_per_unit)
         grid = {k: v.reshape(*v.shape[:-1], rates.size, sizes.size) for k, v in on_grid.items()}
         scan_rates = np.full((sizes.size, spec.refine), np.nan)
         if complete:
@@ -278,11 +283,11 @@ class Diagram:
         return edges
 
     def _measured(
-        self, run: Run, stage: str, points: GridPoints, cells: int
+        self, run: Run, stage: str, points: GridPoints, points_per_unit: int
     ) -> tuple[Variables, int, bool]:
         """Return what is measured at grid points, the replica-steps, and whether it is complete."""
-        pieces = cut(len(points), cells)
-        units = [CellsUnit(part) for part in points.parts(pieces, self.n_data)]
+        pieces = cut(len(points), points_per_unit)
+        units = [PointsUnit(part) for part in points.parts(pieces, self.n_data)]
         records = run(stage, units, _undecided)
         values: Variables = {name: np.full(len(points), np.nan) for name in _MEASURED}
         values["noise_kernel_norm"] = np.full((len(NORMS), len(points)), np.nan)
@@ -307,7 +312,9 @@ class Diagram:
                 np.repeat(sizes[found], spec.refine),
                 spec.replicas_of_grid,
             )
-            on_scan, steps, complete = self._measured(run, "finer scan", points, self.scan_cells)
+            on_scan, steps, complete = self._measured(
+                run, "finer scan", points, self.points_per_scan_unit
+            )
             for name, value in on_scan.items():
                 scan[name][..., found, :] = value.reshape(*value.shape[:-1], -1, spec.refine)
         return scan | {"learning_rate": scan_rates}, steps, complete

@@ -231,6 +231,10 @@ def sweep_of(diagram: Diagram, job: Job, how: How, **more: Any) -> xr.Dataset:
         "phase diagram",
         diagram.specification() | more,
         diagram.expected(),
-        weights={"grid": diagram.cells, "finer scan": diagram.scan_cells, "close-ups": _CLOSE_UP},
+        weights={
+            "grid": diagram.points_per_unit,
+            "finer scan": diagram.points_per_scan_unit,
+            "close-ups": _CLOSE_UP,
+        },
     )
     return run_sweep(manifest, job, how, lambda sweep: diagram.run(sweep.run))

@@ -20,8 +20,8 @@ class Running(TypedDict, total=False):
     threads : int, optional
         Worker threads of this process; all available cores by default.
     progress : bool, optional
-        Show what is done, how long the rest takes and how many cells are undecided, on a terminal
-        or in a notebook: so by default.
+        Show what is done, how long the rest takes and how many grid points are undecided, on a
+        terminal or in a notebook: so by default.
     store : path-like, optional
         Folder for what is finished, a record per unit of work. The same call goes on where a
         process was stopped, or returns the finished result.
