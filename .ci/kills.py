@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Timer
+from threading import Event, Thread, Timer
 
 import numpy as np
 import xarray as xr
@@ -129,37 +129,79 @@ def on_a_full_disk(folder: Path, expected: xr.Dataset) -> str:
         return f"{what}: {said!r}; share done {share:.2f}, the same bits after it grew"
 
 
-def without_workers(expected: xr.Dataset, how: str, seconds: float) -> str:
-    """Kill workers of Dask while they work, or let all of them end after a while, for new ones."""
+def without_workers(expected: xr.Dataset) -> str:
+    """Kill both workers of Dask while they work."""
     from distributed import Client, LocalCluster
 
-    ends = how == "lifetime"
-    more = {"lifetime": f"{max(15.0, seconds / 2):.0f} seconds"} if ends else {}
     with (
-        LocalCluster(
-            n_workers=0 if ends else 2, threads_per_worker=1, dashboard_address=":0", **more
-        ) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
         tempfile.TemporaryDirectory() as folder,
     ):
-        if ends:
-            cluster.adapt(minimum=2, maximum=2, interval="1s")
-        client.wait_for_workers(2)
         before = set(client.run(os.getpid).values())
-        timers = []
-        if not ends:
-            timers = [Timer(1.0 + n, os.kill, (p, signal.SIGKILL)) for n, p in enumerate(before)]
+        timers = [Timer(1.0 + n, os.kill, (p, signal.SIGKILL)) for n, p in enumerate(before)]
         for timer in timers:
             timer.start()
-        executor = client.get_executor(pure=False)
-        found = diagram(store=Path(folder) / "x", executor=executor)
+        found = diagram(store=Path(folder) / "x", executor=client.get_executor(pure=False))
         for timer in timers:
             timer.cancel()
-        client.wait_for_workers(1)
+        client.wait_for_workers(2)
         gone = len(before - set(client.run(os.getpid).values()))
     if not same(found, expected):
         return "FAILED: another result"
-    return f"{gone} of 2 workers were gone in the end, the same bits"
+    return f"{gone} of 2 workers were killed, the same bits"
+
+
+def at_the_end_of_their_lifetime() -> str:
+    """Let workers end again and again, as jobs with a walltime do, and start others for them."""
+    from distributed import Client, LocalCluster
+
+    def longer(**running: object) -> xr.Dataset:
+        return qm.phase_diagram(ENSEMBLE, 24, 10, steps=24_000, replicas=32, seed=2, **running)
+
+    began = time.perf_counter()
+    expected = longer()
+    seconds = time.perf_counter() - began
+    lifetime = max(10.0, seconds / 4)
+    with (
+        LocalCluster(n_workers=0, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        start = [sys.executable, "-m", "distributed.cli.dask_worker", cluster.scheduler_address]
+        start += ["--no-nanny", "--nthreads", "1", "--no-dashboard"]
+        start += ["--lifetime", f"{lifetime:.0f}s", "--lifetime-stagger", "3s"]
+        started: list[subprocess.Popen[bytes]] = []
+        done = Event()
+
+        def jobs() -> None:
+            """Keep two workers running."""
+            while not done.wait(0.5):
+                alive = sum(job.poll() is None for job in started)
+                started.extend(
+                    subprocess.Popen(start, cwd=folder, stderr=subprocess.DEVNULL)
+                    for _ in range(2 - alive)
+                )
+
+        queue = Thread(target=jobs)
+        queue.start()
+        try:
+            found = longer(store=Path(folder) / "x", executor=client.get_executor(pure=False))
+        finally:
+            done.set()
+            queue.join()
+            for job in started:
+                job.kill()
+                job.wait()
+    if not same(found, expected):
+        return "FAILED: another result"
+    ended = len(started) - 2
+    if ended < 4:
+        return f"FAILED: only {ended} workers ended"
+    return (
+        f"{ended} workers ended after about {lifetime:.0f} s each in a sweep of {seconds:.0f} s, "
+        "the same bits"
+    )
 
 
 def main() -> None:
@@ -182,8 +224,8 @@ def main() -> None:
         trials = {
             "sigkill": lambda: by_sigkill(folder / "kills", expected, asked.kills, seconds),
             "disk": lambda: on_a_full_disk(folder, expected),
-            "workers": lambda: without_workers(expected, "kill", seconds),
-            "lifetime": lambda: without_workers(expected, "lifetime", seconds),
+            "workers": lambda: without_workers(expected),
+            "lifetime": at_the_end_of_their_lifetime,
         }
         for what in asked.trials:
             line = trials[what]()

@@ -160,8 +160,11 @@ def test_refusals(arguments, words, run, monkeypatch):
 
 @pytest.mark.slow
 def test_dask(run):
-    pytest.importorskip("distributed")
+    distributed = pytest.importorskip("distributed")
     assert run(*COMMAND)[0] == 0
     expected = result()
     assert run(*COMMAND, "--dask", "local", "--threads", "2", "--overwrite")[0] == 0
+    xr.testing.assert_identical(result(), expected)
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as far:
+        assert run(*COMMAND, "--dask", far.scheduler_address, "--overwrite")[0] == 0
     xr.testing.assert_identical(result(), expected)
