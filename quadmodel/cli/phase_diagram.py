@@ -62,7 +62,13 @@ def report(found: xr.Dataset, elapsed: float, outputs: Outputs) -> None:
     """Write a phase diagram, print its table and how long it took."""
     outputs.write(found, draw)
     click.echo(_table(found))
-    done = found.attrs["replica_steps"]
+    done, lengths = found.attrs["replica_steps"], found.growth_steps
+    early = int((lengths < found.attrs["steps"]).sum())
+    if early:
+        click.echo(
+            f"growth of {early} of {lengths.size} grid points was certain "
+            f"after {lengths.min():.0f} steps"
+        )
     click.echo(
         f"{elapsed:.1f} s, {done:,} replica-steps, {done / elapsed:,.0f} replica-steps per second"
     )

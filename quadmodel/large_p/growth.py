@@ -101,7 +101,8 @@ def measure_growth_in_limit(system: System, points: GridPoints, pool: Workers) -
     pool.map(follow, pieces)
     loss = runs.by_point(losses, points)
     growth = growth_of_runs(loss, runs.by_point(diverged_at, points), points.recorded())
-    return Measurement.of(growth, loss, count * points.steps)
+    steps = np.full(len(points), points.steps)
+    return Measurement.of(growth, steps, loss, count * points.steps)
 
 
 def _follow(system: System, sgd: SGD, points: GridPoints, replica: int) -> tuple[FloatArray, int]:

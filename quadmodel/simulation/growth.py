@@ -32,6 +32,11 @@ CONVERGED = 1e-24
 _CONVERGED_IN_SINGLE = 1e-10
 # Below this multiple of the loss at which they count as converged, runs are stepped no more.
 _STOPPED = 1.0
+# Growth of a linear model is measured in an eighth of the steps first, but in so many at least.
+_SHORTER, _SHORTEST = 8, 128
+# That is enough where it is so many standard errors from zero, and has changed the loss by so many
+# factors e since it was first measured.
+_CERTAIN, _E_FOLDS = 4.0, 4.0
 
 
 class Place(NamedTuple):
@@ -129,10 +134,14 @@ class Runs(NamedTuple):
 
 @dataclass(frozen=True)
 class Measurement:
-    """Growth rates per step of the mean and of the typical log loss, and how runs end."""
+    """Growth rates per step of the mean and of the typical log loss, and how runs end.
+
+    `growth_steps` is how many steps the growth rates are from, shape (grid points,).
+    """
 
     mean: Growth
     typical: Growth
+    growth_steps: IntArray
     fraction_diverged: FloatArray
     final_loss: FloatArray
     replica_steps: int
@@ -146,14 +155,22 @@ class Measurement:
             "typical_growth_standard_error": self.typical.standard_error,
             "fraction_diverged": self.fraction_diverged,
             "final_loss": self.final_loss,
+            "growth_steps": self.growth_steps.astype(float),
         }
 
     @classmethod
-    def of(cls, growth: tuple[Growth, Growth], loss: FloatArray, replica_steps: int) -> Measurement:
+    def of(
+        cls,
+        growth: tuple[Growth, Growth],
+        growth_steps: IntArray,
+        loss: FloatArray,
+        replica_steps: int,
+    ) -> Measurement:
         """Return growth and how runs end; `loss` has shape (grid points, replicas, records)."""
         ended = loss[:, :, -1]
         diverged = ~(ended <= _DIVERGED * loss[:, :, 0])
-        return cls(*growth, diverged.mean(axis=1), np.median(ended, axis=1), replica_steps)
+        final = np.median(ended, axis=1)
+        return cls(*growth, growth_steps, diverged.mean(axis=1), final, replica_steps)
 
 
 def measure_growth(
@@ -175,7 +192,11 @@ def measure_growth(
     that have then diverged or converged are stepped no more; converged are those whose loss is
     below 1e-24 of its start, or 1e-10 where curvature is in single precision.
 
-    *Growth, linear model.* See :func:`quadmodel.simulation.populations.population_growth`.
+    *Growth, linear model.* See :func:`quadmodel.simulation.populations.population_growth`. It is
+    measured in an eighth of the steps first, and once more in all of them where that leaves a
+    doubt: where the mean's or the typical growth is within four standard errors of zero, has
+    changed the loss by less than :math:`e^4` in the second half of the steps, or is a decay that
+    has not settled.
 
     *Growth, quadratic model.* The recursion depends on size, so the plain runs are used: a run's
     growth is that of its log loss over the second half of the steps, or up to its divergence or
@@ -194,20 +215,21 @@ def measure_growth(
     if stepper is None:
         held += stored_bytes(model, grid.precision)
     check_memory("the runs", held)
-    members = np.where(grid.deterministic(model.n_data), _NOISE_FREE, grid.replicas)
-    total = (runs.point.size + (2 * int(members.sum()) if linear else 0)) * grid.steps
     replicas = start_replicas(
         model, grid.learning_rate[runs.point], grid.batch_size[runs.point], runs.number
     )
     stepper = stepper or stepper_of(model, grid)
-    loss = runs.by_point(_step_runs(model, grid, replicas, stepper, pool), grid)
+    losses, replica_steps = _step_runs(model, grid, replicas, stepper, pool)
+    loss = runs.by_point(losses, grid)
+    growth_steps = np.full(len(grid), grid.steps)
     if linear:
-        growth = _growth_of_populations(model, grid, pool)
+        growth, growth_steps, more = _growth_of_populations(model, grid, pool)
+        replica_steps += more
     else:
         diverged_at = runs.by_point(replicas.diverged_at, grid)
         converged = _converged(model, grid.precision)
         growth = growth_of_runs(loss, diverged_at, grid.recorded(), converged)
-    return Measurement.of(growth, loss, total)
+    return Measurement.of(growth, growth_steps, loss, replica_steps)
 
 
 def stepper_of(model: QuadraticModel, grid: GridPoints) -> Stepper:
@@ -217,17 +239,21 @@ def stepper_of(model: QuadraticModel, grid: GridPoints) -> Stepper:
 
 def _step_runs(
     model: QuadraticModel, grid: GridPoints, replicas: Replicas, stepper: Stepper, pool: Workers
-) -> FloatArray:
-    """Step the runs to the end, or until they have converged or diverged; return their losses."""
+) -> tuple[FloatArray, int]:
+    """Step the runs to the end, or until they have converged or diverged.
+
+    Returns their losses, and the replica-steps that this took.
+    """
     recorded = grid.recorded()
     losses = np.full((replicas.size, recorded.size), model.loss())
-    running = np.ones(replicas.size, dtype=bool)
+    running, replica_steps = np.ones(replicas.size, dtype=bool), 0
     stopped = _STOPPED * _converged(model, grid.precision) * model.loss()
     for k in range(1, recorded.size):
         n_steps = int(recorded[k] - recorded[k - 1])
         moved = replicas.chosen(running)
         stepper.advance(moved, int(recorded[k - 1]), n_steps, pool)
         replicas.put_back(running, moved)
+        replica_steps += moved.size * n_steps
         losses[:, k] = losses[:, k - 1]
         losses[running, k] = np.concatenate(
             pool.map(partial(_losses, model, moved), groups(moved.size))
@@ -236,7 +262,7 @@ def _step_runs(
         if not running.any():
             losses[:, k + 1 :] = losses[:, k, None]
             break
-    return losses
+    return losses, replica_steps
 
 
 def _losses(model: QuadraticModel, replicas: Replicas, rows: slice) -> FloatArray:
@@ -257,32 +283,59 @@ def _converged(model: QuadraticModel, precision: str) -> float:
 
 def _growth_of_populations(
     model: QuadraticModel, grid: GridPoints, pool: Workers
-) -> tuple[Growth, Growth]:
-    """Return the growth of a linear model; two replicas, without noise, at deterministic points."""
-    rates = np.empty((2, 2, len(grid)))
+) -> tuple[tuple[Growth, Growth], IntArray, int]:
+    """Return the growth of a linear model, the steps it is from, and the replica-steps taken.
+
+    Two replicas, without noise, at deterministic points.
+    """
+    rates, steps, replica_steps = np.empty((2, 2, len(grid))), np.full(len(grid), grid.steps), 0
     deterministic, place = grid.deterministic(model.n_data), grid.placed(model.n_data)
     first = grid.first_replica + place.total * grid.replicas
     whole = place.first - place.first_noisy, place.total - place.total_noisy
-    for chosen, replicas, (before, count) in (
-        (~deterministic, grid.replicas, (place.first_noisy, place.total_noisy)),
-        (deterministic, _NOISE_FREE, whole),
+    for chosen, replicas, part in (
+        (np.flatnonzero(~deterministic), grid.replicas, (place.first_noisy, place.total_noisy)),
+        (np.flatnonzero(deterministic), _NOISE_FREE, whole),
     ):
-        if chosen.any():
+        doubtful = np.arange(chosen.size)
+        for n_steps in _lengths(grid.steps):
+            if not doubtful.size:
+                break
+            at = chosen[doubtful]
             growth = population_growth(
                 model,
                 grid.learning_rate[chosen],
                 grid.batch_size[chosen],
                 grid.sgd,
-                steps=grid.steps,
+                steps=n_steps,
                 replicas=replicas,
                 seed=grid.seed,
                 first_replica=first,
                 pool=pool,
                 precision=grid.precision,
-                part=(before, count),
+                part=part,
+                chosen=doubtful,
             )
-            rates[:, :, chosen] = [[g.rate, g.standard_error] for g in growth]
-    return Growth(*rates[0]), Growth(*rates[1])
+            rates[:, :, at] = [[g.rate, g.standard_error] for g in growth]
+            steps[at] = n_steps
+            replica_steps += len(growth) * at.size * replicas * n_steps
+            doubtful = doubtful[~np.all([_certain(g, n_steps) for g in growth], axis=0)]
+    return (Growth(*rates[0]), Growth(*rates[1])), steps, replica_steps
+
+
+def _lengths(steps: int) -> list[int]:
+    """Return how many steps growth is measured in: few at first, if that spares something."""
+    short = max(steps // _SHORTER, _SHORTEST)
+    return [short, steps] if 2 * short < steps else [steps]
+
+
+def _certain(growth: Growth, steps: int) -> NDArray[np.bool_]:
+    """Return where growth in so many steps leaves no doubt of its sign.
+
+    What shrinks may be followed by what grows, unless it shrinks steadily.
+    """
+    size = np.abs(growth.rate)
+    clear = (size > _CERTAIN * growth.standard_error) & (size * steps / 2 > _E_FOLDS)
+    return np.asarray(clear & (growth.settled | (growth.rate > 0)))
 
 
 def growth_of_runs(

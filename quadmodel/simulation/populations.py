@@ -62,13 +62,15 @@ def population_growth(
     precision: str = "float64",
     kinds: Sequence[str] = KINDS,
     part: tuple[int, int] | None = None,
+    chosen: IntArray | None = None,
 ) -> tuple[Growth, ...]:
     r"""Return the growth rates per step of the log of the mean loss and of the typical log loss.
 
     Measured at (learning_rate, batch_size), both of shape (grid points,), with at least 32 steps
     and at least 2 replicas per grid point for each of the `kinds`, "mean" and "typical"; replica
     numbers start at `first_replica`. Grid points that are a `part` of more have the same runs as
-    among all of them: so many come before, and so many there are in all. Raises MemoryError if the
+    among all of them: so many come before, and so many there are in all. The same holds for
+    those that are `chosen` by their indices: only they are measured. Raises MemoryError if the
     populations don't fit in memory.
 
     Notes
@@ -113,7 +115,10 @@ def population_growth(
         generator = normals.generator(place)
         state = displaced_residuals(model, generator, number.shape)
         normals.remember(place + state.size, generator)
-        populations = Populations(state, state.copy(), learning_rate, batch_size, number)
+        some = slice(None) if chosen is None else chosen
+        populations = Populations(
+            state[some], state[some].copy(), learning_rate[some], batch_size[some], number[some]
+        )
         blocks = follow(
             model, populations, sgd, edges, select=kind == "mean", seed=seed, pool=pool,
             precision=precision,

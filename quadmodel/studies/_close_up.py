@@ -32,7 +32,7 @@ _DURATION, _LOOKING = 250.0, 0.25
 # Never fewer steps; and up to so many times what was asked for.
 _SHORTEST, _LONGEST = 128, 16
 # Replicas of a population that carries a mean: at least, at most.
-_FEWEST, _MOST = 64, 1024
+_FEWEST, _MOST = 32, 1024
 # Correction for the bias of a logarithm, as a relative learning rate, above which more replicas are
 # taken: it is good to leading order only. With no more replicas to take, one that is somewhat
 # larger makes the interval wide; beyond that, the crossing is not settled.
@@ -42,7 +42,7 @@ _TOLERATED, _WIDENING = 0.01, 0.04
 _HALF_WIDTH = 10.0
 # The whole width at most: farther away from the crossing growth bends, where slow modes begin to
 # take part in the noise, or the deterministic edge is near.
-_WIDEST = 25.0
+_WIDEST = 35.0
 # Of the window: its half where growth was bent in it. And what more runs narrow it to at most, as
 # the errors that say so are themselves known badly.
 _NEARER, _LEAST_SHRINKING = 0.3, 0.5
@@ -134,7 +134,7 @@ def close_up(
       inverse is the time in which directions relax;
     - for the mean, the correction below moves the crossing by less than 1 %; else more replicas are
       taken, up to 1024, with which 4 % are accepted;
-    - all of them lie within 25 standard errors of each other, or within four times the guess's
+    - all of them lie within 35 standard errors of each other, or within four times the guess's
       `coarseness`;
     - the crossing agrees with that of the round before within three standard errors.
 

@@ -23,7 +23,7 @@ from quadmodel.studies._spec import DiagramSpec, Variables
 from quadmodel.sweeps._records import Record
 from quadmodel.sweeps.sweep import cut
 from quadmodel.theory._inputs import NORMS, Spectrum
-from quadmodel.theory._noise import norm_or_infinity
+from quadmodel.theory._noise import norms_along
 from quadmodel.theory.noise_kernel import labelled_boundaries, phase_boundaries
 from quadmodel.theory.typical import typical_critical_on_spectrum
 
@@ -44,6 +44,7 @@ _LABELS = {
     "typical_growth_standard_error": ("standard error of the typical growth rate", "1 / step"),
     "fraction_diverged": ("fraction of replicas that diverged", "1"),
     "final_loss": ("median final loss", "loss"),
+    "growth_steps": ("steps that the growth rates are from", "steps"),
     "noise_kernel_norm": ("noise kernel norm", "1"),
     "learning_rate": ("learning rate", "1 / NTK eigenvalue"),
     "growth": ("growth rate", "1 / step"),
@@ -54,7 +55,7 @@ _LABELS = {
     "settled": ("whether the growth has settled", "1"),
     "needed_steps": ("steps to ask for, so that growth settles", "steps"),
 }
-_MEASURED = tuple(_LABELS)[:6]
+_MEASURED = tuple(_LABELS)[:7]
 
 
 class Kept(ABC):
@@ -120,7 +121,7 @@ class NonlinearUnit(NamedTuple):
         """Predict them; empty where that can't be done."""
         critical = kept.nonlinear_edges(self.batch_sizes, self.sgd)
         if critical is None:
-            critical = np.empty(0)
+            return {"critical": np.empty(0), "norms": np.empty((len(NORMS), 0))}
         norms = _norms(kept.spectrum, self.sgd, critical, np.array(self.batch_sizes))
         return {"critical": critical, "norms": np.where(np.isnan(critical), np.nan, norms)}
 
@@ -150,9 +151,10 @@ class PointsUnit(NamedTuple):
 def _norms(spectrum: Spectrum, sgd: SGD, rates: FloatArray, sizes: IntArray) -> FloatArray:
     """Return K by every norm and at every grid point, shape (norms, points)."""
     norms = np.empty((len(NORMS), rates.size))
-    for n, rate in enumerate(rates.tolist()):
-        at = sgd._at(learning_rate=rate, batch_size=int(sizes[n]))
-        norms[:, n] = [norm_or_infinity(spectrum, at, norm) for norm in NORMS]
+    for size in np.unique(sizes).tolist():
+        some = np.flatnonzero(sizes == size)
+        at = sgd._at(batch_size=size)
+        norms[:, some] = [norms_along(spectrum, at, rates[some], norm) for norm in NORMS]
     return norms
 
 

@@ -15,7 +15,7 @@ from quadmodel.studies._close_up import POINTS, Guess, close_up, guess_from, mos
 from quadmodel.studies._spec import DiagramSpec, Variables
 from quadmodel.sweeps._records import Record
 from quadmodel.theory._inputs import NORMS, Spectrum
-from quadmodel.theory._noise import norm_or_infinity
+from quadmodel.theory._noise import norms_along
 
 
 class HasModel(Protocol):
@@ -61,12 +61,8 @@ class CloseUpUnit(NamedTuple):
             first_replica=self.first_replica, pool=pool, precision=self.precision,
         )  # fmt: skip
         norms = np.array(
-            [
-                [norm_or_infinity(kept.spectrum, self.sgd._at(learning_rate=rate), norm)
-                 for rate in found.learning_rate.tolist()]
-                for norm in NORMS
-            ]
-        )  # fmt: skip
+            [norms_along(kept.spectrum, self.sgd, found.learning_rate, norm) for norm in NORMS]
+        )
         return {name: np.asarray(value) for name, value in vars(found).items()} | {
             "noise_kernel_norm": norms
         }

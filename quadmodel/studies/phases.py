@@ -60,8 +60,9 @@ def phase_diagram(
     sgd : SGD, optional
         Momentum, weight decay and sampling scheme; its learning rate and batch size are not used.
     steps : int, optional
-        SGD steps per replica, at least 32. Close to the edge of a linear model they are continued
-        to up to 16 times as many, where its growth has not settled.
+        SGD steps per replica, at least 32. Growth of a linear model is measured in an eighth of
+        them where that leaves no doubt of its sign, and close to its edge in up to 16 times as
+        many, where it has not settled.
     replicas : int, optional
         Replicas per grid point, at least 2.
     seed : int, optional
@@ -80,10 +81,11 @@ def phase_diagram(
     -------
     xarray.Dataset
         On (learning_rate, batch_size): `noise_kernel_norm` (also along `norm`: paper, finite,
-        exact), `mean_growth`, `typical_growth` (per step, of the log loss) and their
-        ``..._standard_error``, `fraction_diverged`, `final_loss` (median), `phase` and
-        `predicted_phase`. Per batch size, predicted: `critical_learning_rate` (along `norm`),
-        `typical_critical_learning_rate` (NaN where it does not hold), `edge_of_stability`; and the
+        exact), `mean_growth`, `typical_growth` (per step, of the log loss), their
+        ``..._standard_error`` and the `growth_steps` that they are from, `fraction_diverged`,
+        `final_loss` (median), `phase` and `predicted_phase`. Per batch size, predicted:
+        `critical_learning_rate` (along `norm`), `typical_critical_learning_rate` (NaN where it does
+        not hold), `edge_of_stability`; and the
         measurements of the finer scan, ``scan_...`` along `scan`. One number for the whole
         diagram: `crossing_batch_size`. Of a quadratic model whose curvature has a known law:
         `mean_field_critical_learning_rate`, where :func:`quadmodel.mean_field_edge` says that runs

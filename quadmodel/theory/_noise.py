@@ -50,13 +50,41 @@ def norm_on_spectrum(spectrum: Spectrum | LimitSpectrum, sgd: SGD, norm: str) ->
     if gamma == 0.0:
         return 0.0
     if norm == "exact":
-        lam, vectors = need_vectors(spectrum)
-        response = _dressed(lam[:, None], lam[None, :], sgd, gamma, kappa, n_data)
-        return gamma * perron(vectors, response).value
+        return _exact_norm(spectrum, sgd).value
     if isinstance(spectrum, LimitSpectrum):
         return gamma * _law_average(spectrum, sgd, gamma, kappa)
     lam = spectrum.eigenvalues
     return gamma * float(_dressed(lam, lam, sgd, gamma, kappa, n_data).mean())
+
+
+def norms_along(
+    spectrum: Spectrum | LimitSpectrum, sgd: SGD, learning_rates: FloatArray, norm: str
+) -> FloatArray:
+    """Return K at some learning rates on checked input; +inf at and above the deterministic edge.
+
+    Exact ones take the Perron vector of the learning rate before as a start.
+    """
+    norms, start = np.empty(len(learning_rates)), None
+    noisy = formulas.batch_weight_covariance(sgd, spectrum.n_data)[0] > 0
+    edge = formulas.noiseless_edge(spectrum.edge, sgd)
+    for n, rate in enumerate(learning_rates.tolist()):
+        at = sgd._at(learning_rate=rate)
+        if norm == "exact" and noisy and rate < edge:
+            norms[n], start = _exact_norm(spectrum, at, start)
+        else:
+            norms[n] = norm_or_infinity(spectrum, at, norm)
+    return norms
+
+
+def _exact_norm(
+    spectrum: Spectrum | LimitSpectrum, sgd: SGD, start: FloatArray | None = None
+) -> Eigenpair:
+    """Return exact K with its Perron vector, `start` being a guess of it."""
+    lam, vectors = need_vectors(spectrum)
+    gamma, kappa = formulas.batch_weight_covariance(sgd, spectrum.n_data)
+    response = _dressed(lam[:, None], lam[None, :], sgd, gamma, kappa, spectrum.n_data)
+    found = perron(vectors, response, start)
+    return found._replace(value=gamma * found.value)
 
 
 def norm_of_bins(lam: FloatArray, weight: FloatArray, n_data: int, sgd: SGD, norm: str) -> float:
@@ -100,10 +128,7 @@ def _law_average(spectrum: LimitSpectrum, sgd: SGD, gamma: float, kappa: float) 
 
 def perron_vector(spectrum: Spectrum, sgd: SGD) -> FloatArray:
     """Return the Perron vector of the noise kernel matrix: how noise spreads over the data."""
-    lam, vectors = need_vectors(spectrum)
-    gamma, kappa = formulas.batch_weight_covariance(sgd, spectrum.n_data)
-    response = _dressed(lam[:, None], lam[None, :], sgd, gamma, kappa, spectrum.n_data)
-    return perron(vectors, response).vector
+    return _exact_norm(spectrum, sgd).vector
 
 
 def critical_on_spectrum(

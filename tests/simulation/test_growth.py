@@ -156,7 +156,38 @@ def test_grid_points_of_a_quadratic_model(kind):
     assert found.fraction_diverged.tolist() == [0, 0, 1, 1]
     assert (found.final_loss[:2] < model.loss()).all()
     assert np.isposinf(found.final_loss[2:]).all()
-    assert found.replica_steps == (2 * 8 + 2) * 128  # full batches: one run stands for all
+    # Full batches: one run stands for all; and those that diverge stop with a window.
+    assert found.replica_steps == (8 + 1) * 128 + (8 + 1) * 128 // 8
+    assert found.growth_steps.tolist() == [128] * 4
+
+
+@pytest.mark.statistical
+def test_growth_without_doubt_takes_fewer_steps():
+    """The sign of short runs is that of long ones, over settings; what is in doubt is as before."""
+    rng, wrong, short_ones = np.random.default_rng(0), 0, 0
+    with workers(1) as pool:
+        for number in range(12):
+            ensemble = qm.Ensemble(16, 32, qm.spectra.PowerLaw(rng.uniform(0, 2)))
+            model, size = ensemble.sample(number), int(rng.integers(1, 9))
+            sgd = qm.SGD(1.0, size, momentum=rng.choice([0.0, 0.8]))
+            critical = qm.critical_learning_rate(model.ntk(), sgd, norm="exact")
+            rates = critical * np.geomspace(0.3, 3.0, 9)
+            grid = GridPoints(rates, np.full(9, size), sgd, 2048, 8, number)
+            found = measure_growth(model, grid, pool)
+            whole = population_growth(
+                model, rates, grid.batch_size, sgd, steps=2048, replicas=8, seed=number,
+                first_replica=9 * 8, pool=pool,
+            )  # fmt: skip
+            short = found.growth_steps < 2048
+            short_ones += short.sum()
+            assert set(found.growth_steps.tolist()) <= {256, 2048}
+            assert found.replica_steps > 0
+            for kind, all_steps in zip(("mean", "typical"), whole, strict=True):
+                rate = getattr(found, kind).rate
+                np.testing.assert_array_equal(rate[~short], all_steps.rate[~short])
+                wrong += (np.sign(rate) != np.sign(all_steps.rate))[short].sum()
+    assert 12 <= short_ones < 12 * 9
+    assert wrong == 0
 
 
 def test_full_batch_is_one_run():

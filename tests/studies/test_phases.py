@@ -22,7 +22,7 @@ STABLE, INTERMITTENT, STOCHASTIC, DETERMINISTIC = PHASES
 NORMS = ("paper", "finite", "exact")
 MEASURED = (
     "mean_growth", "mean_growth_standard_error", "typical_growth", "typical_growth_standard_error",
-    "fraction_diverged", "final_loss",
+    "growth_steps", "fraction_diverged", "final_loss",
 )  # fmt: skip
 CLOSE = ("close_learning_rate", "close_growth", "close_growth_standard_error")
 ABOUT_CLOSE = tuple(
@@ -404,7 +404,7 @@ def test_stability_of_digits(batch_size, which):
     predicted = qm.critical_learning_rate(ntk, qm.SGD(1.0, batch_size), norm="exact")
     grid = diagram(
         ntk, np.geomspace(0.8, 1.3, 7) * predicted, [batch_size],
-        steps=2500, replicas=40, refine=6, seed=batch_size,
+        steps=2500, replicas=64, refine=6, seed=batch_size,
     )  # fmt: skip
     confidence = 1 - 1e-6 / (4 * len(DIGITS))
     mean, typical = (
