@@ -61,7 +61,7 @@ def by_sigkill(folder: Path, expected: xr.Dataset, kills: int, seconds: float) -
                 diagram(store=store, threads=2)
             finally:
                 os._exit(0)
-        time.sleep(0.05 + chance.uniform(0.0, 2.2 * seconds / kills))
+        time.sleep(0.05 + chance.uniform(0.0, 0.25 * seconds))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         if not os.WIFSIGNALED(status):  # it was finished before

@@ -73,6 +73,22 @@ _DIAGRAM = """
 import quadmodel as qm
 qm.phase_diagram(qm.Ensemble(200, 400), steps={steps})
 """
+_FIRST = """
+import json, time
+import quadmodel as qm
+import quadmodel.studies.phases, quadmodel.studies.large_p_phases
+def run():
+    began = time.perf_counter()
+    {call}
+    return time.perf_counter() - began
+print(json.dumps([run(), run()]))
+"""
+_CALLS = {
+    "low-rank": "qm.phase_diagram(qm.Ensemble(20, 40, curvature=qm.curvature."
+    "RandomLowRankCurvature(2, 0.1)), 4, 3, steps=32, replicas=2, refine=4)",
+    "large-p": "qm.large_p_phase_diagram(qm.Ensemble(20, 40, curvature=0.05), 4, 3, steps=32, "
+    "replicas=2, refine=4)",
+}
 _TINY = ["phase-diagram", "--n-data", "20", "--n-params", "40", "--learning-rates", "4",
          "--batch-sizes", "3", "--steps", "32", "--replicas", "2", "--refine", "4"]  # fmt: skip
 
@@ -145,6 +161,7 @@ def _imports(result: Result, fresh: _Fresh, settings: Settings) -> None:
 
 def _compiling(result: Result, fresh: _Fresh, folder: Path, settings: Settings) -> None:
     outputs = ["--picture", str(folder / "tiny.png"), "--data", str(folder / "tiny.nc")]
+    outputs.append("--overwrite")
     scripts = {
         "simulate, linear": _SIMULATE.format(curvature=None),
         "simulate, dense curvature": _SIMULATE.format(curvature=0.01),
@@ -155,6 +172,8 @@ def _compiling(result: Result, fresh: _Fresh, folder: Path, settings: Settings) 
     }
     if settings.quick:
         scripts = {name: v for name, v in scripts.items() if name.startswith("quadmodel")}
+    else:
+        scripts |= {name: _FIRST.format(call=call) for name, call in _CALLS.items()}
     rows, beyond = [], {}
     for name, script in scripts.items():
         # A cache of its own for each: nobody profits from what another one compiled.
@@ -170,6 +189,8 @@ def _compiling(result: Result, fresh: _Fresh, folder: Path, settings: Settings) 
     for k, name in enumerate(("compile", "cached")):
         result.measures[f"cold.{name}"] = Spread.of([max(v[k] for v in commands)])
         result.ceilings[f"cold.{name}"] = "the slower of the linear and the quadratic diagram"
+    for name in _CALLS.keys() & beyond.keys():
+        result.measures[f"cold.compile.{name}"] = Spread.of(beyond[name][:1])
 
 
 def _memory(result: Result, fresh: _Fresh, settings: Settings) -> None:

@@ -208,6 +208,14 @@ def test_goals():
     )  # fmt: skip
 
 
+def test_goals_depend_on_the_width_of_vectors(monkeypatch):
+    single = Result(measures={"linear.beforehand": Spread(2.5, 2.5, 2.5)})
+    for width, required, reached in (("64", 3.3, False), ("32", 2.2, True)):
+        monkeypatch.setenv("QUADMODEL_VECTOR_BYTES", width)
+        found = next(r for r in goals.verdicts([single]) if r["key"] == "linear.beforehand")
+        assert (found["required"], found["reached"]) == (required, reached)
+
+
 ABOUT = {
     "command": "python -m benchmarks", "date": "2024-05-01 12:00 UTC", "cpu": "some CPU",
     "cores": 2, "threads": 2, "rounds": 5, "versions": {"python": "3.11", "jax": "0.5"},
