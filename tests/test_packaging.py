@@ -1,12 +1,15 @@
 """The conda recipe asks for what pyproject.toml asks for."""
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
 import quadmodel as qm
+from tests.cli.command import ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "packaging" / "conda" / "meta.yaml"
@@ -55,3 +58,14 @@ def test_the_recipe_is_of_this_version_with_its_command_and_license(project, rec
     assert project["project"]["scripts"] == {name: target}
     assert recipe["about"]["license"] == project["project"]["license"]
     assert (ROOT / recipe["about"]["license_file"]).is_file()
+
+
+def test_the_recipes_commands_run_outside_a_checkout(recipe, tmp_path):
+    called = [command.split() for command in recipe["test"]["commands"]]
+    # Checking derivations is not among them: they stand in the checkout alone.
+    assert [arguments[1] for arguments in called] == ["--version", "explore", "validate", "check"]
+    for name, *arguments in called[:2]:
+        assert name == "quadmodel"
+        program = [sys.executable, "-c", "from quadmodel.cli import main; main()", *arguments]
+        subprocess.run(program, cwd=tmp_path, env=ENVIRONMENT, check=True, capture_output=True)
+    assert (tmp_path / "explorer.html").stat().st_size > 10_000
