@@ -176,6 +176,8 @@ def test_in_jupyterlab(driver, tmp_path):
     with jupyterlab(tmp_path, NOTEBOOK) as address:
         run_all_cells(driver, address)
         wait(lambda: driver.find_elements("css selector", '[data-panel="loss"] .simulated'))
+        note = '[data-panel="phase"] .note'
+        wait(lambda: "Typical edge: its prediction does not hold here" in find(driver, note).text)
         before = picture(driver, "phase")  # scrolls there, too
         slider(driver, "learning_rate").send_keys(Keys.ARROW_RIGHT * 5)
         wait(lambda: picture(driver, "phase") != before)

@@ -1,7 +1,7 @@
 import { controls } from "./controls.js";
 import { chart, legend } from "./draw.js";
 import {
-  edgesOf, isTabulated, lossChart, normChart, phaseChart, spectrumChart, verdict,
+  edgesOf, isLine, isTabulated, lossChart, normChart, phaseChart, spectrumChart, verdict,
 } from "./panels.js";
 
 // The explorer: one front end for two hosts. `model` holds the settings and what the host has
@@ -129,7 +129,7 @@ export function render({ model, el }) {
       notes.push(ofEdges?.nonlinear ? source.note_on_computed : ofTable);
     }
     if (model.get("computed") === undefined) notes.push(source.note_on_no_host);
-    else if (ofEdges?.typical?.every((rate) => rate === null)) notes.push(source.note_on_no_typical);
+    else if (ofEdges?.typical && !isLine(edges.typical)) notes.push(source.note_on_no_typical);
     return notes.join(" ");
   }
 

@@ -69,6 +69,11 @@ export function edgesOf(lam, sgd, settings, family, table, computed) {
   return found;
 }
 
+// Whether there is a line to draw: of typical edges there may be that of the full batch alone.
+export function isLine(points) {
+  return points?.filter(([, rate]) => rate > 0).length > 1;
+}
+
 // Return the learning rate of an edge, given as points, at a batch size.
 export function edgeAt(points, batchSize) {
   if (!points) return NaN;
@@ -214,7 +219,7 @@ export function phaseChart(lam, sgd, edges, range) {
   for (const [kind, name] of more) {
     const points = edges[kind];
     const style = kind === "nonlinear" && edges.rough ? "nonlinear rough" : kind;
-    if (points?.filter(([, rate]) => rate > 0).length > 1) layers.push({ style, points, name });
+    if (isLine(points)) layers.push({ style, points, name });
   }
   layers.push({ style: "here", at: [sgd.batch_size, sgd.learning_rate], name: "here" });
   const low = Math.min(edges.finite[0], edges.paper[0], sgd.learning_rate);
