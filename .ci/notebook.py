@@ -20,6 +20,7 @@ import nbformat
 from nbclient import NotebookClient
 
 LIMIT = 600  # seconds a cell
+BAR = "application/vnd.jupyter.widget-view+json"
 
 
 def code_of(notebook: Any) -> list[Any]:
@@ -64,6 +65,14 @@ def make_quick(notebook: Any) -> None:
             cell.source = cell.source.replace(old, new)
 
 
+def clean(notebook: Any) -> None:
+    """Take out what differs from run to run: times of day, and bars that a slow machine shows."""
+    notebook.metadata.pop("widgets", None)
+    for cell in code_of(notebook):
+        cell.metadata.pop("execution", None)
+        cell.outputs = [output for output in cell.outputs if BAR not in output.get("data", {})]
+
+
 def run(notebook: Any, path: Path) -> float:
     """Execute in place; return seconds."""
     began = time.perf_counter()
@@ -85,8 +94,7 @@ def main() -> None:
             continue
         if given.write:
             seconds = run(notebook, path)
-            for cell in code_of(notebook):
-                cell.metadata.pop("execution", None)  # times of day
+            clean(notebook)
             notebook.metadata["quadmodel"] = {"sources": hash_of(notebook)}
             nbformat.write(notebook, path)
         else:

@@ -22,6 +22,12 @@ _ERROR_BEYOND = (
     "For other optimizers and sampling schemes the table\N{RIGHT SINGLE QUOTATION MARK}s share of "
     "their own K = 1 is taken: at 18 random settings it was off by 6 % in the mean, at most 31 %."
 )
+# tests/explorer/test_panels.py tries it at some settings.
+_NO_HOST = (
+    "Typical edge: not on this page. For these spectra its prediction does not hold without strong "
+    "momentum, unless all eigenvalues are equal, where it is that of K; qm.explore() draws it."
+)
+_NO_TYPICAL = "Typical edge: its prediction does not hold here."
 # What edges and curves of K are functions of.
 OF_EDGES = (
     "momentum", "nesterov", "weight_decay", "sampling", "spectrum", "parameter",
@@ -72,4 +78,6 @@ def page_source() -> dict[str, Any]:
         "note_on_table": _ON_TABLE + _ERROR,
         "note_beyond_table": _ON_TABLE + _ERROR_BEYOND,
         "note_on_computed": "Nonlinear edge: mean-field theory of these settings.",
+        "note_on_no_host": _NO_HOST,
+        "note_on_no_typical": _NO_TYPICAL,
     }

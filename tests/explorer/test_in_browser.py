@@ -1,7 +1,5 @@
 """The explorer as a person meets it: the page from a file, the widget in JupyterLab."""
 
-import os
-
 import pytest
 
 from quadmodel.explorer.page import page
@@ -108,6 +106,19 @@ def test_menus_change_the_picture(opened):
     wait(lambda: picture(opened, "norm") != before)
 
 
+def test_the_page_says_that_the_nonlinear_edge_is_rough_with_momentum(opened):
+    from selenium.webdriver.common.keys import Keys
+
+    names, note = (find(opened, f'[data-panel="phase"] .{part}') for part in ("legend", "note"))
+    assert "roughly" not in names.text
+    assert "at most 3.5 %" in note.text
+    assert "Typical edge: not on this page" in note.text
+    slider(opened, "momentum").send_keys(Keys.ARROW_RIGHT * 3)
+    wait(lambda: "nonlinear edge, roughly: from plain SGD" in names.text)
+    assert "at most 31 %" in note.text
+    assert find(opened, '[data-panel="phase"] .chart path.nonlinear.rough')
+
+
 def test_every_control_has_a_name_and_takes_the_keyboard(opened):
     from selenium.webdriver.common.keys import Keys
 
@@ -156,10 +167,6 @@ def test_light_and_dark(driver, address):
     assert max(grounds["dark"]) < 40
 
 
-@pytest.mark.skipif(
-    not os.environ.get("QUADMODEL_TEST_JUPYTERLAB"),
-    reason="JupyterLab does not always start in time: set QUADMODEL_TEST_JUPYTERLAB=1 to try it",
-)
 def test_in_jupyterlab(driver, tmp_path):
     from selenium.webdriver.common.keys import Keys
 
@@ -169,6 +176,8 @@ def test_in_jupyterlab(driver, tmp_path):
     with jupyterlab(tmp_path, NOTEBOOK) as address:
         run_all_cells(driver, address)
         wait(lambda: driver.find_elements("css selector", '[data-panel="loss"] .simulated'))
+        note = '[data-panel="phase"] .note'
+        wait(lambda: "Typical edge: its prediction does not hold here" in find(driver, note).text)
         before = picture(driver, "phase")  # scrolls there, too
         slider(driver, "learning_rate").send_keys(Keys.ARROW_RIGHT * 5)
         wait(lambda: picture(driver, "phase") != before)

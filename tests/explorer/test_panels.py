@@ -102,6 +102,59 @@ def test_words_say_what_limits():
 
 
 @needs_node
+def test_what_the_table_is_not_of_is_drawn_and_said_to_be_rough():
+    cases = {
+        "plain": ({}, None),
+        "momentum": ({"momentum": 0.3}, None),
+        "weight decay": ({"weight_decay": 0.1}, None),
+        "with replacement": ({"sampling": "with_replacement"}, None),
+        "Bernoulli": ({"sampling": "bernoulli"}, None),
+        "computed": ({"momentum": 0.3}, {"batch_size": [1, N_DATA], "nonlinear": [0.01, 0.1]}),
+        "none": ({"momentum": 0.3, "curvature_strength": 0.0}, None),
+    }
+    asked = {
+        name: (Settings(**({"curvature_strength": 8.0} | changed)).state(), computed)
+        for name, (changed, computed) in cases.items()
+    }
+    found = evaluate(
+        """
+        const family = data.source.families[0];
+        const lam = family.eigenvalues[family.values.indexOf(0.5)];
+        const found = {};
+        for (const [name, [s, computed]] of Object.entries(data.asked)) {
+          const edges = edgesOf(lam, s, s, family, data.source.table, computed);
+          const { layers } = phaseChart(lam, s, edges, [1e-3, 4]);
+          const { style, name: called } = layers.find((l) => l.style.startsWith("nonlinear")) ?? {};
+          const just = edgeAt(edges.nonlinear, s.batch_size) * 1.02;
+          const beyond = { ...s, learning_rate: just };
+          const words = edges.nonlinear ? verdict(lam, beyond, edges)[1] : "";
+          found[name] = [style ?? "", called ?? "", words.split(":")[0]];
+        }
+        """,
+        {"source": page_source(), "asked": asked},
+    )
+    rough = ["nonlinear rough", "nonlinear edge, roughly: from plain SGD", "May diverge"]
+    for name in ("momentum", "weight decay", "with replacement", "Bernoulli"):
+        assert found[name] == rough, name
+    assert found["plain"] == found["computed"] == ["nonlinear", "nonlinear edge", "Diverges"]
+    assert found["none"] == ["", "", ""]
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_typical_edges_hold_where_the_page_says(name):
+    family = FAMILIES[name]
+    lam = family.eigenvalues(family.default)
+    ntk = qm.Ensemble(N_DATA, family.n_params(family.default), lam).sample(0).ntk()
+    for size in (1, 10, 70):
+        assert math.isnan(qm.typical_critical_learning_rate(ntk, qm.SGD(1.0, size)))
+    if name == "power-law":
+        assert qm.typical_critical_learning_rate(ntk, qm.SGD(1.0, 40, 0.9)) > 0
+        flat, sgd = np.eye(N_DATA), qm.SGD(1.0, 10)
+        expected = qm.critical_learning_rate(flat, sgd, norm="exact")
+        assert qm.typical_critical_learning_rate(flat, sgd) == pytest.approx(expected)
+
+
+@needs_node
 @pytest.mark.parametrize(
     ("axis", "expected"),
     [

@@ -1,6 +1,8 @@
 import { controls } from "./controls.js";
 import { chart, legend } from "./draw.js";
-import { edgesOf, lossChart, normChart, phaseChart, spectrumChart, verdict } from "./panels.js";
+import {
+  edgesOf, isLine, isTabulated, lossChart, normChart, phaseChart, spectrumChart, verdict,
+} from "./panels.js";
 
 // The explorer: one front end for two hosts. `model` holds the settings and what the host has
 // computed: anywidget's model in a notebook, `pageModel` on a page.
@@ -120,11 +122,15 @@ export function render({ model, el }) {
     put("spectrum", spectrumChart(lam, sgd, edges));
   }
 
-  function noteOnEdges(ofEdges, { momentum, weight_decay, sampling }) {
-    if (!edges.nonlinear) return "";
-    if (ofEdges?.nonlinear) return source.note_on_computed;
-    const plain = momentum === 0 && weight_decay === 0 && sampling === "without_replacement";
-    return plain ? source.note_on_table : source.note_beyond_table;
+  function noteOnEdges(ofEdges, sgd) {
+    const notes = [];
+    if (edges.nonlinear) {
+      const ofTable = isTabulated(sgd) ? source.note_on_table : source.note_beyond_table;
+      notes.push(ofEdges?.nonlinear ? source.note_on_computed : ofTable);
+    }
+    if (model.get("computed") === undefined) notes.push(source.note_on_no_host);
+    else if (ofEdges?.typical && !isLine(edges.typical)) notes.push(source.note_on_no_typical);
+    return notes.join(" ");
   }
 
   let waiting = null;

@@ -40,8 +40,13 @@ export function tabulatedShare(table, family, parameter, batchSize, strength) {
   return between(table.batch_sizes.map(Math.log), Math.log(batchSize), values) ?? NaN;
 }
 
+// Whether these are the optimizer and the sampling scheme that the page's table is of.
+export function isTabulated({ momentum, weight_decay, sampling }) {
+  return momentum === 0 && weight_decay === 0 && sampling === "without_replacement";
+}
+
 // Return the edges over batch sizes: of the linear model from its formulas, the nonlinear one from
-// the host where it has computed it, else from the table.
+// the host where it has computed it, else from the table; `rough` if the table is of another SGD.
 export function edgesOf(lam, sgd, settings, family, table, computed) {
   const sizes = geometric(1, lam.length, EDGE_POINTS);
   const at = (size) => ({ ...sgd, batch_size: size });
@@ -55,12 +60,18 @@ export function edgesOf(lam, sgd, settings, family, table, computed) {
   const share = (size) => tabulatedShare(table, family, parameter, size, strength);
   const nonlinear = sizes.map((size, n) => [size, found.finite[n] * share(size)]);
   found.nonlinear = strength > 0 && nonlinear.some(([, rate]) => rate > 0) ? nonlinear : null;
+  found.rough = found.nonlinear !== null && !computed?.nonlinear && !isTabulated(sgd);
   for (const name of ["exact", "typical", "nonlinear"])
     if (computed?.[name]) {
       const rates = computed[name];
       found[name] = computed.batch_size.map((size, n) => [size, rates[n] ?? NaN]);
     }
   return found;
+}
+
+// Whether there is a line to draw: of typical edges there may be that of the full batch alone.
+export function isLine(points) {
+  return points?.filter(([, rate]) => rate > 0).length > 1;
 }
 
 // Return the learning rate of an edge, given as points, at a batch size.
@@ -86,6 +97,8 @@ export function verdict(lam, sgd, edges) {
   if (eta >= nonlinear) {
     const there = noiseKernelNorm(lam, { ...sgd, learning_rate: nonlinear }, "finite");
     const edge = Number.isFinite(there) ? `, which lies at an initial K of ${shown(there, 2)}` : "";
+    if (edges.rough)
+      return ["unstable", `May diverge: ${finite}, but beyond a rough nonlinear edge${edge}.`];
     return ["unstable", `Diverges: ${finite}, but beyond the nonlinear edge${edge}.`];
   }
   return ["stable", `Stable in mean square: ${finite}, below 1.`];
@@ -198,9 +211,16 @@ export function phaseChart(lam, sgd, edges, range) {
     { style: "paper", points: line(edges.paper), name: "K = 1, paper’s limit" },
     { style: "finite", points: line(edges.finite), name: "K = 1, finite D" },
   ];
-  const more = [["exact", "K = 1, exact"], ["typical", "typical edge"], ["nonlinear", "nonlinear edge"]];
-  for (const [style, name] of more)
-    if (edges[style]?.filter(([, rate]) => rate > 0).length > 1) layers.push({ style, points: edges[style], name });
+  const more = [
+    ["exact", "K = 1, exact"],
+    ["typical", "typical edge"],
+    ["nonlinear", edges.rough ? "nonlinear edge, roughly: from plain SGD" : "nonlinear edge"],
+  ];
+  for (const [kind, name] of more) {
+    const points = edges[kind];
+    const style = kind === "nonlinear" && edges.rough ? "nonlinear rough" : kind;
+    if (isLine(points)) layers.push({ style, points, name });
+  }
   layers.push({ style: "here", at: [sgd.batch_size, sgd.learning_rate], name: "here" });
   const low = Math.min(edges.finite[0], edges.paper[0], sgd.learning_rate);
   return {
