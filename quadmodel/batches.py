@@ -42,6 +42,15 @@ def philox(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
 
 
 @compiled
+def in_order(n):  # type: ignore[no-untyped-def]
+    """Return 0..n-1; `np.arange` takes longer to compile."""
+    numbers = np.empty(n, np.int64)
+    for i in range(n):
+        numbers[i] = i
+    return numbers
+
+
+@compiled
 def draw_batch(seed, model, replica, step, scheme, n_data, batch_size, order, swaps, batch):  # type: ignore[no-untyped-def]
     """Write one batch into `batch` and return its length.
 

@@ -30,7 +30,7 @@ import numpy as np
 from numba import njit
 
 from quadmodel._util.compiled import compiled
-from quadmodel.batches import draw_batch
+from quadmodel.batches import draw_batch, in_order
 from quadmodel.simulation._kernels.sums import dot, fused, squared_norm
 
 # Phases of a step are inlined: calls would cost as much as a step of few data points.
@@ -85,10 +85,10 @@ def advance(limit, update, coefficients, first_step, n_steps):
     (n_data, rank), n_indices = jacobian.shape, coefficients.current.shape[1]
     start, size = _layout(limit.truncation_order, rank, n_indices)
     lower = start[limit.truncation_order]
-    shuffled, swaps = np.arange(n_data), np.empty(n_data, np.int64)
+    shuffled, swaps = in_order(n_data), np.empty(n_data, np.int64)
     batch, points = np.empty(n_data, np.int64), np.empty(n_data, np.int64)
     multiplicity, zeta = np.zeros(n_data), np.empty(n_data)
-    active, overlap, rho = np.arange(n_indices), np.empty(n_indices), np.empty(n_indices)
+    active, overlap, rho = in_order(n_indices), np.empty(n_indices), np.empty(n_indices)
     extrapolated, gradient = np.empty(lower), np.empty(lower)
     for replica in range(len(diverged_at)):
         number, current = coefficients.replica_number[replica], coefficients.current[replica]
@@ -99,7 +99,8 @@ def advance(limit, update, coefficients, first_step, n_steps):
             n_points = _draw_points(update, number, t, shuffled, swaps, batch, points, multiplicity)
             if independent:
                 n_active = n_points
-                active[:n_active] = points[:n_active]
+                for k in range(n_active):  # slices take two seconds to compile
+                    active[k] = points[k]
             else:
                 n_active = n_indices
             some, rows = points[:n_points], active[:n_active]
@@ -225,7 +226,8 @@ def _project(jacobian, mixing, independent, points, zeta, rho, gradient):
     for p in range(len(points)):
         _add(gradient[: jacobian.shape[1]], zeta[p], jacobian[points[p]])
     if independent:
-        rho[: len(points)] = zeta[: len(points)]
+        for k in range(len(points)):
+            rho[k] = zeta[k]
     else:
         rho[:] = 0.0
         for p in range(len(points)):

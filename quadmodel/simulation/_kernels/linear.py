@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from quadmodel._util.checks import FloatArray, IntArray
 from quadmodel._util.compiled import compiled
-from quadmodel.batches import BERNOULLI, draw_batch
+from quadmodel.batches import BERNOULLI, draw_batch, in_order
 from quadmodel.simulation._kernels.aligned import aligned
 from quadmodel.simulation._kernels.arguments import AnyFloats
 from quadmodel.simulation._kernels.columns import BLOCK, Terms, add_columns
@@ -165,7 +165,7 @@ def workspace(count, ntk, batch_size, scheme):
         np.empty((rows, n_data), ntk.dtype),
     )
     return Workspace(
-        np.arange(n_data),
+        in_order(n_data),
         np.empty(n_data, np.int64),
         np.empty(n_data, np.int64),
         np.zeros(n_data, np.int64),

@@ -14,7 +14,7 @@ import numpy as np
 from numba import uint32, uint64
 
 from quadmodel._util.compiled import compiled
-from quadmodel.batches import draw_batch, philox
+from quadmodel.batches import draw_batch, in_order, philox
 from quadmodel.simulation._kernels.sums import four_products, fused
 
 
@@ -22,7 +22,7 @@ from quadmodel.simulation._kernels.sums import four_products, fused
 def draw_weights(seed, model, replica, step, scheme, batch_size, weights):
     """Fill `weights`, shape (batches, n_data), with the weights of one batch per row."""
     n_batches, n_data = weights.shape
-    order, swaps = np.arange(n_data), np.empty(n_data, np.int64)
+    order, swaps = in_order(n_data), np.empty(n_data, np.int64)
     batch = np.empty(n_data, np.int64)
     low, high, _, _ = philox(
         uint32(0xFFFFFFFE),

@@ -26,7 +26,7 @@ from __future__ import annotations
 import numpy as np
 
 from quadmodel._util.compiled import compiled
-from quadmodel.batches import draw_batch
+from quadmodel.batches import draw_batch, in_order
 from quadmodel.simulation._kernels.sums import dot, fused, squared_norm
 
 # Replicas that share one matrix product with a Q_i.
@@ -45,7 +45,7 @@ def draw_batches(replicas, options, step, buffers):
     state, old, _, batch_size, number, diverged_at = replicas
     point, batches, length, pointer, entries, _ = buffers
     count, n_data = batches.shape
-    order, swaps = np.arange(n_data), np.empty(n_data, np.int64)
+    order, swaps = in_order(n_data), np.empty(n_data, np.int64)
     extrapolation = momentum if nesterov else 0.0
     for a in range(count):
         length[a] = 0
@@ -106,9 +106,22 @@ def apply_gradients(replicas, options, limit, step, gradients):
 def rows_of_part(pointer, part, parts):
     """Return the range of a part's data points: as many replicas for each part, roughly."""
     n_data = len(pointer) - 1
-    shares = np.array([part, part + 1]) * pointer[-1] / parts
-    first, last = np.searchsorted(pointer[:n_data], shares)
+    first = _first_from(pointer, n_data, part * pointer[-1] / parts)
+    last = _first_from(pointer, n_data, (part + 1) * pointer[-1] / parts)
     return first, n_data if part + 1 == parts else last
+
+
+@compiled
+def _first_from(pointer, n_data, share):
+    """Return the first data point that begins at or after a share of all replicas."""
+    first, beyond = 0, n_data
+    while first < beyond:
+        middle = (first + beyond) // 2
+        if pointer[middle] < share:
+            first = middle + 1
+        else:
+            beyond = middle
+    return first
 
 
 @compiled

@@ -10,7 +10,7 @@ import numpy as np
 
 from quadmodel._util.checks import FloatArray, IntArray
 from quadmodel._util.compiled import compiled
-from quadmodel.batches import philox
+from quadmodel.batches import in_order, philox
 from quadmodel.simulation._kernels.linear import (
     Residuals,
     padded,
@@ -79,7 +79,7 @@ def advance_populations(model, populations, options, select, first_step, n_steps
             if select and squared_norm(squared) * members > 2.0 * total**2:
                 uniform = _uniform(options, t, state.number[first])
                 _redraw(state.z[first:last], state.z_old[first:last], squared, uniform)
-    every = np.arange(len(state.z))
+    every = in_order(len(state.z))
     put_back(state.z, every, populations.state.reshape(len(every), -1))
     put_back(state.z_old, every, populations.old.reshape(len(every), -1))
 
@@ -89,7 +89,7 @@ def _started(model, populations, options):
     """Return the members of all populations as residuals to be stepped, and their workspace."""
     points, members, n_data = populations.state.shape
     count = points * members
-    every = np.arange(count)
+    every = in_order(count)
     z = padded(populations.state.reshape(count, n_data), every, model.padded_length)
     z_old = padded(populations.old.reshape(count, n_data), every, model.padded_length)
     if options.momentum == 0.0:
