@@ -23,13 +23,15 @@ def squared_rows_by_signs(
     of those with the numbers `points`.
     """
     points = np.arange(at.n_data) if points is None else points
-    signs = rng.integers(0, 2, (len(points), at.n_outputs)) * 2.0 - 1.0
+    signs = np.ones((len(points), at.n_outputs))
+    if at.n_outputs > 1:
+        signs -= 2.0 * (rng.random(signs.shape) < 0.5)
     size = max(1, at.block // 2) if at.linear_layers is None else _AT_ONCE
     found = []
     for k in range(0, len(points), size):
         place = torch.from_numpy(points[k : k + size])
-        inputs = at.inputs[place]
-        targets = None if at.targets is None else at.targets[place]
+        inputs = at.inputs.index_select(0, place)
+        targets = None if at.targets is None else at.targets.index_select(0, place)
         rows = torch.from_numpy(signs[k : k + size]).to(at.dtype)
         squares = None
         if at.linear_layers is not None:
@@ -76,8 +78,8 @@ def _of_layers(
             return None
         weight, bias = f"{name}.weight" in at.params, f"{name}.bias" in at.params
         if a.ndim == 2:
-            of_inputs = (a * a).sum(1) if weight else 0.0
-            squares = squares + (of_inputs + float(bias)) * (d * d).sum(1)
+            of_inputs = (a * a).sum(1) + 1.0 * bias if weight else 1.0 * bias
+            squares = squares + of_inputs * (d * d).sum(1)
             continue
         a, d = a.flatten(1, -2), d.flatten(1, -2)
         if weight:
