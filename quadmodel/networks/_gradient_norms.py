@@ -7,11 +7,9 @@ from typing import Any
 import numpy as np
 
 from quadmodel._util.checks import FloatArray, IntArray
+from quadmodel.networks._layers import AT_ONCE, once_per_point, slopes_of, watched
 from quadmodel.networks._linearisation import Linearisation
 from quadmodel.networks._torch import torch
-
-# Points at once: their activations stay in the processor's cache.
-_AT_ONCE = 512
 
 
 def squared_rows_by_signs(
@@ -26,7 +24,7 @@ def squared_rows_by_signs(
     signs = np.ones((len(points), at.n_outputs))
     if at.n_outputs > 1:
         signs -= 2.0 * (rng.random(signs.shape) < 0.5)
-    size = max(1, at.block // 2) if at.linear_layers is None else _AT_ONCE
+    size = max(1, at.block // 2) if at.linear_layers is None else AT_ONCE
     found = []
     for k in range(0, len(points), size):
         place = torch.from_numpy(points[k : k + size])
@@ -51,31 +49,16 @@ def _of_layers(
     sequence), whose squared norm is sum_tu (a_t a_u)(d_t d_u). None where a layer isn't called
     just once.
     """
-    seen: dict[str, list[Any]] = {name: [] for name in layers}
-
-    def keep(name: str) -> Any:
-        def hook(_: Any, given: Any, output: Any) -> None:
-            seen[name].append((given[0].detach(), output))
-
-        return hook
-
-    handles = [module.register_forward_hook(keep(name)) for name, module in layers.items()]
-    try:
-        with torch.enable_grad():
-            outputs = at.net(inputs).reshape(-1, at.n_outputs)
-            if any(len(uses) != 1 for uses in seen.values()):
-                return None
-            # The loss's curvature needs the outputs of the same pass.
-            weights = at.loss.factor(outputs.detach(), targets).transposed_times(rows)
-            slopes = torch.autograd.grad(outputs, [uses[0][1] for uses in seen.values()], weights)
-    finally:
-        for handle in handles:
-            handle.remove()
-    points, squares = len(inputs), 0.0
-    for name, slope in zip(seen, slopes, strict=True):
-        a, d = seen[name][0][0], slope
-        if len(a) != points:
+    with watched(layers) as seen:
+        outputs = at.net(inputs).reshape(-1, at.n_outputs)
+        if not once_per_point(seen, len(outputs)):
             return None
+        # The loss's curvature needs the outputs of the same pass.
+        weights = at.loss.factor(outputs.detach(), targets).transposed_times(rows)
+        slopes = slopes_of(outputs, seen, weights)
+    squares = 0.0
+    for (name, uses), d in zip(seen.items(), slopes, strict=True):
+        a = uses[0].inputs
         weight, bias = f"{name}.weight" in at.params, f"{name}.bias" in at.params
         if a.ndim == 2:
             of_inputs = (a * a).sum(1) + 1.0 * bias if weight else 1.0 * bias
