@@ -4,7 +4,7 @@ A maintainer's command, not in the gate: python .ci/networks.py [--points D] [--
 [--no-large] [--only-tracking]. First exact K without the NTK, beside that from the NTK, of Gaussian
 Jacobians with rows of equal and of unequal norm and flat and falling spectra; then, of a network
 with a million parameters, K by quadrature: within 60 s on 2 cores. Last, what track() adds to the
-time of training when it records the bound of K by the trace every 50 steps: at most 5 %.
+time of training when it records the bound of K by the trace every 50 steps: at most 5 %, or 1.5 ms.
 """
 
 import argparse
@@ -122,7 +122,7 @@ def tracking(n_data: int = 2000, steps: int = 2000) -> bool:
     """Print the time that recording K every 50 steps adds, per batch size and points.
 
     The median record over the median 50 steps of the same run, in time of the thread, on one
-    thread: a busy machine changes that less. False if the default takes more than 5 % anywhere.
+    thread: a busy machine changes that less. False if the default takes more than 5 % and 1.5 ms.
     """
     torch.set_num_threads(1)
     digits = data.mnist(n_data=n_data, seed=0)
@@ -147,7 +147,7 @@ def tracking(n_data: int = 2000, steps: int = 2000) -> bool:
             error = run[f"{name}_standard_error"] / run[name]
             taken = "" if sample is None else ", all of them"
             line += f"; {points} points{taken}: {share:.1%}, K to {float(error.median()):.1%}"
-            within &= sample is not None or share <= 0.05
+            within &= sample is not None or share <= 0.05 or share * training <= 1.5e-3
         print(f"{line}; 50 steps take {1e3 * training:.1f} ms", flush=True)
     return within
 
