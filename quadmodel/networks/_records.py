@@ -107,7 +107,8 @@ class Probe:
     sample : int, optional
         Draws of points, anew for every record, that `noise_kernel_norm_trace` comes from; the
         number of points and above for all of them. By default one per 24 gradients that SGD has
-        taken since the last record, at least 32: below 5 % of the time of most trainings.
+        taken since the last record, at least 32: below 5 % of the time of most trainings; all of
+        them where a rule holds K by the trace.
 
     Raises
     ------

@@ -189,9 +189,10 @@ class _Run:
             loss=everything.loss,
             chunk_size=probe.chunk_size,
         )
-        self.trace = SampledTrace(
-            self.at, everything.n_data, sgd.batch_size, probe.sample, probe.seed
-        )
+        sample = probe.sample
+        if sample is None and sgd.rule is not None and sgd.rule.norm == "trace":
+            sample = len(self.points)  # what sets the learning rate should not scatter
+        self.trace = SampledTrace(self.at, everything.n_data, sgd.batch_size, sample, probe.seed)
         learner = NetworkLearner(everything.net, *data, everything.loss, self.names)
         self.initial = [tensor.detach().clone() for tensor in learner.tensors]
         self.descent = Descent(

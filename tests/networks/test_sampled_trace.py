@@ -91,3 +91,15 @@ def test_how_many_points():
     ) == (0.0, 0.0)
     with pytest.raises(ValueError, match="sample must be"):
         qm.networks.Probe(sample=1)
+
+
+def test_rules_see_all_points():
+    inputs, targets = inputs_for(60), torch.zeros(60, 1).double()
+    name = "noise_kernel_norm_trace"
+    errors = []
+    for rate in (qm.HoldK(0.2, norm="trace", every=5), 0.1):
+        probe = qm.networks.Probe(every=5, observables=(name,))
+        run = qm.networks.track(small_net(), inputs, targets, qm.SGD(rate, 3), 10, probe=probe)
+        errors.append(run[f"{name}_standard_error"].values)
+    assert (errors[0] == 0).all()
+    assert (errors[1] > 0).all()
