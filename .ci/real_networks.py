@@ -1,6 +1,7 @@
 """Train a fully connected network on 1,000 digits and print where K settles.
 
-A maintainer's command, not in the gate: python .ci/real_networks.py [--labels random] [--steps N].
+A maintainer's command, not in the gate: python .ci/real_networks.py [--labels random] [--steps N]
+[--sizes B ...] [--levels K ...].
 Squared errors, one output, batches of up to 16 from the package's own sampler, three seeds, three
 learning rates at which K starts below 0.5. Prints, per run, the median over the last third of
 training of exact K, the paper's K and the scaled largest eigenvalue; then medians over seeds.
@@ -84,12 +85,13 @@ def main() -> int:
     parser.add_argument("--points", type=int, default=1000)
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--levels", type=float, nargs="+", default=LEVELS)
     asked = parser.parse_args()
     print(vars(asked), flush=True)
     lines = [
         one_run(asked, size, level, seed)
         for size in asked.sizes
-        for level in LEVELS
+        for level in asked.levels
         for seed in SEEDS
     ]
     frame = pd.DataFrame(lines)

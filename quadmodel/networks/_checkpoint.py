@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from quadmodel._util.checks import InputError
+from quadmodel._util.checks import FloatArray, InputError
 from quadmodel._util.files import open_npz, write_atomically
 from quadmodel.networks._descent import Descent
 from quadmodel.networks._torch import torch
@@ -23,12 +23,14 @@ def save(
     names: list[str],
     records: Records,
     settings: dict[str, Any],
+    trace: FloatArray,
 ) -> None:
-    """Write parameters, velocities, step, learning rate, records and settings."""
+    """Write parameters, velocities, step, learning rate, records, settings, the trace's state."""
     arrays: dict[str, Any] = {
         "settings": np.array(json.dumps(settings)),
         "state": np.array([descent.step, descent.diverged_at, descent.renewed_at]),
         "learning_rate": np.array(descent.learning_rate),
+        "trace": trace,
     }
     tensors = zip(names, descent.learner.tensors, descent.velocity, strict=True)
     for name, tensor, velocity in tensors:
@@ -42,7 +44,7 @@ def save(
 
 def read(path: str | PathLike[str], descent: Descent, names: list[str]) -> dict[str, Any]:
     """Return the arrays of a checkpoint of this net, nothing else."""
-    arrays = open_npz(path, required=("settings", "state", "learning_rate"))
+    arrays = open_npz(path, required=("settings", "state", "learning_rate", "trace"))
     shapes = {
         f"{kind} {name}": tuple(tensor.shape)
         for kind in ("parameter", "velocity")

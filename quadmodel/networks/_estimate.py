@@ -36,8 +36,11 @@ class Estimate(NamedTuple):
 def mean_of(samples: FloatArray) -> Estimate:
     """Return the mean of independent samples with its standard error."""
     count = len(samples)
-    spread = float(np.std(samples, ddof=1)) / math.sqrt(count) if count > 1 else math.nan
-    return Estimate(float(np.mean(samples)), spread)
+    mean = float(samples.sum()) / count
+    if count < 2:
+        return Estimate(mean, math.nan)
+    away = samples - mean
+    return Estimate(mean, math.sqrt(float(away @ away) / (count * (count - 1))))
 
 
 def jackknife(parts: FloatArray, whole: float) -> Estimate:

@@ -6,87 +6,73 @@ from typing import Any
 
 import numpy as np
 
-from quadmodel._util.checks import FloatArray
+from quadmodel._util.checks import FloatArray, IntArray
+from quadmodel.networks._layers import AT_ONCE, once_per_point, slopes_of, watched
 from quadmodel.networks._linearisation import Linearisation
 from quadmodel.networks._torch import torch
 
 
-def squared_rows_by_signs(at: Linearisation, rng: np.random.Generator) -> FloatArray:
-    """Return unbiased estimates of the points' squared row norms, exact for one output each.
+def squared_rows_by_signs(
+    at: Linearisation, rng: np.random.Generator, points: IntArray | None = None
+) -> FloatArray:
+    """Return unbiased estimates of squared row norms, exact for one output each.
 
-    That is the squared gradient of a point's outputs summed with random signs.
+    That is the squared gradient of a point's outputs summed with random signs; of all points, or
+    of those with the numbers `points`.
     """
-    signs = rng.integers(0, 2, (at.n_data, at.n_outputs)) * 2.0 - 1.0
-    modules = _linear_modules(at)
-    size = max(1, at.block // 2) if modules is None else at.n_data
+    points = np.arange(at.n_data) if points is None else points
+    signs = np.ones((len(points), at.n_outputs))
+    if at.n_outputs > 1:
+        signs -= 2.0 * (rng.random(signs.shape) < 0.5)
+    size = max(1, at.block // 2) if at.linear_layers is None else AT_ONCE
     found = []
-    for k in range(0, at.n_data, size):
-        part = slice(k, min(k + size, at.n_data))
-        with torch.no_grad():
-            rows = torch.as_tensor(signs[part]).to(at.dtype)
-            weights = at.factor(part).transposed_times(rows)
-        squares = None if modules is None else _of_layers(at, modules, part, weights)
+    for k in range(0, len(points), size):
+        place = torch.from_numpy(points[k : k + size])
+        inputs = at.inputs.index_select(0, place)
+        targets = None if at.targets is None else at.targets.index_select(0, place)
+        rows = torch.from_numpy(signs[k : k + size]).to(at.dtype)
+        squares = None
+        if at.linear_layers is not None:
+            squares = _of_layers(at, at.linear_layers, inputs, targets, rows)
         if squares is None:
-            squares = _of_gradients(at, part, weights)
+            squares = _of_gradients(at, inputs, targets, rows)
         found.append(np.asarray(squares.to(torch.float64).numpy()))
     return np.concatenate(found)
 
 
-def _linear_modules(at: Linearisation) -> dict[str, Any] | None:
-    """Return the linear layers, by name, if all parameters that count are theirs."""
-    modules = {
-        name: module
-        for name, module in at.net.named_modules(remove_duplicate=False)
-        if type(module) is torch.nn.Linear
-    }
-    theirs = {f"{name}.{kind}" for name in modules for kind in ("weight", "bias")}
-    return modules if set(at.params) <= theirs else None
-
-
-def _of_layers(at: Linearisation, modules: dict[str, Any], part: slice, weights: Any) -> Any:
+def _of_layers(
+    at: Linearisation, layers: dict[str, Any], inputs: Any, targets: Any, rows: Any
+) -> Any:
     """Return the squared norms from inputs and output gradients of layers, or None.
 
     A layer's weight has the gradient sum_t d_t a_t^T over its T uses of a point (places in a
-    sequence), whose squared norm is sum_tu (a_t a_u)(d_t d_u). None where a layer is called twice,
-    or parameters are shared.
+    sequence), whose squared norm is sum_tu (a_t a_u)(d_t d_u). None where a layer isn't called
+    just once.
     """
-    seen: dict[str, list[Any]] = {name: [] for name in modules}
-
-    def keep(name: str) -> Any:
-        def hook(_: Any, inputs: Any, output: Any) -> None:
-            seen[name].append((inputs[0].detach(), output))
-
-        return hook
-
-    handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
-    try:
-        with torch.enable_grad():
-            outputs = at.net(at.inputs[part]).reshape(-1, at.n_outputs)
-            total = (outputs * weights).sum()
-            used = [name for name in modules if len(seen[name]) == 1]
-            tensors = {id(tensor) for tensor in at.net.parameters()}
-            count = sum(len(list(module.parameters())) for module in modules.values())
-            if len(used) < len(modules) or len(tensors) < count:
-                return None
-            slopes = torch.autograd.grad(total, [seen[name][0][1] for name in used])
-    finally:
-        for handle in handles:
-            handle.remove()
-    squares = torch.zeros(len(weights), dtype=at.dtype)
-    for name, slope in zip(used, slopes, strict=True):
-        given = seen[name][0][0]
-        points = len(weights)
-        if len(given) != points:
+    with watched(layers) as seen:
+        outputs = at.net(inputs).reshape(-1, at.n_outputs)
+        if not once_per_point(seen, len(outputs)):
             return None
-        a, d = (x.reshape(points, -1, x.shape[-1]) for x in (given, slope))
-        if f"{name}.weight" in at.params:
-            squares += ((a @ a.transpose(1, 2)) * (d @ d.transpose(1, 2))).sum((1, 2))
-        if f"{name}.bias" in at.params:
-            squares += (d.sum(1) ** 2).sum(1)
+        # The loss's curvature needs the outputs of the same pass.
+        weights = at.loss.factor(outputs.detach(), targets).transposed_times(rows)
+        slopes = slopes_of(outputs, seen, weights)
+    squares = 0.0
+    for (name, uses), d in zip(seen.items(), slopes, strict=True):
+        a = uses[0].inputs
+        weight, bias = f"{name}.weight" in at.params, f"{name}.bias" in at.params
+        if a.ndim == 2:
+            of_inputs = (a * a).sum(1) + 1.0 * bias if weight else 1.0 * bias
+            squares = squares + of_inputs * (d * d).sum(1)
+            continue
+        a, d = a.flatten(1, -2), d.flatten(1, -2)
+        if weight:
+            squares = squares + ((a @ a.transpose(1, 2)) * (d @ d.transpose(1, 2))).sum((1, 2))
+        if bias:
+            squares = squares + (d.sum(1) ** 2).sum(1)
     return squares
 
 
-def _of_gradients(at: Linearisation, part: slice, weights: Any) -> Any:
+def _of_gradients(at: Linearisation, inputs: Any, targets: Any, rows: Any) -> Any:
     """Return the squared norms of gradients that are computed one by one."""
 
     def signed(params: Any, point: Any, weight: Any) -> Any:
@@ -95,5 +81,8 @@ def _of_gradients(at: Linearisation, part: slice, weights: Any) -> Any:
 
     gradient = torch.func.grad(signed)
     with torch.no_grad():
-        each = torch.func.vmap(gradient, (None, 0, 0))(at.params, at.inputs[part], weights)
+        outputs = torch.func.functional_call(at.net, {**at.fixed, **at.params}, (inputs,))
+        factor = at.loss.factor(outputs.reshape(len(inputs), -1), targets)
+        weights = factor.transposed_times(rows)
+        each = torch.func.vmap(gradient, (None, 0, 0))(at.params, inputs, weights)
     return sum((g.flatten(1) ** 2).sum(1) for g in each.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,20 @@ class Linearisation:
     def rounded(self, kernel: FloatArray) -> Any:
         """Return an NTK in the network's precision, by which its rounding is judged."""
         return kernel if self.dtype.itemsize == 8 else kernel.astype(np.float32)
+
+    @cached_property
+    def linear_layers(self) -> dict[str, Any] | None:
+        """The linear layers by name, if all parameters that count are theirs, of one layer each."""
+        layers = {
+            name: module
+            for name, module in self.net.named_modules(remove_duplicate=False)
+            if type(module) is torch.nn.Linear
+        }
+        theirs = {f"{name}.{kind}" for name in layers for kind in ("weight", "bias")}
+        tensors = [id(tensor) for layer in layers.values() for tensor in layer.parameters()]
+        if not set(self.params) <= theirs or len(set(tensors)) < len(tensors):
+            return None
+        return layers
 
     # ---- the network as a function of its parameters
 

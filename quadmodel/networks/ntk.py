@@ -9,6 +9,7 @@ import numpy as np
 
 from quadmodel._util.checks import FloatArray, check_memory
 from quadmodel.networks import _linearisation
+from quadmodel.networks._layers import kernel_of_layers, layers_of, squares_of_layers
 from quadmodel.networks._linearisation import Linearisation, Tensors
 from quadmodel.networks._torch import torch
 
@@ -65,6 +66,11 @@ def ntk(
     two chunks of rows, of which chunks other than the first are computed again for every chunk
     before them.
 
+    Where all parameters that count are those of linear layers, each used once per point, no rows
+    are computed: a layer with inputs a and output slopes d has the kernel
+    :math:`(a_i\cdot a_j)(d_i\cdot d_j)` (plus :math:`d_i\cdot d_j` for a bias), which takes
+    :math:`D^2` times its widths in place of their product.
+
     References
     ----------
     .. [1] A. Jacot, F. Gabriel, C. Hongler, arXiv:1806.07572; R. Novak, J. Sohl-Dickstein,
@@ -89,6 +95,12 @@ def kernel_of(at: Linearisation, chunk_size: int | None = None) -> FloatArray:
     """Return the neural tangent kernel."""
     check_memory("the neural tangent kernel", 8.0 * at.n_rows**2)
     kernel = np.zeros((at.n_rows, at.n_rows))
+    layers = layers_of(at)
+    if layers is not None:
+        kernel_of_layers(layers, kernel)
+        kernel /= at.n_data
+        # Its blocks are rounded on their own.
+        return 0.5 * (kernel + kernel.T)
     for names in _groups(at):
         chunks = _chunks(at, names, chunk_size)
         for place, first in enumerate(chunks):
@@ -168,6 +180,9 @@ def row_norms(
 
 def norms_of(at: Linearisation, chunk_size: int | None = None) -> FloatArray:
     """Return the norms of the data points' rows."""
+    layers = layers_of(at)
+    if layers is not None:
+        return np.asarray(np.sqrt(squares_of_layers(layers).numpy()))
     squares = np.zeros(at.n_data)
     for names in _groups(at):
         for part in _chunks(at, names, chunk_size):

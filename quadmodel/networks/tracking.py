@@ -19,6 +19,7 @@ from quadmodel.networks._checkpoint import Records
 from quadmodel.networks._descent import BATCHES, DIVERGENCE_LIMIT, Batches, Descent, NetworkLearner
 from quadmodel.networks._linearisation import Linearisation, need_targets
 from quadmodel.networks._records import HELD_AS, LABELS, RANDOM, Probe, Snapshot
+from quadmodel.networks._sampled_trace import SampledTrace
 from quadmodel.optimizer import HELD, SGD
 
 # Seconds between two checkpoints.
@@ -89,12 +90,14 @@ def track(
           the probe's points; the first two equal those of the Gauss-Newton matrix.
         - `noise_kernel_norm`, `noise_kernel_norm_finite`, `noise_kernel_norm_exact`: K, as
           :func:`quadmodel.networks.noise_kernel_norm` has it, from the NTK of the probe's points;
-          `noise_kernel_norm_trace`: a lower bound of the finite one that costs one gradient per
-          point of the probe, since it takes all modes to be alike.
+          `noise_kernel_norm_trace`: a lower bound of the finite one, since it takes all modes to be
+          alike, from the mean squared row norm of some of the probe's points, drawn anew for every
+          record with probabilities that follow what is known of their norms (`Probe.sample`).
         - `row_norm_spread`: standard deviation of the logarithm of the row norms.
         - `batch_sharpness`: over 32 batches of all data that no step uses.
         - `<name>_standard_error`: of K and batch sharpness, over random vectors and batches; what
-          the probe's choice of points adds is not in it (but is, for `noise_kernel_norm_trace`).
+          the probe's choice of points adds is not in it (but is, for `noise_kernel_norm_trace`,
+          with what is drawn of them).
         - `divergence_step` (replica): -1 for a run that did not diverge.
         - `probe_point`: the data points of the probe.
 
@@ -186,6 +189,10 @@ class _Run:
             loss=everything.loss,
             chunk_size=probe.chunk_size,
         )
+        sample = probe.sample
+        if sample is None and sgd.rule is not None and sgd.rule.norm == "trace":
+            sample = len(self.points)  # what sets the learning rate should not scatter
+        self.trace = SampledTrace(self.at, everything.n_data, sgd.batch_size, sample, probe.seed)
         learner = NetworkLearner(everything.net, *data, everything.loss, self.names)
         self.initial = [tensor.detach().clone() for tensor in learner.tensors]
         self.descent = Descent(
@@ -203,6 +210,7 @@ class _Run:
             "forked_at": 0,
             "points": len(self.points),
             "probe_seed": str(probe.seed),
+            "sample": probe.sample,
         }
 
     def _limit(self) -> float:
@@ -229,7 +237,15 @@ class _Run:
 
     def _snapshot(self, learning_rate: float) -> Snapshot:
         sgd = self.sgd._at(learning_rate=learning_rate)
-        return Snapshot(self.at, self.everything, sgd, self.probe, self.initial)
+        step = self.descent.step
+        return Snapshot(
+            self.at,
+            self.everything,
+            sgd,
+            self.probe,
+            self.initial,
+            lambda: self.trace.at_step(step),
+        )
 
     def _held(self, learning_rate: float) -> float:
         """Return the K that the rule holds."""
@@ -268,11 +284,13 @@ class _Run:
                 )
         _checkpoint.put_back(arrays, self.descent, self.names)
         self.records = _checkpoint.records_of(arrays)
+        self.trace.put_back(arrays["trace"])
 
     def save(self, path: str | PathLike[str] | None) -> None:
         """Write the checkpoint, if there is to be one."""
         if path is not None:
-            _checkpoint.save(path, self.descent, self.names, self.records, self.settings)
+            trace = self.trace.state()
+            _checkpoint.save(path, self.descent, self.names, self.records, self.settings, trace)
 
     def go(self, checkpoint: str | PathLike[str] | None, progress: bool) -> None:
         """Train up to the last step."""

@@ -140,3 +140,54 @@ def test_networks_that_tie_data_points_are_refused(layer):
     with pytest.raises(ValueError, match=r"call net.eval\(\)"):
         qm.networks.ntk(net, inputs_for(9))
     assert qm.networks.ntk(net.eval(), inputs_for(9)).shape == (27, 27)
+
+
+class Changing(torch.nn.Module if torch else object):
+    """Layers whose outputs, or inputs after use, are changed in place."""
+
+    def __init__(self, *, late):
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(5, 4), torch.nn.Linear(4, 2)
+        self.late = late
+
+    def forward(self, points):
+        hidden = torch.nn.functional.relu_(self.first(points))
+        outputs = self.last(hidden)
+        if self.late:
+            hidden *= 0  # the layer's input is gone
+        return outputs
+
+
+@pytest.mark.parametrize("kind", ["plain", "frozen", "half frozen", "in place", "too late", "deaf"])
+@pytest.mark.parametrize("parameters", [None, "*bias", "first.weight"])
+def test_kernels_by_layers_are_those_by_rows(kind, parameters, monkeypatch):
+    from quadmodel.networks import _layers
+    from quadmodel.networks._gradient_norms import squared_rows_by_signs
+    from quadmodel.networks._linearisation import Linearisation
+    from quadmodel.networks.ntk import kernel_of, norms_of
+
+    torch.manual_seed(0)
+    net = Changing(late=kind == "too late").double()
+    if kind == "plain":
+        net.forward = lambda points: net.last(torch.tanh(net.first(points)))
+    if kind == "deaf":  # outputs that don't depend on a layer
+        net.forward = lambda points: net.last(0 * torch.tanh(net.first(points)).detach() + 1)
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(kind != "frozen" and (kind != "half frozen" or "last" in name))
+    monkeypatch.setattr(_layers, "AT_ONCE", 5)
+    inputs, classes = inputs_for(8), classes_for(8, 2)
+
+    def at():
+        return Linearisation(net, inputs, classes, loss="cross_entropy", parameters=parameters)
+
+    def rng():
+        return np.random.default_rng(0)
+
+    assert (_layers.layers_of(at()) is None) == (kind == "too late")
+    if kind == "too late":
+        return
+    by_layers = kernel_of(at()), norms_of(at()), squared_rows_by_signs(at(), rng())
+    monkeypatch.setattr(Linearisation, "linear_layers", None)
+    by_rows = kernel_of(at()), norms_of(at()), squared_rows_by_signs(at(), rng())
+    for found, wanted in zip(by_layers, by_rows, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-14)

@@ -120,11 +120,15 @@ def interrupted(monkeypatch, at_step):
 
 
 @pytest.mark.parametrize("batches", ["independent", "epochs"])
-@pytest.mark.parametrize("rate", [0.2, qm.HoldK(0.3, every=15)])
+@pytest.mark.parametrize(
+    "rate", [0.2, qm.HoldK(0.3, every=15), qm.HoldK(0.2, norm="trace", every=15)]
+)
 def test_resumed_runs_have_the_same_bits(tmp_path, monkeypatch, batches, rate):
     inputs, targets = inputs_for(9), targets_for(9)
     sgd = qm.SGD(rate, 4, momentum=0.5, nesterov=True)
-    options = {"probe": qm.networks.Probe(every=10), "batches": batches, "seed": 7}
+    names = ("loss", "noise_kernel_norm_exact", "noise_kernel_norm_trace", "batch_sharpness")
+    probe = qm.networks.Probe(every=10, observables=names, sample=3)
+    options = {"probe": probe, "batches": batches, "seed": 7}
 
     def run(net, **more):
         return qm.networks.track(net, inputs, targets, sgd, 60, **options, **more)
