@@ -17,7 +17,7 @@ from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SGD
 from quadmodel.simulation._replicas import Replicas, groups, residuals, start_replicas
 from quadmodel.simulation._stepper import Stepper, stored_bytes
-from quadmodel.simulation.populations import Growth, population_growth
+from quadmodel.simulation.populations import Growth, Part, population_growth
 
 MIN_STEPS = 32
 # Replicas per full-batch grid point; without noise they are identical.
@@ -291,9 +291,9 @@ def _growth_of_populations(
     rates, steps, replica_steps = np.empty((2, 2, len(grid))), np.full(len(grid), grid.steps), 0
     deterministic, place = grid.deterministic(model.n_data), grid.placed(model.n_data)
     first = grid.first_replica + place.total * grid.replicas
-    whole = place.first - place.first_noisy, place.total - place.total_noisy
+    whole = Part(place.first - place.first_noisy, place.total - place.total_noisy)
     for chosen, replicas, part in (
-        (np.flatnonzero(~deterministic), grid.replicas, (place.first_noisy, place.total_noisy)),
+        (np.flatnonzero(~deterministic), grid.replicas, Part(place.first_noisy, place.total_noisy)),
         (np.flatnonzero(deterministic), _NOISE_FREE, whole),
     ):
         doubtful = np.arange(chosen.size)
@@ -312,8 +312,7 @@ def _growth_of_populations(
                 first_replica=first,
                 pool=pool,
                 precision=grid.precision,
-                part=part,
-                chosen=doubtful,
+                part=part._replace(chosen=doubtful),
             )
             rates[:, :, at] = [[g.rate, g.standard_error] for g in growth]
             steps[at] = n_steps

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,17 @@ class Growth:
     settled: NDArray[np.bool_] | bool = True
 
 
+class Part(NamedTuple):
+    """Where grid points stand among more: how many come before, and how many there are in all.
+
+    `chosen` are the indices of those that are measured, where not all are.
+    """
+
+    first: int
+    total: int
+    chosen: IntArray | None = None
+
+
 def population_growth(
     model: QuadraticModel,
     learning_rate: FloatArray,
@@ -61,17 +72,15 @@ def population_growth(
     pool: Workers,
     precision: str = "float64",
     kinds: Sequence[str] = KINDS,
-    part: tuple[int, int] | None = None,
-    chosen: IntArray | None = None,
+    part: Part | None = None,
 ) -> tuple[Growth, ...]:
     r"""Return the growth rates per step of the log of the mean loss and of the typical log loss.
 
     Measured at (learning_rate, batch_size), both of shape (grid points,), with at least 32 steps
     and at least 2 replicas per grid point for each of the `kinds`, "mean" and "typical"; replica
-    numbers start at `first_replica`. Grid points that are a `part` of more have the same runs as
-    among all of them: so many come before, and so many there are in all. The same holds for
-    those that are `chosen` by their indices: only they are measured. Raises MemoryError if the
-    populations don't fit in memory.
+    numbers start at `first_replica`. Grid points that are a `part` of more, and those chosen from
+    it, have the same runs as among all of them. Raises MemoryError if the populations don't fit in
+    memory.
 
     Notes
     -----
@@ -102,7 +111,7 @@ def population_growth(
     """
     n_points = len(learning_rate)
     check_memory("the populations", 8.0 * 4 * n_points * replicas * model.n_data)
-    before, count = part or (0, n_points)
+    before, count, chosen = part or Part(0, n_points)
     normals = _normals(seed, first_replica)
     edges = np.linspace(0, steps, _BLOCKS + 1).astype(np.int64)
     lengths = np.diff(edges)
