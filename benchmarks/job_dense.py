@@ -223,17 +223,19 @@ def single(settings: Settings) -> Result:
         note=f"The batch's rows of Q take {size * N_PARAMS**2 * 8 / 1e6:.1f} MB in float64, half "
         f"if one triangle is read; memory gives {memory.rate.median / 1e9:.3g} GB/s.",
     )
-    rivals = [t for t in timings if t.name != ours.NAME and t.precision == "float64"]
-    best = max(rivals, key=lambda t: t.rate.median)
-    result.measures["single.best"] = timings[0].over(best)
-    rivals = [t for t in timings if t.name != ours.NAME and t.precision == "float32"]
-    if rivals:
-        fastest_single = max(rivals, key=lambda t: t.rate.median)
-        result.measures["single.float32"] = timings[2].over(fastest_single)
-    possible = memory.rate.median / (size * N_PARAMS**2 * 4) / best.rate.median
-    result.ceilings["single.best"] = (
-        f"best: {best.name}; {possible:.3g} if one triangle of every row came from memory"
-    )
+    for key, own, precision, itemsize in (
+        ("single.best", 0, "float64", 8), ("single.float32", 2, "float32", 4),
+    ):  # fmt: skip
+        rivals = [t for t in timings if t.name != ours.NAME and t.precision == precision]
+        if not rivals:
+            continue
+        best = max(rivals, key=lambda t: t.rate.median)
+        result.measures[key] = timings[own].over(best)
+        triangle = size * N_PARAMS**2 * itemsize / 2
+        possible = memory.rate.median / triangle / best.rate.median
+        result.ceilings[key] = (
+            f"best: {best.name}; {possible:.3g} if one triangle of every row came from memory"
+        )
     return result
 
 

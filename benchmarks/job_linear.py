@@ -69,19 +69,24 @@ def linear(settings: Settings) -> Result:
         "batches once: their replicas are alike, one stands for all and all are counted. Batches "
         "drawn beforehand are ours, and their drawing is not counted; " + how + ".",
     )
-    if len(timings) > own + 3:
-        result.measures["linear.float32"] = timings[2].over(timings[own + 3])
-    for key, rival in (("linear.idiomatic", timings[own]), ("linear.beforehand", timings[own + 1])):
+    rivals = {"linear.idiomatic": timings[own], "linear.beforehand": timings[own + 1]}
+    for key, rival in rivals.items():
         result.measures[key] = timings[0].over(rival)
         result.measures[f"{key}.mixed"] = timings[1].over(rival)
         result.measures[f"{key}.once"] = timings[own - 1].over(rival)
-        possible = np.median(peak.rates / flops / rival.rates)
+    if len(timings) > own + 3:
+        rivals["linear.float32"] = timings[own + 3]
+        result.measures["linear.float32"] = timings[2].over(timings[own + 3])
+    for key, rival in rivals.items():
+        # Registers and caches hold twice as many numbers of single precision.
+        numbers = 2 if key == "linear.float32" else 1
+        possible = numbers * np.median(peak.rates / flops / rival.rates)
         # Eight vectors of a column take ten loads, and a cycle two loads or two products; 256
         # replicas share what is read of the NTK, residuals are read twice and written.
         columns = 2.0 * grid.batch_sizes * n_data / (0.8 * peak.rate.median)
         products = 2.0 * n_data**2 / peak.rate.median
         moved = 8.0 * n_data * (n_data / 256 + 3) / cache.rate.median
-        least = float(np.mean(np.minimum(columns, products))) + moved
+        least = (float(np.mean(np.minimum(columns, products))) + moved) / numbers
         result.ceilings[key] = (
             f"{possible:.3g} at the GEMM peak, {1 / least / rival.rate.median:.3g} if columns are "
             "added as fast as loads allow, NTK and residuals from the third-level cache"
@@ -154,25 +159,29 @@ def low_rank(settings: Settings) -> Result:
         key = f"low-rank.{replicas}"
         result.measures[key] = timings[0].over(best)
         result.measures[f"{key}.mixed"] = timings[1].over(best)
+        rivals_of = {key: best}
         single = [t for t in timings if t.precision == "float32" and t.name.startswith("JAX")]
         if single:
             fastest = max(single, key=lambda t: t.rate.median)
+            rivals_of[f"{key}.float32"] = fastest
             result.measures[f"{key}.float32"] = timings[2].over(fastest)
         # What a replica-step moves: its share of the rows, its parameters for every point of the
         # batch, and its gradient, which is read and written.
         drawn = n_data * (1 - (1 - size / n_data) ** replicas) / replicas
         rows = 8.0 * n_params * (rank + 1) * drawn / memory.rate.median
         state = 3 * 8.0 * n_params * size / cache.rate.median
-        at_peak, read, moved = (
-            1 / seconds / best.rate.median
-            for seconds in (flops / peak.rate.median, rows, rows + state)
-        )
-        result.ceilings[key] = f"best: {best.name}; {at_peak:.3g} at the GEMM peak, " + (
-            f"{read:.3g} if the rows come from memory"
-            if replicas == 1
-            else f"{moved:.3g} if rows come from memory, parameters and gradients, which beside "
-            "them exceed the second-level cache, from the third"
-        )
+        for key, rival in rivals_of.items():
+            numbers = 2 if key.endswith("float32") else 1  # in the bytes of one of double precision
+            at_peak, read, moved = (
+                numbers / seconds / rival.rate.median
+                for seconds in (flops / peak.rate.median, rows, rows + state)
+            )
+            result.ceilings[key] = f"best: {rival.name}; {at_peak:.3g} at the GEMM peak, " + (
+                f"{read:.3g} if the rows come from memory"
+                if replicas == 1
+                else f"{moved:.3g} if rows come from memory, parameters and gradients, which "
+                "beside them exceed the second-level cache, from the third"
+            )
     return result
 
 
