@@ -15,7 +15,7 @@ import quadmodel
 
 pytestmark = pytest.mark.slow
 # Two seconds are promised; a machine that runs other tests too may take longer.
-BOUND = 15.0
+BOUND = 5.0
 # Every command with more work than fits in a minute.
 COMMANDS = {
     "phase-diagram": ["--steps", "2000000"],

@@ -197,13 +197,14 @@ def noise_kernel_norm(
         check_sgd(sgd, spectrum.n_data)
         return _noise.norm_or_infinity(spectrum, sgd, norm)
     grid = _Grid.over(spectrum.n_data, sgd, learning_rates, batch_sizes)
-    values = [
+    rates = np.array(grid.learning_rates)
+    values = np.stack(
         [
-            _noise.norm_or_infinity(spectrum, sgd._at(learning_rate=rate, batch_size=size), norm)
+            _noise.norms_along(spectrum, sgd._at(batch_size=size), rates, norm)
             for size in grid.batch_sizes
-        ]
-        for rate in grid.learning_rates
-    ]
+        ],
+        axis=1,
+    )
     found = variable(("learning_rate", "batch_size"), values, "noise kernel norm", "1")
     return grid.labelled({"noise_kernel_norm": found}, spectrum, norm=norm)
 
