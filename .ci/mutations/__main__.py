@@ -33,6 +33,7 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 
 from _children import ENDLESS, in_children  # noqa: E402
 from _find import THEORY, Mutant, mutants  # noqa: E402
+from _tests import UNDECIDED  # noqa: E402
 
 CHECKS = ("tests", "quick", "full")
 # Processor seconds of a mutant.
@@ -115,6 +116,9 @@ def try_all(
             caught, seconds = ENDLESS, _LIMIT
         else:
             caught, seconds = result
+        if caught == UNDECIDED:
+            print(f"undecided {mutant.key}", flush=True)
+            continue
         results.add(mutant, check, caught, seconds)
         if caught is None or done % 50 == 0:
             passed = time.monotonic() - start
@@ -140,7 +144,8 @@ def ask_tests(found: list[Mutant], results: Results, options: argparse.Namespace
             near = [m.key for m in order if m.function == mutant.function and m.file == mutant.file]
             rows = [results.known.get((key, "tests")) for key in near]
             names = [row["caught"] for row in rows if row and row["caught"]]
-            return ask(suite, covered, mutant, first(plans[mutant.key], names[-3:]), loaded)
+            tests = first(plans[mutant.key], names[-3:])
+            return ask(suite, covered, mutant, tests, loaded, options.seconds)
 
         try_all(order, "tests", judge, results, options)
 
@@ -244,6 +249,9 @@ def main() -> None:
     parser.add_argument("--seed-of-validation", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
     parser.add_argument("--tests", nargs="+", help="paths of tests; all by default")
+    parser.add_argument(
+        "--seconds", type=float, default=_LIMIT, help="of tests per mutant; then it stays open"
+    )
     parser.add_argument("--again", action="store_true", help="try survivors again")
     parser.add_argument("--table", action="store_true", help="try nothing")
     parser.add_argument("--only", default="", help="mutants whose name holds this text")

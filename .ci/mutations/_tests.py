@@ -22,6 +22,7 @@ from _find import THEORY, Mutant
 
 # Not asked: that the committed file is the derived one says nothing about what is derived.
 _NOT_ASKED = "test_the_committed_module_is_the_derived_one"
+UNDECIDED = "undecided"
 
 
 @dataclass
@@ -245,10 +246,17 @@ def ask(
     mutant: Mutant,
     items: list[pytest.Item],
     loaded: Functions,
+    seconds: float,
 ) -> str | None:
-    """Run tests with a mutant, in a child; return which one fails, or None."""
+    """Run tests with a mutant, in a child; return which one fails, or None.
+
+    UNDECIDED where tests are left when so much processor time has passed.
+    """
     apply(mutant, loaded)
+    until = time.process_time() + seconds
     for item, following in zip(items, [*items[1:], None], strict=True):
+        if time.process_time() > until:
+            return UNDECIDED
         try:
             limit(10 + 10 * covered[item.nodeid].seconds)
             passed = suite.run(item, following)
