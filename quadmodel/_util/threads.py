@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -90,6 +91,14 @@ def stop_if_asked() -> None:
     flag = getattr(_here, "flag", None)
     if flag is not None and flag.asked():
         raise Stopped
+
+
+def give_way() -> None:
+    """Let another thread have this one's core, if one waits for it."""
+    if hasattr(os, "sched_yield"):
+        os.sched_yield()
+    else:
+        time.sleep(0)
 
 
 def stretches(first: int, count: int, cost: float) -> Iterator[tuple[int, int]]:

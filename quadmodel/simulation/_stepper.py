@@ -10,7 +10,14 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from quadmodel._util.checks import FloatArray
-from quadmodel._util.threads import Workers, short_pieces, stop_if_asked, stretches
+from quadmodel._util.threads import (
+    Workers,
+    give_way,
+    short_pieces,
+    steps_at_once,
+    stop_if_asked,
+    stretches,
+)
 from quadmodel.laws.curvature import LowRankCurvature
 from quadmodel.model import QuadraticModel
 from quadmodel.optimizer import SAMPLING_SCHEMES, SGD
@@ -24,10 +31,12 @@ from quadmodel.simulation._kernels.arguments import (
     Options,
     PackedModel,
     StackedModel,
+    Turns,
 )
 from quadmodel.simulation._kernels.columns import tiled
 from quadmodel.simulation._kernels.linear import advance_linear
 from quadmodel.simulation._kernels.shapes import Shape, current_shape, linear_lanes
+from quadmodel.simulation._kernels.turns import ENDED, MORE, turns
 from quadmodel.simulation._replicas import Replicas, groups
 
 # A run counts as diverged when its squared norm passes this multiple of its initial scale: far from
@@ -37,10 +46,10 @@ DIVERGENCE_LIMIT = {"linear": 1e200, "quadratic": 1e100}
 # columns to pay.
 _LINEAR_GROUP = 256
 # Above this cost per step, in multiplications, threads split the data points, not the replicas.
-_SHARED_FROM = 3e6
-# Parts that the data points are then split into, each with a gradient of its own per replica, and
-# replicas per group.
-_PARTS, _SHARED_GROUP = 4, 2304
+_SHARED_FROM = 5e5
+# Parts that the data points are then split into, each with a gradient of its own per replica,
+# replicas per group, and parts that these are split into.
+_SLABS, _SHARED_GROUP, _CHUNKS = 4, 2304, 8
 # Replicas per data point from which on vectors across replicas are faster than one after another.
 _ACROSS_FROM = 2.0
 # Multiplications that drawing a batch and other work on a replica count for, per step.
@@ -60,8 +69,7 @@ PRECISIONS = ("float64", "mixed")
 _ARRANGED: WeakKeyDictionary[QuadraticModel, dict[Any, Any]] = WeakKeyDictionary()
 
 CurvedModel = DenseModel | PackedModel | LowRankModel | StackedModel
-Rows = Callable[..., None]  # adds the gradients of some data points
-Advance = Callable[..., None]
+Advance = Callable[..., int]
 
 
 def options_of(sgd: SGD, seed: int, model_index: int = 0) -> Options:
@@ -104,26 +112,19 @@ class Stepper:
             return
         self._limit = DIVERGENCE_LIMIT["quadratic"]
         self._curved: CurvedModel
-        self._alone: tuple[Rows, Advance] | None = None  # for few replicas per data point
+        self._alone: Advance | None = None  # for few replicas per data point
         if isinstance(curvature, LowRankCurvature):
-            low_rank = vector_low_rank if shape else plain
-            self._kernels = low_rank.low_rank_rows, low_rank.advance_low_rank
+            self._advance = (vector_low_rank if shape else plain).advance_low_rank
             self._curved = _low_rank_model(model, curvature, dtype, shape)
             multiplications, self._dtype = 4.0 * curvature.vectors[0].size, dtype
         else:
-            dense = vector_dense if shape else plain
-            self._kernels = dense.dense_rows, dense.advance_dense
+            self._advance = (vector_dense if shape else plain).advance_dense
             if shape:
-                self._alone = vector_dense.dense_rows_alone, vector_dense.advance_dense_alone
+                self._alone = vector_dense.advance_dense_alone
             self._curved = _dense_model(model, curvature, precision, shape)
             multiplications, self._dtype = 2.0 * model.n_params**2, STEPPED[precision]
         self._per_point = multiplications
         self._padded = vectors.padded_params(model.n_params, dtype) if shape else model.n_params
-
-    def _kernels_for(self, some: Replicas) -> tuple[Rows, Advance]:
-        """Return the kernels that serve as many replicas best."""
-        few = float(some.batch_size.sum()) < _ACROSS_FROM * self._n_data
-        return self._alone if self._alone and few else self._kernels
 
     def advance(self, replicas: Replicas, first_step: int, n_steps: int, workers: Workers) -> None:
         """Take `n_steps` steps with every replica, in place."""
@@ -158,40 +159,44 @@ class Stepper:
             some, buffers = replicas.chosen(rows), self._buffers(rows.stop - rows.start, 1)
             cost = some.size * (_AROUND + 10 * self._padded)
             cost += float(some.batch_size.sum()) * self._per_point
-            _, advance = self._kernels_for(some)
-            for start, count in stretches(first_step, n_steps, cost):
-                advance(self._curved, some, self._options, self._limit, buffers, start, count)
+            group = self._group(some, buffers, turns(first_step, n_steps), steps_at_once(cost))
+            while group() != ENDED:
+                stop_if_asked()
 
         workers.map(step, groups(replicas.size))
 
     def _share(self, replicas: Replicas, first_step: int, n_steps: int, workers: Workers) -> None:
         """Let threads share the data points, each with its part of the gradient."""
-        every = [
-            (replicas.chosen(rows), self._buffers(rows.stop - rows.start, _PARTS))
-            for rows in groups(replicas.size, _SHARED_GROUP, at_least=_SHARED_GROUP)
-        ]
-        parts = [(group, part) for group in range(len(every)) for part in range(_PARTS)]
-        costs = [float(some.batch_size.sum()) * self._per_point for some, _ in every]
-        kernels = [self._kernels_for(some)[0] for some, _ in every]
+        every = []
+        for rows in groups(replicas.size, _SHARED_GROUP, at_least=_SHARED_GROUP):
+            some, buffers = replicas.chosen(rows), self._buffers(rows.stop - rows.start, _SLABS)
+            cost = float(some.batch_size.sum()) * self._per_point / _SLABS
+            rounds = short_pieces(cost)
+            cut = turns(first_step, n_steps, min(some.size, _CHUNKS), _SLABS, rounds)
+            every.append(self._group(some, buffers, cut, steps_at_once(cost / rounds)))
 
-        def begin(group: int, step: int) -> None:
-            some, buffers = every[group]
-            if step > first_step:
-                plain.apply_gradients(some, self._options, self._limit, step - 1, buffers.gradients)
-            if step < first_step + n_steps:
-                plain.draw_batches(some, self._options, step, buffers)
-
-        def add(task: tuple[int, int]) -> None:
-            group, part = task
-            pieces = short_pieces(costs[group] / _PARTS)
-            for piece in range(part * pieces, (part + 1) * pieces):
+        def join(number: int) -> None:
+            # Each begins with another group, and helps with the next where it would have to wait.
+            left = every[number % len(every) :] + every[: number % len(every)]
+            while left:
+                for group in tuple(left):
+                    while (state := group()) == MORE:
+                        stop_if_asked()
+                    if state == ENDED:
+                        left.remove(group)
                 stop_if_asked()
-                kernels[group](self._curved, every[group][1], piece, _PARTS * pieces)
+                give_way()
 
-        for step in range(first_step, first_step + n_steps + 1):
-            workers.map(partial(begin, step=step), range(len(every)))
-            if step < first_step + n_steps:
-                workers.map(add, parts)
+        workers.map(join, range(min(workers.threads, _SLABS * len(every))))
+
+    def _group(
+        self, some: Replicas, buffers: Buffers, cut: Turns, at_most: int
+    ) -> Callable[[], int]:
+        """Return what a thread calls to take its turns with some replicas, a short time each."""
+        few = float(some.batch_size.sum()) < _ACROSS_FROM * self._n_data
+        advance = self._alone if self._alone and few else self._advance
+        arguments = self._curved, some, self._options, self._limit, buffers, cut, at_most
+        return partial(advance, *arguments)
 
     def _buffers(self, count: int, parts: int) -> Buffers:
         """Return what the kernels write to for so many replicas."""

@@ -87,3 +87,18 @@ class Buffers(NamedTuple):
     pointer: IntArray
     entries: IntArray
     gradients: AnyFloats  # shape (parts, replicas + 1, padded parameters)
+
+
+class Turns(NamedTuple):
+    """How some steps are cut into pieces, which threads take in turn.
+
+    A step is a round of `chunks` of replicas, then `rounds` of one part of the data points for each
+    of the `slabs` of gradients. After the last step there is one more round of replicas.
+    """
+
+    counters: IntArray
+    first_step: int
+    n_steps: int
+    chunks: int
+    slabs: int
+    rounds: int

@@ -1,13 +1,8 @@
-"""Compiled loops of models with curvature: many replicas step together.
+"""Compiled loops of models with curvature: many replicas step together, as `turns` says.
 
-A step has three parts. All replicas draw batches, and a list of the replicas of each data point is
-made; data points add their gradients to the replicas that drew them, so that what belongs to a
-point, its Q above all, is read once for all replicas; replicas apply their gradients. The second
-part is written here for any processor, and in `vector_dense` and `vector_low_rank` for those with
-wide vectors; threads may share it by data points.
-
-A replica has its own learning rate, batch size and number in the random stream. One whose squared
-norm leaves [0, limit) is frozen, and `diverged_at` says after which step; NaN fails that test too.
+Data points add their gradients to the replicas that drew them, so that what belongs to a point, its
+Q above all, is read once for all replicas. That is written here for any processor, and in
+`vector_dense` and `vector_low_rank` for those with wide vectors.
 
 With phi = theta + nu (theta - theta_old), where nu is mu for Nesterov, else 0, and a batch that
 holds data point i w_i times, a step is
@@ -26,80 +21,11 @@ from __future__ import annotations
 import numpy as np
 
 from quadmodel._util.compiled import compiled
-from quadmodel.batches import draw_batch, in_order
-from quadmodel.simulation._kernels.sums import dot, fused, squared_norm
+from quadmodel.simulation._kernels.sums import dot, fused
+from quadmodel.simulation._kernels.turns import MORE, end_piece, next_part
 
 # Replicas that share one matrix product with a Q_i.
 _GATHERED = 64
-
-
-@compiled
-def draw_batches(replicas, options, step, buffers):
-    """Draw a batch for every replica that still runs, and list the replicas of each data point.
-
-    Writes phi, where the gradient is taken, to `buffers.point`.
-    """
-    # Arrays are taken out of their named tuples first: every access in a loop would count
-    # references, which takes time.
-    momentum, nesterov, _, scheme, seed, model_index = options
-    state, old, _, batch_size, number, diverged_at = replicas
-    point, batches, length, pointer, entries, _ = buffers
-    count, n_data = batches.shape
-    order, swaps = in_order(n_data), np.empty(n_data, np.int64)
-    extrapolation = momentum if nesterov else 0.0
-    for a in range(count):
-        length[a] = 0
-        if diverged_at[a] < 0:
-            length[a] = draw_batch(
-                seed, model_index, number[a], step, scheme, n_data, batch_size[a],
-                order, swaps, batches[a],
-            )  # fmt: skip
-            for k in range(state.shape[1]):
-                now = state[a, k]
-                point[a, k] = now + extrapolation * (now - old[a, k])
-    _sort_by_point(batches, length, pointer, entries)
-
-
-@compiled
-def _sort_by_point(batches, length, pointer, entries):
-    """List, for each data point, the replicas whose batch holds it (counting sort)."""
-    pointer[:] = 0
-    for a in range(len(length)):
-        for k in range(length[a]):
-            pointer[batches[a, k] + 1] += 1
-    for i in range(1, len(pointer)):
-        pointer[i] += pointer[i - 1]
-    filled = pointer[:-1].copy()
-    for a in range(len(length)):
-        for k in range(length[a]):
-            i = batches[a, k]
-            entries[filled[i]] = a
-            filled[i] += 1
-
-
-@compiled
-def apply_gradients(replicas, options, limit, step, gradients):
-    """Step every replica by the sum over the parts of `gradients`, and clear them."""
-    momentum, nesterov, weight_decay, _, _, _ = options
-    state, old, learning_rate, batch_size, _, diverged_at = replicas
-    extrapolation = momentum if nesterov else 0.0
-    for a in range(len(state)):
-        if diverged_at[a] >= 0:
-            continue
-        theta, theta_old, gradient = state[a], old[a], gradients[0, a]
-        for part in range(1, len(gradients)):
-            for k in range(len(gradient)):
-                gradient[k] += gradients[part, a, k]
-                gradients[part, a, k] = 0.0
-        eta, per_point = learning_rate[a], 1.0 / batch_size[a]
-        for k in range(len(theta)):
-            moved = theta[k] - theta_old[k]
-            theta_old[k] = theta[k]
-            slope = gradient[k] * per_point + weight_decay * (theta[k] + extrapolation * moved)
-            theta[k] += momentum * moved - eta * slope
-            gradient[k] = 0.0
-        if not squared_norm(theta) < limit:
-            diverged_at[a] = step + 1
 
 
 @compiled
@@ -190,18 +116,24 @@ def low_rank_rows(model, buffers, part, parts):
 
 
 @compiled
-def advance_dense(model, replicas, options, limit, buffers, first_step, n_steps):
-    """Take many steps with some replicas; the gradients have one part."""
-    for step in range(first_step, first_step + n_steps):
-        draw_batches(replicas, options, step, buffers)
-        dense_rows(model, buffers, 0, 1)
-        apply_gradients(replicas, options, limit, step, buffers.gradients)
+def advance_dense(model, replicas, options, limit, buffers, turns, at_most):
+    """Take up to so many parts of the turns; return ENDED, WAITING or MORE."""
+    for _ in range(at_most):
+        part = next_part(replicas, options, limit, buffers, turns)
+        if part < 0:
+            return part
+        dense_rows(model, buffers, part, turns.slabs * turns.rounds)
+        end_piece(buffers, turns)
+    return MORE
 
 
 @compiled
-def advance_low_rank(model, replicas, options, limit, buffers, first_step, n_steps):
-    """Take many steps with some replicas; the gradients have one part."""
-    for step in range(first_step, first_step + n_steps):
-        draw_batches(replicas, options, step, buffers)
-        low_rank_rows(model, buffers, 0, 1)
-        apply_gradients(replicas, options, limit, step, buffers.gradients)
+def advance_low_rank(model, replicas, options, limit, buffers, turns, at_most):
+    """Take up to so many parts of the turns; return ENDED, WAITING or MORE."""
+    for _ in range(at_most):
+        part = next_part(replicas, options, limit, buffers, turns)
+        if part < 0:
+            return part
+        low_rank_rows(model, buffers, part, turns.slabs * turns.rounds)
+        end_piece(buffers, turns)
+    return MORE

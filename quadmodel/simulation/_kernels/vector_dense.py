@@ -14,8 +14,9 @@ import numpy as np
 
 from quadmodel._util.compiled import compiled
 from quadmodel.simulation._kernels.aligned import aligned, aligned_zeros
-from quadmodel.simulation._kernels.plain import apply_gradients, draw_batches, rows_of_part
+from quadmodel.simulation._kernels.plain import rows_of_part
 from quadmodel.simulation._kernels.sums import dot, fused, no_sums, total
+from quadmodel.simulation._kernels.turns import MORE, end_piece, next_part
 from quadmodel.simulation._kernels.vector_blocks import both_ways, gather, one_way, scatter
 from quadmodel.simulation._kernels.vectors import (
     PIECE,
@@ -224,18 +225,24 @@ def dense_rows_alone(model, buffers, part, parts):
 
 
 @compiled
-def advance_dense(model, replicas, options, limit, buffers, first_step, n_steps):
-    """Take many steps with some replicas; the gradients have one part."""
-    for step in range(first_step, first_step + n_steps):
-        draw_batches(replicas, options, step, buffers)
-        dense_rows(model, buffers, 0, 1)
-        apply_gradients(replicas, options, limit, step, buffers.gradients)
+def advance_dense(model, replicas, options, limit, buffers, turns, at_most):
+    """Take up to so many parts of the turns; return ENDED, WAITING or MORE."""
+    for _ in range(at_most):
+        part = next_part(replicas, options, limit, buffers, turns)
+        if part < 0:
+            return part
+        dense_rows(model, buffers, part, turns.slabs * turns.rounds)
+        end_piece(buffers, turns)
+    return MORE
 
 
 @compiled
-def advance_dense_alone(model, replicas, options, limit, buffers, first_step, n_steps):
-    """Take many steps with few replicas per data point; the gradients have one part."""
-    for step in range(first_step, first_step + n_steps):
-        draw_batches(replicas, options, step, buffers)
-        dense_rows_alone(model, buffers, 0, 1)
-        apply_gradients(replicas, options, limit, step, buffers.gradients)
+def advance_dense_alone(model, replicas, options, limit, buffers, turns, at_most):
+    """Take up to so many parts of the turns; return ENDED, WAITING or MORE."""
+    for _ in range(at_most):
+        part = next_part(replicas, options, limit, buffers, turns)
+        if part < 0:
+            return part
+        dense_rows_alone(model, buffers, part, turns.slabs * turns.rounds)
+        end_piece(buffers, turns)
+    return MORE

@@ -14,8 +14,9 @@ from numba import njit
 
 from quadmodel._util.compiled import compiled
 from quadmodel.simulation._kernels.aligned import aligned, aligned_zeros
-from quadmodel.simulation._kernels.plain import apply_gradients, draw_batches, rows_of_part
+from quadmodel.simulation._kernels.plain import rows_of_part
 from quadmodel.simulation._kernels.sums import total as sum_of
+from quadmodel.simulation._kernels.turns import MORE, end_piece, next_part
 from quadmodel.simulation._kernels.vectors import (
     PIECE,
     add_pairs,
@@ -239,9 +240,12 @@ def _add_up(shape, n_rows, count, sums, total):
 
 
 @compiled
-def advance_low_rank(model, replicas, options, limit, buffers, first_step, n_steps):
-    """Take many steps with some replicas; the gradients have one part."""
-    for step in range(first_step, first_step + n_steps):
-        draw_batches(replicas, options, step, buffers)
-        low_rank_rows(model, buffers, 0, 1)
-        apply_gradients(replicas, options, limit, step, buffers.gradients)
+def advance_low_rank(model, replicas, options, limit, buffers, turns, at_most):
+    """Take up to so many parts of the turns; return ENDED, WAITING or MORE."""
+    for _ in range(at_most):
+        part = next_part(replicas, options, limit, buffers, turns)
+        if part < 0:
+            return part
+        low_rank_rows(model, buffers, part, turns.slabs * turns.rounds)
+        end_piece(buffers, turns)
+    return MORE
