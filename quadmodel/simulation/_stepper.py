@@ -34,7 +34,7 @@ from quadmodel.simulation._kernels.arguments import (
     Turns,
 )
 from quadmodel.simulation._kernels.columns import tiled
-from quadmodel.simulation._kernels.linear import advance_linear
+from quadmodel.simulation._kernels.linear import advance_linear, gathered, workspace
 from quadmodel.simulation._kernels.shapes import Shape, current_shape, linear_lanes
 from quadmodel.simulation._kernels.turns import ENDED, MORE, turns
 from quadmodel.simulation._replicas import Replicas, groups
@@ -145,8 +145,18 @@ class Stepper:
         def step(rows: slice) -> None:
             which = order[rows]
             cost = which.size * _AROUND + self._n_data * float(replicas.batch_size[which].sum())
+            plain = self._options.momentum == 0.0 and self._options.weight_decay == 0.0
+            state = gathered(replicas, which, model.padded_length, plain)
+            work = workspace(state.batch_size, model.ntk, self._options.scheme)
+            diverged_at = replicas.diverged_at[which]
             for start, count in stretches(first, n_steps, cost):
-                advance_linear(model, replicas, which, self._options, self._limit, start, count)
+                advance_linear(
+                    model, state, work, self._options, self._limit, start, count, diverged_at
+                )
+            replicas.diverged_at[which] = diverged_at
+            replicas.state[which] = state.z[:, : self._n_data]
+            if not plain:
+                replicas.old[which] = state.z_old[:, : self._n_data]
 
         workers.map(step, groups(replicas.size, _LINEAR_GROUP))
 

@@ -116,7 +116,7 @@ def test_redrawing_keeps_the_mean_and_everyones_share(members):
     direction = state / np.sqrt(squared)[:, None]
     for k in range(count):
         redrawn, redrawn_old, sizes = state.copy(), old.copy(), squared.copy()
-        _redraw(redrawn, redrawn_old, sizes, (k + 0.5) / count)
+        _redraw(redrawn, redrawn_old, sizes, 0, members, (k + 0.5) / count)
         np.testing.assert_allclose(sizes, squared.mean(), rtol=1e-12)
         np.testing.assert_allclose((redrawn**2).sum(axis=1), squared.mean(), rtol=1e-12)
         source = np.argmax(redrawn @ direction.T, axis=1)

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from quadmodel._util.checks import FloatArray, IntArray
 from quadmodel._util.compiled import compiled
-from quadmodel.batches import BERNOULLI, draw_batch, in_order
-from quadmodel.simulation._kernels.aligned import aligned
+from quadmodel.batches import BERNOULLI, draw_batch
+from quadmodel.simulation._kernels.aligned import aligned_zeros
 from quadmodel.simulation._kernels.arguments import AnyFloats
 from quadmodel.simulation._kernels.columns import BLOCK, Terms, add_columns
 from quadmodel.simulation._kernels.sums import fused, squared_norm
@@ -73,86 +73,44 @@ class Workspace(NamedTuple):
     products: Products
 
 
-@compiled
-def advance_linear(model, replicas, which, options, limit, first_step, n_steps):
-    r"""Step the residuals of some replicas, in place.
+def gathered(replicas, which, length, plain):
+    """Return padded copies of some replicas' residuals, with what belongs to them.
 
-    `which` are the rows of `replicas` to step; they keep that order. `replicas.old` is not touched
-    where neither momentum nor weight decay asks for it. A replica whose squared norm leaves
-    [0, limit) is frozen, and `diverged_at` says after which step; NaN fails that test too.
-
-    Notes
-    -----
-    z' = z + mu (z - z_old) - eta Theta W u - eta rho (u - z_0), with u = z + nu (z - z_old), where
-    nu is mu for Nesterov, else 0, and W = diag(D/B times the number of times a point was drawn).
-    Residuals in units of the labels, eta Theta and eta rho without unit.
+    From NumPy, like the workspace: there is nothing to compile. Without momentum and weight decay
+    (`plain`) no step asks for `z_old`.
     """
-    plain = options.momentum == 0.0 and options.weight_decay == 0.0
-    state = _gathered(replicas, which, model.padded_length, plain)
-    work = workspace(len(which), model.ntk, state.batch_size, options.scheme)
-    for t in range(first_step, first_step + n_steps):
-        step(model, state, options, t, work)
-        for a in range(len(which)):
-            if state.active[a] and not state.squared_norm[a] < limit:
-                replicas.diverged_at[which[a]] = t + 1
-                state.active[a] = False
-    put_back(state.z, which, replicas.state)
-    if not plain:
-        put_back(state.z_old, which, replicas.old)
+    z = padded(replicas.state[which], length)
+    return Residuals(
+        z,
+        z if plain else padded(replicas.old[which], length),
+        replicas.learning_rate[which],
+        replicas.batch_size[which],
+        replicas.number[which],
+        replicas.diverged_at[which] < 0,
+        squared_norms(z),
+    )
 
 
-@compiled
-def _gathered(replicas, which, length, plain):
-    """Return padded copies of some replicas' residuals, with what belongs to them."""
-    count = len(which)
-    z = padded(replicas.state, which, length)
-    z_old = z if plain else padded(replicas.old, which, length)
-    rate, size = np.empty(count), np.empty(count, np.int64)
-    number, active = np.empty(count, np.int64), np.empty(count, np.bool_)
-    squared = np.empty(count)
-    for a in range(count):
-        row = which[a]
-        rate[a], size[a] = replicas.learning_rate[row], replicas.batch_size[row]
-        number[a], active[a] = replicas.number[row], replicas.diverged_at[row] < 0
-        squared[a] = squared_norm(z[a])
-    return Residuals(z, z_old, rate, size, number, active, squared)
-
-
-# Loops, since assignments to slices take long to compile.
-
-
-@compiled
-def padded(rows, which, length):
-    """Return a copy of some rows, filled up with zeros to `length`."""
-    wide = aligned(len(which) * length, rows).reshape(len(which), length)
-    for a in range(len(which)):
-        for j in range(rows.shape[1]):
-            wide[a, j] = rows[which[a], j]
+def padded(rows, length):
+    """Return a copy of rows, filled up with zeros to `length`."""
+    wide = aligned_zeros(len(rows), length, dtype=rows.dtype)
+    wide[:, : rows.shape[1]] = rows
     return wide
 
 
-@compiled
-def put_back(wide, which, rows):
-    """Write the copies back."""
-    for a in range(len(which)):
-        for j in range(rows.shape[1]):
-            rows[which[a], j] = wide[a, j]
+def squared_norms(rows):
+    """Return the squared norm of each row, rounded as steps round it."""
+    return np.fromiter((squared_norm(row) for row in rows), np.float64, len(rows))
 
 
-@compiled
-def workspace(count, ntk, batch_size, scheme):
-    """Return the workspace of `count` replicas with these batch sizes."""
-    n_data = len(ntk)
+def workspace(batch_size, ntk, scheme):
+    """Return the workspace of replicas with these batch sizes."""
+    n_data, count = len(ntk), len(batch_size)
     blocks, rows = -(-n_data // BLOCK), min(count, _PRODUCT_ROWS)
     # The first block's list has space for all batches whose columns are not sorted into blocks.
-    # (Loops and sums of scalars compile faster than those of arrays.)
-    first, most = np.empty(blocks, np.int64), 0
-    for block in range(blocks):
-        first[block] = most
-        most += count * BLOCK
-        if block == 0:
-            for a in range(count):
-                most += n_data if scheme == BERNOULLI else batch_size[a]
+    drawn = count * n_data if scheme == BERNOULLI else int(batch_size.sum())
+    first = np.arange(blocks) * (count * BLOCK) + drawn * (np.arange(blocks) > 0)
+    most = blocks * count * BLOCK + drawn
     terms = Terms(
         np.empty((blocks, count + 1), np.int64),
         np.empty(most, np.int32),
@@ -165,7 +123,7 @@ def workspace(count, ntk, batch_size, scheme):
         np.empty((rows, n_data), ntk.dtype),
     )
     return Workspace(
-        in_order(n_data),
+        np.arange(n_data),
         np.empty(n_data, np.int64),
         np.empty(n_data, np.int64),
         np.zeros(n_data, np.int64),
@@ -174,6 +132,27 @@ def workspace(count, ntk, batch_size, scheme):
         terms,
         products,
     )
+
+
+@compiled
+def advance_linear(model, state, work, options, limit, first_step, n_steps, diverged_at):
+    r"""Step residuals, in place.
+
+    One whose squared norm leaves [0, limit) is frozen, and `diverged_at` says after which step; NaN
+    fails that test too.
+
+    Notes
+    -----
+    z' = z + mu (z - z_old) - eta Theta W u - eta rho (u - z_0), with u = z + nu (z - z_old), where
+    nu is mu for Nesterov, else 0, and W = diag(D/B times the number of times a point was drawn).
+    Residuals in units of the labels, eta Theta and eta rho without unit.
+    """
+    for t in range(first_step, first_step + n_steps):
+        step(model, state, options, t, work)
+        for a in range(len(diverged_at)):
+            if state.active[a] and not state.squared_norm[a] < limit:
+                diverged_at[a] = t + 1
+                state.active[a] = False
 
 
 @compiled

@@ -10,11 +10,11 @@ import numpy as np
 
 from quadmodel._util.checks import FloatArray, IntArray
 from quadmodel._util.compiled import compiled
-from quadmodel.batches import in_order, philox
+from quadmodel.batches import philox
 from quadmodel.simulation._kernels.linear import (
     Residuals,
     padded,
-    put_back,
+    squared_norms,
     step,
     workspace,
 )
@@ -34,9 +34,8 @@ class Populations(NamedTuple):
     number: IntArray  # of each member in the random stream
 
 
-@compiled
 def advance_populations(model, populations, options, select, first_step, n_steps, growth):
-    """Step whole populations of residuals and log the growth of their squared norms.
+    """Step whole populations of residuals, in place, and log the growth of their squared norms.
 
     `growth`, of shape (grid points, 1) if `select`, else (grid points, members), is increased by
     the growth of the log loss: of the population's mean, or of each member. Sizes are set back to
@@ -44,65 +43,70 @@ def advance_populations(model, populations, options, select, first_step, n_steps
     -inf or +inf and is stepped no more. With `select`, members are redrawn in proportion to their
     loss, and set to the mean loss, whenever fewer than half of them carry it: the mean stays what
     it is, but no single run dominates it.
+    """
+    points, members, n_data = populations.state.shape
+    z = padded(populations.state.reshape(-1, n_data), model.padded_length)
+    # Without momentum the old ones are not used, and not followed: rescaling would blow them up.
+    z_old = np.zeros_like(z)
+    if options.momentum != 0.0:
+        z_old[:, :n_data] = populations.old.reshape(-1, n_data)
+    rate, size = (
+        np.repeat(values, members) for values in (populations.learning_rate, populations.batch_size)
+    )
+    logged = growth.reshape(-1)
+    active = np.repeat(np.abs(logged) < np.inf, points * members // logged.size)
+    number = populations.number.reshape(-1)
+    state = Residuals(z, z_old, rate, size, number, active, squared_norms(z))
+    work = workspace(size, model.ntk, options.scheme)
+    _advance(model, state, work, options, members, select, first_step, n_steps, logged)
+    populations.state[:] = z[:, :n_data].reshape(populations.state.shape)
+    populations.old[:] = z_old[:, :n_data].reshape(populations.old.shape)
+
+
+@compiled
+def _advance(model, state, work, options, members, select, first_step, n_steps, logged):
+    """Do what `advance_populations` says, with the residuals of all members.
 
     Notes
     -----
     Fewer than half of N members carry the loss where (sum L)^2 < N sum L^2 / 2.
     """
-    members = populations.state.shape[1]
-    state, work = _started(model, populations, options)
-    logged = growth.reshape(-1)
     # The members that a value of `logged` belongs to, and their squared norm where its log was last
     # taken.
     group, since = members if select else 1, np.empty(len(logged))
+    z, z_old, _, _, number, active, squared = state
     for g in range(len(logged)):
-        first, last = g * group, (g + 1) * group
-        state.active[first:last].fill(abs(logged[g]) < np.inf)
-        since[g] = state.squared_norm[first:last].sum()
+        since[g] = _sum_of(squared, g * group, (g + 1) * group)
     for t in range(first_step, first_step + n_steps):
         step(model, state, options, t, work)
         for g in range(len(logged)):
             first, last = g * group, (g + 1) * group
-            if not state.active[first]:
+            if not active[first]:
                 continue
-            total = state.squared_norm[first:last].sum()
+            total = _sum_of(squared, first, last)
             if not _SMALLEST < total < _LARGEST or t + 1 == first_step + n_steps:
                 logged[g] += _log_ratio(total, since[g])
-                if not abs(logged[g]) < np.inf:
-                    state.active[first:last].fill(False)
-                    continue
+                lost = not abs(logged[g]) < np.inf
                 for a in range(first, last):
-                    _rescale(state.z[a], state.z_old[a], total / group)
-                    state.squared_norm[a] /= total / group
-                total = since[g] = state.squared_norm[first:last].sum()
-            squared = state.squared_norm[first:last]
-            if select and squared_norm(squared) * members > 2.0 * total**2:
-                uniform = _uniform(options, t, state.number[first])
-                _redraw(state.z[first:last], state.z_old[first:last], squared, uniform)
-    every = in_order(len(state.z))
-    put_back(state.z, every, populations.state.reshape(len(every), -1))
-    put_back(state.z_old, every, populations.old.reshape(len(every), -1))
+                    if lost:
+                        active[a] = False
+                    else:
+                        _rescale(z[a], z_old[a], total / group)
+                        squared[a] /= total / group
+                if lost:
+                    continue
+                total = since[g] = _sum_of(squared, first, last)
+            if select and squared_norm(squared[first:last]) * members > 2.0 * total**2:
+                _redraw(z, z_old, squared, first, last, _uniform(options, t, number[first]))
 
 
 @compiled
-def _started(model, populations, options):
-    """Return the members of all populations as residuals to be stepped, and their workspace."""
-    points, members, n_data = populations.state.shape
-    count = points * members
-    every = in_order(count)
-    z = padded(populations.state.reshape(count, n_data), every, model.padded_length)
-    z_old = padded(populations.old.reshape(count, n_data), every, model.padded_length)
-    if options.momentum == 0.0:
-        z_old.fill(0.0)  # not used, and not followed by the steps: rescaling would blow it up
-    rate, size = np.empty(count), np.empty(count, np.int64)
-    squared, active = np.empty(count), np.empty(count, np.bool_)
-    for a in range(count):
-        rate[a] = populations.learning_rate[a // members]
-        size[a] = populations.batch_size[a // members]
-        squared[a] = squared_norm(z[a])
-    number = populations.number.reshape(-1)
-    state = Residuals(z, z_old, rate, size, number, active, squared)
-    return state, workspace(count, model.ntk, size, options.scheme)
+def _sum_of(values, first, last):
+    """Return the sum of some elements, in order; sums of slices take long to compile."""
+    total = 0.0
+    for a in range(first, last):
+        total += values[a]
+    return total
 
 
 @compiled
@@ -137,15 +141,19 @@ def _rescale(z, z_old, squared):
 
 
 @compiled
-def _redraw(state, old, squared, uniform):
+def _redraw(state, old, squared, first, last, uniform):
     """Redraw members in proportion to their squared norms, and set all of these to their mean.
 
     By systematic resampling: member a descends from the one in whose share of the total
     (a + uniform) / members lies.
     """
-    members = len(squared)
-    total = squared.sum()
-    source, source_old, share = state.copy(), old.copy(), squared.copy()
+    members, total, length = last - first, _sum_of(squared, first, last), state.shape[1]
+    source, source_old = np.empty((members, length)), np.empty((members, length))
+    share = np.empty(members)
+    for a in range(members):
+        share[a] = squared[first + a]
+        for j in range(length):
+            source[a, j], source_old[a, j] = state[first + a, j], old[first + a, j]
     ancestor, reached = 0, share[0]
     for a in range(members):
         target = (a + uniform) * total / members
@@ -154,7 +162,7 @@ def _redraw(state, old, squared, uniform):
             reached += share[ancestor]
         # Rounding may lead to a last member that carries nothing.
         scale = np.sqrt(total / members / share[ancestor]) if share[ancestor] > 0 else 0.0
-        for j in range(state.shape[1]):
-            state[a, j] = source[ancestor, j] * scale
-            old[a, j] = source_old[ancestor, j] * scale
-        squared[a] = total / members
+        for j in range(length):
+            state[first + a, j] = source[ancestor, j] * scale
+            old[first + a, j] = source_old[ancestor, j] * scale
+        squared[first + a] = total / members
