@@ -386,9 +386,9 @@ def recent_steps(largest: float, sgd: SGD) -> float:
 
 def columns_needed(steps: int, memory: int | None) -> int:
     """Return how many columns a run has at most."""
-    if memory is None or steps <= 3 * memory:
+    if memory is None:
         return steps + 1
-    return min(steps + 1, memory * (4 + math.ceil(math.log2(steps / memory))))
+    return min(steps + 1, memory * (4 + math.ceil(math.log2(max(steps / memory, 1.0)))))
 
 
 def _mergeable(width: FloatArray, memory: int) -> IntArray:
