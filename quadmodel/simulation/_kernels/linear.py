@@ -173,7 +173,8 @@ def step(model, state, options, t, work):
     row_of, rows, _ = products
     extrapolation = momentum if nesterov else 0.0
     plain = momentum == 0.0 and weight_decay == 0.0
-    n_data, waiting = len(ntk), 0
+    n_data = len(ntk)
+    waiting = 0 * n_data  # a plain 0 is a type of its own, for which more is compiled
     for block in range(len(begin)):
         begin[block, 0] = first[block]
     for a in range(len(residuals)):

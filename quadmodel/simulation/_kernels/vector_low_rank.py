@@ -135,7 +135,7 @@ def _all_rows(products, shape, n_rows, count, piece, vectors, places, numbers, p
     function as an argument can't be kept on disk.)
     """
     lanes, replicas, most, rest = shape
-    row = 0
+    row = 0 * n_rows  # a plain 0 is a type of its own, for which `_some_rows` is compiled once more
     while n_rows - row >= len(most):
         _some_rows(
             most, products, lanes, replicas, row, count, piece, vectors, places, numbers, prefetch
