@@ -36,6 +36,8 @@ from _find import THEORY, Mutant, mutants  # noqa: E402
 from _tests import UNDECIDED  # noqa: E402
 
 CHECKS = ("tests", "quick", "full")
+# Marks of mutants that were caught while their function was what it is; see `--keep`.
+CAUGHT = HERE / "caught.txt"
 # Processor seconds of a mutant.
 _LIMIT = 1800.0
 
@@ -47,6 +49,11 @@ class Results:
         self._path = path
         self._digests = _digests(found)
         self.known: dict[tuple[str, str], dict[str, Any]] = {}
+        kept = set(CAUGHT.read_text("utf-8").split()) if CAUGHT.exists() else set()
+        for mutant in found:
+            for check in CHECKS:
+                if self._mark(mutant.key, check) in kept:
+                    self.known[mutant.key, check] = {"caught": "before"}
         if path.exists():
             for line in path.read_text("utf-8").splitlines():
                 row = json.loads(line)
@@ -66,6 +73,16 @@ class Results:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+    def _mark(self, key: str, check: str) -> str:
+        """Return what stands for a mutant of the present function in the file that is kept."""
+        text = f"{key}\0{self._digests[key]}\0{check}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def keep(self) -> None:
+        """Write down which mutants are caught, for other machines."""
+        rows = [k for k, row in self.known.items() if row["caught"] is not None]
+        CAUGHT.write_text("".join(f"{m}\n" for m in sorted(self._mark(*k) for k in rows)), "utf-8")
 
     def open(self, found: list[Mutant], check: str, again: bool) -> list[Mutant]:
         """Return the mutants that are still to be tried."""
@@ -253,6 +270,7 @@ def main() -> None:
         "--seconds", type=float, default=_LIMIT, help="of tests per mutant; then it stays open"
     )
     parser.add_argument("--again", action="store_true", help="try survivors again")
+    parser.add_argument("--keep", action="store_true", help="write caught.txt, to be committed")
     parser.add_argument("--table", action="store_true", help="try nothing")
     parser.add_argument("--only", default="", help="mutants whose name holds this text")
     parser.add_argument("--results", type=Path, default=Path("mutations/results.jsonl"))
@@ -273,6 +291,8 @@ def main() -> None:
             ask_tests(rest, results, options)
         elif rest:
             ask_validation(rest, check, results, options)
+    if options.keep:
+        results.keep()
     print(table(chosen, results, named=True))
 
 

@@ -71,9 +71,13 @@ def test_densities_and_functions_of_two_steps_in_other_units():
 
     one, other = solve(1.0, 1.0), solve(1024.0, 8.0)
     units = {
-        "displacement_correlation": 64 / 1024, "residual_correlation": 64, "ntk_residual_correlation":
-        64 * 1024, "parameter_response": 1, "residual_response": 1, "ntk_density": 1 / 1024,
-    }  # fmt: skip
+        "displacement_correlation": 64 / 1024,
+        "residual_correlation": 64,
+        "ntk_residual_correlation": 64 * 1024,
+        "parameter_response": 1,
+        "residual_response": 1,
+        "ntk_density": 1 / 1024,
+    }
     shared = sorted(set(one.data_vars) & set(units))
     assert "ntk_density" in shared
     two_time = [name for name in one.data_vars if "later_step" in one[name].dims]
