@@ -47,8 +47,8 @@ DIVERGENCE_LIMIT = {"linear": 1e200, "quadratic": 1e100}
 _LINEAR_GROUP = 256
 # Above this cost per step, in multiplications, threads split the data points, not the replicas.
 _SHARED_FROM = 5e5
-# Parts that the data points are then split into, each with a gradient of its own per replica,
-# replicas per group, and parts that these are split into.
+# Arrays of gradients that parts of the data points are then added to, replicas per group, and
+# chunks that these are cut into.
 _SLABS, _SHARED_GROUP, _CHUNKS = 4, 2304, 8
 # Replicas per data point from which on vectors across replicas are faster than one after another.
 _ACROSS_FROM = 2.0

@@ -86,19 +86,20 @@ class Buffers(NamedTuple):
     length: IntArray  # of each batch
     pointer: IntArray
     entries: IntArray
-    gradients: AnyFloats  # shape (parts, replicas + 1, padded parameters)
+    gradients: AnyFloats  # shape (slabs, replicas + 1, padded parameters)
 
 
 class Turns(NamedTuple):
     """How some steps are cut into pieces, which threads take in turn.
 
-    A step is a round of `chunks` of replicas, then `rounds` of one part of the data points for each
-    of the `slabs` of gradients. After the last step there is one more round of replicas.
+    In a step all replicas take their turn first, some at a time, then the data points, in
+    `slabs * rounds` parts: in each round one part for every slab, so that no two threads add to the
+    same gradients. After the last step the replicas have one more turn.
     """
 
-    counters: IntArray
+    counters: IntArray  # next piece, pieces released, pieces done
     first_step: int
     n_steps: int
-    chunks: int
-    slabs: int
+    chunks: int  # of replicas
+    slabs: int  # arrays of gradients, each of all replicas, that are added up afterwards
     rounds: int

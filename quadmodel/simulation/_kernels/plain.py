@@ -22,7 +22,7 @@ import numpy as np
 
 from quadmodel._util.compiled import compiled
 from quadmodel.simulation._kernels.sums import dot, fused
-from quadmodel.simulation._kernels.turns import MORE, end_piece, next_part
+from quadmodel.simulation._kernels.turns import in_turns
 
 # Replicas that share one matrix product with a Q_i.
 _GATHERED = 64
@@ -111,29 +111,5 @@ def low_rank_rows(model, buffers, part, parts):
                     g[k] = fused(c, u[k], g[k])
 
 
-# Each kind of curvature has a loop over steps of its own: only functions with a name of their own
-# are kept compiled on disk, not those that are given another compiled function.
-
-
-@compiled
-def advance_dense(model, replicas, options, limit, buffers, turns, at_most):
-    """Take up to so many parts of the turns; return ENDED, WAITING or MORE."""
-    for _ in range(at_most):
-        part = next_part(replicas, options, limit, buffers, turns)
-        if part < 0:
-            return part
-        dense_rows(model, buffers, part, turns.slabs * turns.rounds)
-        end_piece(buffers, turns)
-    return MORE
-
-
-@compiled
-def advance_low_rank(model, replicas, options, limit, buffers, turns, at_most):
-    """Take up to so many parts of the turns; return ENDED, WAITING or MORE."""
-    for _ in range(at_most):
-        part = next_part(replicas, options, limit, buffers, turns)
-        if part < 0:
-            return part
-        low_rank_rows(model, buffers, part, turns.slabs * turns.rounds)
-        end_piece(buffers, turns)
-    return MORE
+advance_dense = in_turns(dense_rows)
+advance_low_rank = in_turns(low_rank_rows)

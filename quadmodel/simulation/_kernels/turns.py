@@ -154,3 +154,24 @@ def _apply_gradients(replicas, options, limit, step, gradients, first, last):
             gradient[k] = 0.0
         if not squared_norm(theta) < limit:
             diverged_at[a] = step + 1
+
+
+def in_turns(rows):
+    """Return the loop in which a thread takes parts of the data points and calls `rows` for each.
+
+    It is given `model` and what `next_part` is, takes up to `at_most` parts, and returns ENDED,
+    WAITING or MORE. It is made for each kind of curvature, under a name of its own by which it is
+    kept on disk: a compiled function that is given another one is not kept.
+    """
+
+    def advance(model, replicas, options, limit, buffers, turns, at_most):
+        for _ in range(at_most):
+            part = next_part(replicas, options, limit, buffers, turns)
+            if part < 0:
+                return part
+            rows(model, buffers, part, turns.slabs * turns.rounds)
+            end_piece(buffers, turns)
+        return MORE
+
+    advance.__module__, advance.__qualname__ = rows.__module__, f"{rows.__name__}_in_turns"
+    return compiled(advance)

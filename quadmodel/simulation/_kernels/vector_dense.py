@@ -16,7 +16,7 @@ from quadmodel._util.compiled import compiled
 from quadmodel.simulation._kernels.aligned import aligned, aligned_zeros
 from quadmodel.simulation._kernels.plain import rows_of_part
 from quadmodel.simulation._kernels.sums import dot, fused, no_sums, total
-from quadmodel.simulation._kernels.turns import MORE, end_piece, next_part
+from quadmodel.simulation._kernels.turns import in_turns
 from quadmodel.simulation._kernels.vector_blocks import both_ways, gather, one_way, scatter
 from quadmodel.simulation._kernels.vectors import (
     PIECE,
@@ -224,25 +224,5 @@ def dense_rows_alone(model, buffers, part, parts):
                 g[k] = fused(z, row[k] + y[k], g[k])
 
 
-@compiled
-def advance_dense(model, replicas, options, limit, buffers, turns, at_most):
-    """Take up to so many parts of the turns; return ENDED, WAITING or MORE."""
-    for _ in range(at_most):
-        part = next_part(replicas, options, limit, buffers, turns)
-        if part < 0:
-            return part
-        dense_rows(model, buffers, part, turns.slabs * turns.rounds)
-        end_piece(buffers, turns)
-    return MORE
-
-
-@compiled
-def advance_dense_alone(model, replicas, options, limit, buffers, turns, at_most):
-    """Take up to so many parts of the turns; return ENDED, WAITING or MORE."""
-    for _ in range(at_most):
-        part = next_part(replicas, options, limit, buffers, turns)
-        if part < 0:
-            return part
-        dense_rows_alone(model, buffers, part, turns.slabs * turns.rounds)
-        end_piece(buffers, turns)
-    return MORE
+advance_dense = in_turns(dense_rows)
+advance_dense_alone = in_turns(dense_rows_alone)

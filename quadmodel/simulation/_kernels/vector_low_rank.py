@@ -16,7 +16,7 @@ from quadmodel._util.compiled import compiled
 from quadmodel.simulation._kernels.aligned import aligned, aligned_zeros
 from quadmodel.simulation._kernels.plain import rows_of_part
 from quadmodel.simulation._kernels.sums import total as sum_of
-from quadmodel.simulation._kernels.turns import MORE, end_piece, next_part
+from quadmodel.simulation._kernels.turns import in_turns
 from quadmodel.simulation._kernels.vectors import (
     PIECE,
     add_pairs,
@@ -239,13 +239,4 @@ def _add_up(shape, n_rows, count, sums, total):
         row += rows
 
 
-@compiled
-def advance_low_rank(model, replicas, options, limit, buffers, turns, at_most):
-    """Take up to so many parts of the turns; return ENDED, WAITING or MORE."""
-    for _ in range(at_most):
-        part = next_part(replicas, options, limit, buffers, turns)
-        if part < 0:
-            return part
-        low_rank_rows(model, buffers, part, turns.slabs * turns.rounds)
-        end_piece(buffers, turns)
-    return MORE
+advance_low_rank = in_turns(low_rank_rows)
