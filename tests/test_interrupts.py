@@ -29,6 +29,8 @@ COMMANDS = {
 }
 # Runs the command, and makes a file when work has begun.
 DRIVER = """
+import os
+import signal
 import sys
 from pathlib import Path
 import quadmodel.cli
@@ -48,9 +50,21 @@ def slowly(figure, path):
     Path("begun").touch()
     time.sleep(60)
 
+class Finalizer:
+    def __del__(self):  # whatever the signal's handler raises here is lost
+        os.kill(os.getpid(), getattr(signal, os.environ.pop("SENT")))
+
+def in_a_finalizer(self, work, pieces, real=threads.Workers.map, **options):
+    Path("begun").touch()
+    if "SENT" in os.environ:
+        Finalizer()
+    return real(self, work, pieces, **options)
+
 if "--slow-picture" in sys.argv:
     sys.argv.remove("--slow-picture")
     Figure.savefig = slowly
+elif "SENT" in os.environ:
+    threads.Workers.map = in_a_finalizer
 else:
     threads.Workers.map = begun(threads.Workers.map)
     targets.chosen = begun(targets.chosen)
@@ -99,6 +113,18 @@ def test_every_command_ends(command, tmp_path):
             f"finished units are kept in {store}: the same command with --store {store} goes on "
             "with them"
         )
+
+
+@pytest.mark.parametrize(("name", "expected"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize("command", ["phase-diagram", "sharpening-diagram", "persistent-edge"])
+def test_a_signal_within_a_finalizer_is_not_lost(command, name, expected, tmp_path):
+    process = subprocess.run(
+        [sys.executable, "-c", DRIVER, command, *COMMANDS[command]], cwd=tmp_path,
+        env=ENVIRONMENT | {"SENT": name}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert process.returncode == expected
+    assert "ignored" in process.stderr  # the control: Python has lost the exception
+    assert "interrupted; nothing was written" in process.stderr
 
 
 SMALL = ["phase-diagram", "--n-data", "20", "--n-params", "40", "--learning-rates", "3"]

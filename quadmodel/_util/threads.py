@@ -66,8 +66,11 @@ def _cores_of_quota(otherwise: int) -> int:
     return -(-quota // period) if quota > 0 and period > 0 else otherwise
 
 
-class Stopped(BaseException):
-    """Ends a piece of work whose caller was interrupted, or another piece of which has failed."""
+class Stopped(KeyboardInterrupt):
+    """Ends a piece of work whose caller was interrupted, or another piece of which has failed.
+
+    Callers meet it in the first case only, where the interrupt itself was lost.
+    """
 
 
 class _Flag:
@@ -80,7 +83,23 @@ class _Flag:
         return self.raised or (self._above is not None and self._above.asked())
 
 
+# Whether the process was interrupted: above the flags of all maps. Python loses an exception that
+# a signal's handler raises within a finalizer, and compiling calls thousands of these.
+_process = _Flag(None)
 _here = local()  # `flag`: that of the piece which this thread works on
+
+
+@contextmanager
+def interrupts_noted() -> Iterator[Callable[[], None]]:
+    """Yield what a signal's handler calls before it raises: work ends even if that is lost."""
+
+    def note() -> None:
+        _process.raised = True
+
+    try:
+        yield note
+    finally:
+        _process.raised = False
 
 
 def stop_if_asked() -> None:
@@ -88,8 +107,7 @@ def stop_if_asked() -> None:
 
     Called between compiled loops of well below a second each: these can't be interrupted.
     """
-    flag = getattr(_here, "flag", None)
-    if flag is not None and flag.asked():
+    if getattr(_here, "flag", _process).asked():
         raise Stopped
 
 
@@ -147,13 +165,14 @@ class Workers:
         """
         results: list[Any] = [None] * len(pieces)
         left, lock = iter(range(len(pieces))), Lock()  # taking the next one is atomic
-        above = getattr(_here, "flag", None)
+        above = getattr(_here, "flag", _process)
         flag = _Flag(above)
 
         def work_on() -> None:
-            before, _here.flag = getattr(_here, "flag", None), flag
+            before, _here.flag = getattr(_here, "flag", _process), flag
             try:
                 for k in left:
+                    stop_if_asked()
                     results[k] = work(pieces[k])
                     with lock:
                         done(1)
@@ -179,7 +198,7 @@ class Workers:
             of_a_piece = isinstance(failure, Exception | Stopped)
             begun, self.given_up = _begun(submitted), not of_a_piece
             self.given_up = bool(wait(begun, None if of_a_piece else _PATIENCE).not_done)
-            if not isinstance(failure, Stopped) or (above is not None and above.asked()):
+            if not isinstance(failure, Stopped) or above.asked():
                 raise
         errors = [error for other in _begun(submitted) if (error := other.exception()) is not None]
         for error in sorted(errors, key=lambda error: isinstance(error, Stopped)):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
 from quadmodel._util.checks import InputError
 from quadmodel._util.files import WRITTEN
-from quadmodel._util.threads import working
+from quadmodel._util.threads import interrupts_noted, working
 from quadmodel._util.version import __version__
 from quadmodel.cli._sweeps import rescued
 from quadmodel.cli.derive import derive_command
@@ -60,15 +62,10 @@ for command in (
 
 def main() -> None:
     """Run the command line; bad input ends in one line and exit code 2, an interrupt in 130."""
-    stopped = [130]
-
-    def terminate(*_: Any) -> None:
-        stopped[0] = 143
-        raise KeyboardInterrupt  # the same way out: partial files are removed
-
-    before, kept = signal.signal(signal.SIGTERM, terminate), len(WRITTEN)
+    stopped, kept = [130], len(WRITTEN)
     try:
-        sys.exit(cli(prog_name="quadmodel", standalone_mode=False))
+        with _signals_noted(stopped):
+            sys.exit(cli(prog_name="quadmodel", standalone_mode=False))
     except click.ClickException as error:
         _complain(error.format_message())
     except DryRun as plan:
@@ -80,8 +77,27 @@ def main() -> None:
         _complain(str(error) or type(error).__name__)
     except (click.Abort, KeyboardInterrupt) as stop:
         _end(stopped[0], [str(path) for path in WRITTEN[kept:]], str(stop.__cause__ or stop))
-    finally:
-        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _signals_noted(stopped: list[int]) -> Iterator[None]:
+    """Let SIGINT and SIGTERM raise KeyboardInterrupt: partial files are removed on the way out."""
+    codes = {signal.SIGTERM: 143}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else: ignored, or a host's
+        codes[signal.SIGINT] = 130
+    with interrupts_noted() as note:
+
+        def end(number: int, _: Any) -> None:
+            stopped[0] = codes[signal.Signals(number)]
+            note()
+            raise KeyboardInterrupt
+
+        before = {number: signal.signal(number, end) for number in codes}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _end(code: int, written: list[str], left: str) -> None:
