@@ -108,3 +108,13 @@ def test_results_go_together():
 def test_bad_input(options, words):
     with pytest.raises(InputError, match=words):
         qm.noise_kernel_norm(NTK, SGD, **options)
+
+
+def test_the_batch_size_that_counts_is_checked():
+    ntk = np.diag([1.0, 2.0, 3.0])
+    too_large = qm.SGD(0.1, 4)
+    with pytest.raises(InputError, match="batch_size"):
+        qm.noise_kernel_norm(ntk, too_large, learning_rates=[0.1, 0.2])
+    found = qm.noise_kernel_norm(ntk, too_large, batch_sizes=[1, 2])
+    assert found.sizes == {"batch_size": 2}
+    assert list(found.coords) == ["batch_size"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import quadmodel as qm
-from quadmodel.theory._noise_blocks import block_noise_kernel_norm
+from quadmodel.theory._noise_blocks import block_noise_kernel_norm, norm_of_modes
 from tests.oracles import enumeration
 
 SETTINGS = [
@@ -61,3 +61,14 @@ def test_full_batches_and_the_edge():
     kernel = kernel_of(4, 2)
     assert block_noise_kernel_norm(kernel, qm.SGD(1e-3, 4), 2) == 0
     assert block_noise_kernel_norm(kernel, qm.SGD(10.0, 2), 2) == np.inf
+
+
+@pytest.mark.parametrize("norm", ["finite", "paper"])
+@pytest.mark.parametrize("n_outputs", [1, 2, 3])
+def test_norms_of_modes_are_means_over_points_and_outputs(norm, n_outputs):
+    """C copies of an NTK, as C outputs that share nothing: the K of one of them."""
+    ntk, sgd = kernel_of(8, 1), qm.SGD(0.05, 3, momentum=0.3)
+    lam = np.tile(np.linalg.eigvalsh(ntk), n_outputs)
+    assert norm_of_modes(lam, sgd, norm, 8, n_outputs) == pytest.approx(
+        qm.noise_kernel_norm(ntk, sgd, norm=norm), rel=1e-9
+    )

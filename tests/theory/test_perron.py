@@ -89,3 +89,39 @@ def test_extreme_responses_of_few_points():
     expected = perron(vectors, response).value
     for scale in (1e-290, 1e290):
         assert perron(vectors, scale * response).value / scale == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("response", [0.0, np.inf])
+def test_without_a_product_the_guess_is_returned_with_norm_1(response):
+    start = np.array([3.0, 0.0, 4.0])
+    found = perron(np.eye(3), np.full((3, 3), response), start)
+    assert found.value == response
+    np.testing.assert_allclose(found.vector, [0.6, 0.0, 0.8], rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "huge", "residual", "searches"),
+    [
+        (np.float64, 1000, None, 2),
+        (np.float64, 40, None, 1),  # good to 1e-9 from single precision
+        (np.float64, 40, 1e-8, 2),
+        (np.float32, 1000, None, 1),  # nothing to gain
+        (np.float32, 40, 1e-3, 1),
+    ],
+)
+def test_when_single_precision_is_all(dtype, huge, residual, searches, monkeypatch):
+    rng = np.random.default_rng(0)
+    vectors = np.linalg.qr(rng.standard_normal((60, 60)))[0]
+    lam = rng.uniform(0.5, 2, 60)
+    response = 1 / (lam[:, None] + lam)
+    exact = perron(vectors, response).value
+    monkeypatch.setattr(_noise, "_SMALL", 5)
+    monkeypatch.setattr(_noise, "_LARGE", 30)
+    monkeypatch.setattr(_noise, "_HUGE", huge)
+    calls, real = [], _noise.largest_eigenpair
+    monkeypatch.setattr(
+        _noise, "largest_eigenpair", lambda *a, **o: (calls.append(1), real(*a, **o))[1]
+    )
+    found = perron(vectors.astype(dtype), response, residual=residual)
+    assert len(calls) == searches
+    assert found.value == pytest.approx(exact, rel=1e-8 if dtype == np.float64 else 1e-5)

@@ -301,3 +301,20 @@ def test_bad_arguments():
             qm.QuadraticModel.from_ntk(ntk, np.ones(2))
     with pytest.raises(ValueError, match="residual"):
         qm.QuadraticModel.from_ntk(np.eye(2), np.ones(3))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_predicted_eigenvectors_are_those_of_the_predicted_ntk(batch_size):
+    """Exact K of a predicted NTK is that of its eigenvalues and of the mean NTK's eigenvectors."""
+    model = qm.Ensemble(6, 40, curvature=0.05).sample(seed=1)
+    critical = qm.critical_learning_rate(model.ntk(), qm.SGD(1.0, batch_size))
+    sgd = qm.SGD(0.5 * critical, batch_size, momentum=0.2)
+    found, mean = (f(model, sgd, 10).isel(step=-1) for f in (qm.predict, qm.expected_ntk))
+
+    def norm_with(vectors):
+        ntk = (vectors * found.ntk_eigenvalue.values) @ vectors.T
+        return qm.noise_kernel_norm(0.5 * (ntk + ntk.T), sgd, norm="exact")
+
+    turned, initial = (np.linalg.eigh(m)[1][:, ::-1] for m in (mean.ntk.values, model.ntk()))
+    assert norm_with(turned) == pytest.approx(float(found.noise_kernel_norm_exact), rel=1e-9)
+    assert norm_with(initial) != pytest.approx(float(found.noise_kernel_norm_exact), rel=1e-5)

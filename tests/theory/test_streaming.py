@@ -41,13 +41,35 @@ def test_blocks_of_columns_add_up(dtype, width, tmp_path, monkeypatch):
         found = qm.ntk_from_jacobian(source)
         np.testing.assert_allclose(found, exact, rtol=1e-12, atol=1e-12 * exact.max())
         np.testing.assert_array_equal(found, found.T)
+        assert found.flags.c_contiguous
 
 
-def test_chunks_are_read_whole(monkeypatch):
-    monkeypatch.setattr(streaming, "_BLOCK_BYTES", 8.0 * 7 * 11)
-    source = Chunked(jacobian_of(), (7, 4))
+@pytest.mark.parametrize(
+    ("columns", "chunks", "width"),
+    [(11, (7, 4), 8), (3, (7, 4), 4), (1, None, 1), (0.5, None, 1), (11, None, 11)],
+)
+def test_chunks_are_read_whole(columns, chunks, width, monkeypatch):
+    monkeypatch.setattr(streaming, "_BLOCK_BYTES", 8.0 * 7 * columns)
+    source = Chunked(jacobian_of(), chunks)
     qm.ntk_from_jacobian(source)
-    assert [(s.start, s.stop) for s in source.read][:2] == [(0, 8), (8, 16)]
+    assert [(s.start, s.stop) for s in source.read][:2] == [(0, width), (width, 2 * width)]
+
+
+def test_blocks_are_of_256_mebibytes():
+    class UnreadError(Exception):
+        pass
+
+    class Source:
+        shape, dtype, asked = (1000, 10**6), np.dtype(float), slice(0)
+
+        def __getitem__(self, key):
+            self.asked = key[1]
+            raise UnreadError
+
+    source = Source()
+    with pytest.raises(UnreadError):
+        qm.ntk_from_jacobian(source)
+    assert source.asked == slice(0, 2**28 // 8000)
 
 
 def test_a_wide_jacobian_is_never_held(tmp_path, monkeypatch):
@@ -176,3 +198,27 @@ def test_eigenvectors_in_single_precision_leave_a_small_error(monkeypatch):
     np.testing.assert_allclose(single, exact, rtol=2e-5)
     assert single[2] == pytest.approx(exact[2], rel=1e-10)
     assert single[1] != exact[1]
+
+
+def test_products_that_are_not_quite_symmetric_give_a_symmetric_matrix():
+    matrix = np.array([[2.0, 1.0], [1.0 + 1e-6, 3.0]])
+    found = streaming.matrix_of("ntk", lambda units: matrix @ units, 2)
+    np.testing.assert_allclose(found, [[2.0, 1.0 + 5e-7], [1.0 + 5e-7, 3.0]], rtol=1e-15)
+    np.testing.assert_array_equal(found, found.T)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_rounding_of_single_precision_is_no_eigenvalue(scale, monkeypatch):
+    """Whatever the units, and where the largest eigenvalue stands alone."""
+    monkeypatch.setattr(_inputs, "SINGLE_FROM", 50)
+    orthogonal = np.linalg.qr(np.random.default_rng(0).standard_normal((60, 60)))[0]
+    values = np.r_[1.0, 1e-4, 3e-6, np.zeros(57)] * scale
+    ntk = (orthogonal * values) @ orthogonal.T
+    found = _inputs.as_finite_spectrum(0.5 * (ntk + ntk.T))
+    assert found.vectors.dtype == np.float32
+    np.testing.assert_allclose(found.eigenvalues[:3], values[:3], rtol=0, atol=2e-7 * scale)
+    assert found.eigenvalues[0] == pytest.approx(scale, rel=1e-12)
+    rest = found.eigenvalues[3:]
+    assert (rest == 0).sum() > 30
+    assert rest.max() < 1e-6 * scale
+    assert ((rest == 0) | (rest >= 0.99e-7 * scale)).all()

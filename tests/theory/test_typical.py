@@ -315,3 +315,39 @@ def test_memory(monkeypatch):
     )
     with pytest.raises(MemoryError, match="the prediction needs"):
         typical_growth(np.eye(4), qm.SGD(0.1, 2))
+
+
+@pytest.mark.parametrize("power", [-40, 40])
+def test_the_edge_does_not_depend_on_units(power):
+    ntk, sgd = random_ntk(3, 150, 220), qm.SGD(1.0, 10, momentum=0.3)
+    found = typical_critical_learning_rate(ntk, sgd)
+    assert typical_critical_learning_rate(ntk * 2.0**power, sgd) * 2.0**power == pytest.approx(
+        found, rel=1e-10
+    )
+
+
+@pytest.mark.parametrize("growth", [0.0, 1e-14])
+def test_growth_of_no_sign_at_the_mean_square_edge_is_the_edge(growth, monkeypatch):
+    def rounded(spectrum, sgd, near=None):
+        above = sgd.learning_rate > 2.0
+        return typical.Typical(1.0 if above else growth, 0.0, 0.0, 0.0, 1.0, np.ones(3))
+
+    monkeypatch.setattr(typical, "typical_on_spectrum", rounded)
+    spectrum = as_finite_spectrum(np.diag([1.0, 2.0, 3.0]))
+    assert typical.typical_critical_on_spectrum(spectrum, qm.SGD(1.0, 1), 2.0) == 2.0
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.6])
+def test_without_noise_the_slowest_mode_is_all(momentum):
+    """Its rate and its points, no fluctuation or memory."""
+    ntk, rates = random_ntk(7, 6, 9), []
+    lam, vectors = np.linalg.eigh(ntk)
+    sgd = qm.SGD(1.5 / lam[-1], 6, momentum)
+    for value in lam:
+        step = np.array([[1 + momentum - sgd.learning_rate * value, -momentum], [1.0, 0.0]])
+        rates.append(float(np.abs(np.linalg.eigvals(step)).max()))
+    found = typical.typical_on_spectrum(as_finite_spectrum(ntk), sgd)
+    assert found.mean == pytest.approx(2 * math.log(max(rates)), rel=1e-9)
+    assert [found.variance, found.relaxation, found.memory] == [0, 0, 0]
+    assert found.directions == 1
+    np.testing.assert_allclose(found.per_point, vectors[:, int(np.argmax(rates))] ** 2, rtol=1e-9)
