@@ -6,7 +6,8 @@
 
 Results are appended to a file: a run that was cut off goes on, and only mutants of functions that
 have changed since are tried again (`--again`: survivors too, after tests or rows were added).
-Survivors that nothing can notice stand in `explained.txt`, each under its reason.
+Mutants that nothing can notice stand in `explained.txt`, each under its reason (after `*`: all
+whose names hold that text). They are tried with `--again` only, and no part of the shares.
 """
 
 from __future__ import annotations
@@ -86,8 +87,11 @@ class Results:
 
     def open(self, found: list[Mutant], check: str, again: bool) -> list[Mutant]:
         """Return the mutants that are still to be tried."""
+        explained = read_explained()
         rows = [(m, self.known.get((m.key, check))) for m in found]
-        return [m for m, row in rows if row is None or (again and row["caught"] is None)]
+        if again:
+            return [m for m, row in rows if row is None or row["caught"] is None]
+        return [m for m, row in rows if row is None and not reason_of(m, explained)]
 
 
 def _digests(found: list[Mutant]) -> dict[str, str]:
@@ -216,33 +220,39 @@ def _warm() -> None:
 
 
 def table(found: list[Mutant], results: Results, named: bool) -> str:
-    """Return shares caught per file and check, and the survivors."""
+    """Return shares caught per file and check, of those that are not explained, and the others."""
     explained = read_explained()
-    lines = [f"{'file':<20}{'mutants':>8}" + "".join(f"{c:>9}" for c in CHECKS)]
-    files = sorted({m.file for m in found})
-    for file in [*files, "all"]:
-        of_file = [m for m in found if file in (m.file, "all")]
-        cells = []
+    lines = [f"{'file':<28}{'mutants':>8}{'explained':>10}" + "".join(f"{c:>9}" for c in CHECKS)]
+    for file in [*sorted({m.file for m in found}), "all"]:
+        every = [m for m in found if file in (m.file, "all")]
+        cells, expected = [], [m for m in every if not reason_of(m, explained)]
         for check in CHECKS:
-            rows = [results.known.get((m.key, check)) for m in of_file]
+            rows = [results.known.get((m.key, check)) for m in expected]
             tried = [r for r in rows if r is not None]
             caught = sum(r["caught"] is not None for r in tried)
             share = f"{100 * caught / len(tried):.1f}%" if tried else "-"
             cells.append(f"{share:>9}" if len(tried) == len(rows) else f"{share + '*':>9}")
-        lines.append(f"{Path(file).name:<20}{len(of_file):>8}" + "".join(cells))
+        counts = f"{len(every):>8}{len(every) - len(expected):>10}"
+        lines.append(f"{Path(file).name:<28}{counts}" + "".join(cells))
     lines.append("(*: of those that were tried)")
     for check in CHECKS if named else ():
-        rest = [
-            m for m in found if results.known.get((m.key, check), {"caught": 1})["caught"] is None
-        ]
-        without = [m for m in rest if m.key not in explained]
-        lines.append(f"\n{check}: {len(rest)} survive, {len(rest) - len(without)} are explained")
-        lines += [f"  {m.line:>4} {m.key}" for m in without]
+        rows = [(m, results.known.get((m.key, check))) for m in found]
+        if all(row is None for _, row in rows):
+            continue
+        expected = [(m, row) for m, row in rows if not reason_of(m, explained)]
+        caught = [m for m, row in rows if row and row["caught"] and reason_of(m, explained)]
+        survive = [m for m, row in expected if row and row["caught"] is None]
+        undecided = [m for m, row in expected if row is None]
+        for what, some in (
+            ("survive", survive), ("undecided", undecided), ("caught, though explained", caught)
+        ):  # fmt: skip
+            lines.append(f"\n{check}: {len(some)} {what}")
+            lines += [f"  {m.line:>4} {m.key}" for m in some]
     return "\n".join(lines)
 
 
 def read_explained() -> dict[str, str]:
-    """Return the reasons of survivors."""
+    """Return the reasons of mutants, by their names or, after `* `, by what these hold."""
     reasons, reason = {}, ""
     path = HERE / "explained.txt"
     for line in path.read_text("utf-8").splitlines() if path.exists() else []:
@@ -251,6 +261,14 @@ def read_explained() -> dict[str, str]:
         elif line.strip():
             reasons[line.strip()] = reason
     return reasons
+
+
+def reason_of(mutant: Mutant, explained: dict[str, str]) -> str:
+    """Return why nothing can notice a mutant; nothing where it should be noticed."""
+    if mutant.key in explained:
+        return explained[mutant.key]
+    texts = (text for text in explained if text.startswith("* "))
+    return next((explained[text] for text in texts if text[2:] in mutant.key), "")
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from quadmodel.theory._curvature import curvature_statistics
 from quadmodel.theory._ntk_change import diffusion, fluctuations, source
 from tests.oracles import enumeration
 
-N_DATA, N_PARAMS, STEPS = 5, 9, 3
+N_DATA, N_PARAMS, STEPS = 5, 9, 5
 SIGNS = (0, 1, -1)
 # Modes whose traces share a response.
 GROUPS = ([0, 1], [2], [3], [4])
