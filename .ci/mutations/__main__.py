@@ -7,7 +7,7 @@
 Results are appended to a file: a run that was cut off goes on, and only mutants of functions that
 have changed since are tried again (`--again`: survivors too, after tests or rows were added).
 Mutants that nothing can notice stand in `explained.txt`, each under its reason (after `*`: all
-whose names hold that text). They are tried with `--again` only, and no part of the shares.
+whose names hold that text). They are tried with `--explained` only, and no part of the shares.
 """
 
 from __future__ import annotations
@@ -85,13 +85,11 @@ class Results:
         rows = [k for k, row in self.known.items() if row["caught"] is not None]
         CAUGHT.write_text("".join(f"{m}\n" for m in sorted(self._mark(*k) for k in rows)), "utf-8")
 
-    def open(self, found: list[Mutant], check: str, again: bool) -> list[Mutant]:
+    def open(self, found: list[Mutant], check: str, again: bool, all_: bool) -> list[Mutant]:
         """Return the mutants that are still to be tried."""
-        explained = read_explained()
-        rows = [(m, self.known.get((m.key, check))) for m in found]
-        if again:
-            return [m for m, row in rows if row is None or row["caught"] is None]
-        return [m for m, row in rows if row is None and not reason_of(m, explained)]
+        explained = {} if all_ else read_explained()
+        rows = [(m, self.known.get((m.key, check))) for m in found if not reason_of(m, explained)]
+        return [m for m, row in rows if row is None or (again and row["caught"] is None)]
 
 
 def _digests(found: list[Mutant]) -> dict[str, str]:
@@ -288,6 +286,7 @@ def main() -> None:
         "--seconds", type=float, default=_LIMIT, help="of tests per mutant; then it stays open"
     )
     parser.add_argument("--again", action="store_true", help="try survivors again")
+    parser.add_argument("--explained", action="store_true", help="try what is explained, too")
     parser.add_argument("--keep", action="store_true", help="write caught.txt, to be committed")
     parser.add_argument("--table", action="store_true", help="try nothing")
     parser.add_argument("--only", default="", help="mutants whose name holds this text")
@@ -303,7 +302,7 @@ def main() -> None:
         chosen = random.Random(options.seed).sample(chosen, count)
     results = Results(options.results, everything)
     for check in () if options.table else options.checks:
-        rest = results.open(chosen, check, options.again)
+        rest = results.open(chosen, check, options.again, options.explained)
         print(f"{check}: {len(rest)} mutants to try, {len(chosen) - len(rest)} known", flush=True)
         if rest and check == "tests":
             ask_tests(rest, results, options)
