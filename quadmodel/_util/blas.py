@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from functools import cache
 
-import scipy.linalg.cython_blas  # noqa: F401  it must be there to be limited
+import scipy.linalg.cython_blas  # noqa: F401  Numba's np.dot uses it; it must be there to be limited
 from threadpoolctl import ThreadpoolController
 
 

@@ -12,9 +12,7 @@ from threading import Lock, local
 from threading import enumerate as enumerate_threads
 from typing import Any
 
-import scipy.linalg.cython_blas  # noqa: F401  Numba's np.dot uses it; it must be there to be limited
-from threadpoolctl import threadpool_limits
-
+from quadmodel._util.blas import one_blas_thread
 from quadmodel._util.checks import as_integer
 
 # Where Linux tells how much processor time a container may use: version 2 holds quota and period
@@ -223,7 +221,7 @@ def workers(threads: int | None) -> Iterator[Workers]:
     some = Workers(pool, count)
     try:
         # Rounding of a product may depend on BLAS's number of threads.
-        with threadpool_limits(limits=1, user_api="blas"):
+        with one_blas_thread():
             yield some
     finally:
         pool.shutdown(wait=not some.given_up)
