@@ -85,9 +85,9 @@ class Results:
         rows = [k for k, row in self.known.items() if row["caught"] is not None]
         CAUGHT.write_text("".join(f"{m}\n" for m in sorted(self._mark(*k) for k in rows)), "utf-8")
 
-    def open(self, found: list[Mutant], check: str, again: bool, all_: bool) -> list[Mutant]:
+    def open(self, found: list[Mutant], check: str, again: bool, everything: bool) -> list[Mutant]:
         """Return the mutants that are still to be tried."""
-        explained = {} if all_ else read_explained()
+        explained = {} if everything else read_explained()
         rows = [(m, self.known.get((m.key, check))) for m in found if not reason_of(m, explained)]
         return [m for m, row in rows if row is None or (again and row["caught"] is None)]
 

@@ -9,6 +9,7 @@ from threadpoolctl import ThreadpoolController
 import quadmodel as qm
 from quadmodel._util import blas
 from quadmodel._util.blas import one_blas_thread
+from quadmodel._util.threads import workers
 from quadmodel.theory import typical
 from tests.theory._cases import random_ntk
 
@@ -73,3 +74,10 @@ def test_theory_of_a_matrix(name, monkeypatch):
     assert threads() == {2}
     with one_blas_thread():
         np.testing.assert_equal(FUNCTIONS[name](ntk, sgd), found)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_one_thread_each_while_threads_work():
+    with workers(2) as pool:
+        assert pool.map(lambda _: threads(), range(4)) == [{1}] * 4
+    assert threads() == {2}
