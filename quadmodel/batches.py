@@ -11,7 +11,7 @@ from numba import njit, uint32, uint64
 from numpy.typing import NDArray
 
 from quadmodel._util.checks import as_choice, as_integer
-from quadmodel._util.compiled import compiled
+from quadmodel._util.compiled import compiled, compiled_inner
 from quadmodel.optimizer import SAMPLING_SCHEMES
 
 # Constants of Philox4x32: J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC11).
@@ -86,7 +86,7 @@ def draw_batch(seed, model, replica, step, scheme, n_data, batch_size, order, sw
     return batch_size
 
 
-@compiled
+@compiled_inner
 def _write_random_words(seed, model, replica, step, count, out):  # type: ignore[no-untyped-def]
     """Write the first random words of a (seed, model, replica, step); several blocks at once."""
     k0, k1 = uint32(seed), uint32(seed >> _HALF)

@@ -21,7 +21,7 @@ import pickle
 import shutil
 import sys
 import tempfile
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numba
@@ -44,13 +44,39 @@ SOURCES = (
 _KEPT = 4
 
 
-def compiled(function):
-    """Compile a function when it is called first, without the interpreter's lock; kept on disk."""
-    dispatcher = njit(nogil=True)(function)
+def compiled(function, *, inner=False):
+    """Compile a function when it is called first, without the interpreter's lock; kept on disk.
+
+    An `inner` one is called from compiled functions only; see `compiled_inner`.
+    """
+    dispatcher = njit(nogil=True, no_cfunc_wrapper=True, no_cpython_wrapper=inner)(function)
     folder = None if config.DISABLE_JIT else cache_folder()
     if folder is not None:
         dispatcher._cache = _Cache(function, folder)
     return dispatcher
+
+
+def compiled_inner(function):
+    """Compile a function for compiled callers only, without what unpacks arguments from Python.
+
+    To compile that may take as long as the function itself, where arguments hold many arrays.
+    """
+    dispatcher = compiled(function, inner=True)
+    if not config.DISABLE_JIT:
+        # Python, which finds no version, then asks for one; it would jump to address 0.
+        dispatcher.add_overload = partial(_keep_version, dispatcher.overloads)
+        dispatcher._compile_for_args = partial(_refuse, function.__qualname__)
+    return dispatcher
+
+
+def _keep_version(versions, version):
+    """Keep a compiled version where other compiled functions look for it."""
+    versions[tuple(version.signature.args)] = version
+
+
+def _refuse(name, *args, **kwargs):
+    """Refuse a call from Python."""
+    raise TypeError(f"{name} can be called from compiled functions only")
 
 
 @cache

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from quadmodel._util.compiled import compiled
+from quadmodel._util.compiled import compiled, compiled_inner
 from quadmodel.batches import draw_batch, in_order
 from quadmodel.simulation._kernels.sums import dot, fused, squared_norm
 
@@ -134,7 +134,7 @@ def advance(limit, update, coefficients, first_step, n_steps):
                 diverged_at[replica] = t + 1
 
 
-@compiled
+@compiled_inner
 def _layout(truncation_order, rank, n_indices):
     """Return where every order starts, and its size."""
     size = np.empty(truncation_order + 1, np.int64)
@@ -260,7 +260,7 @@ def _step_rows(update, strength, start, size, x, previous, point, active, rho, g
     return squared
 
 
-@compiled
+@compiled_inner
 def catch_up(row, previous, elapsed, keep, keep_previous):
     """Take `elapsed` steps without gradient: x' = keep x + keep_previous x_previous."""
     if len(previous) == 0:
@@ -280,14 +280,14 @@ def catch_up(row, previous, elapsed, keep, keep_previous):
         previous[i] = c * now + d * before
 
 
-@compiled
+@compiled_inner
 def _row(x, start, size, n, k):
     """Return the row with first data index k of order n."""
     first = start[n] + k * size[n - 1]
     return x[first : first + size[n - 1]]
 
 
-@compiled
+@compiled_inner
 def _overlap(row, previous, below, extrapolation):
     """Return the inner product of an extrapolated row with the order below."""
     total = dot(row, below)
@@ -302,7 +302,7 @@ def _add(total, c, x):
         total[i] = fused(c, x[i], total[i])
 
 
-@compiled
+@compiled_inner
 def _step_row(row, previous, below, gradient, c, learning_rate, extrapolation, keep, keep_previous):
     """Step a row of the highest order, add its part to the gradient below; return |row|^2."""
     source = -learning_rate * c
@@ -320,7 +320,7 @@ def _step_row(row, previous, below, gradient, c, learning_rate, extrapolation, k
     return squared_norm(row)
 
 
-@compiled
+@compiled_inner
 def _step_lower_orders(x, previous, gradient, learning_rate, keep, keep_previous):
     """Step what lies below the highest order and return its squared norm."""
     if len(previous) == 0:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba import njit
 
 import quadmodel as qm
 from quadmodel._util.threads import workers
@@ -27,11 +28,21 @@ from quadmodel.simulation._stepper import Stepper, options_of
 MODEL, SGD = qm.Ensemble(6, 8, curvature=0.1).sample(0), qm.SGD(0.01, 3)
 
 
+@njit(nogil=True)
+def take_part(replicas, options, limit, buffers, cut):
+    return next_part(replicas, options, limit, buffers, cut)
+
+
+@njit(nogil=True)
+def end_part(buffers, cut):
+    end_piece(buffers, cut)
+
+
 def counter_of(cut, replicas):
     """Return a function that takes the next part of some replicas' steps, and its buffers."""
     some = start_replicas(MODEL, np.full(replicas, 0.01), np.full(replicas, 3), np.arange(replicas))
     buffers = Stepper(MODEL, SGD, seed=1)._buffers(replicas, cut.slabs)
-    return lambda: next_part(some, options_of(SGD, 1), 1e100, buffers, cut), buffers
+    return lambda: take_part(some, options_of(SGD, 1), 1e100, buffers, cut), buffers
 
 
 def taken(cut, replicas, helpers, leave_after):
@@ -55,7 +66,7 @@ def taken(cut, replicas, helpers, leave_after):
             time.sleep(0)
             with lock:
                 events.append((part, -1))
-            end_piece(buffers, cut)
+            end_part(buffers, cut)
             most -= 1
 
     def help_out():

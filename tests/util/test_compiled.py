@@ -30,6 +30,24 @@ print(sum(_add.stats.cache_hits.values()), sum(dot.stats.cache_hits.values()))
 print(cache_folder())
 """
 RIGHT = "3.0 20540.0 20540.0"
+# One that other compiled functions call: refused to Python, where it would jump to address 0.
+INNER = """
+import numpy as np
+from quadmodel._util.compiled import compiled
+from quadmodel.large_p._kernel import _row
+def outer(x, places):
+    return _row(x, places, places, 1, 1)
+outer.__module__ = "quadmodel.outer"
+outer = compiled(outer)
+arguments = np.arange(9.0), np.array([2, 3])
+for _ in range(2):
+    try:
+        _row(*arguments, arguments[1], 1, 1)
+    except TypeError as error:
+        print(error)
+    print(outer(*arguments))
+"""
+REFUSED = "_row can be called from compiled functions only"
 
 
 def sources() -> set[Path]:
@@ -76,10 +94,10 @@ def test_old_folders_are_removed(tmp_path):
     assert {path.name[-1] for path in tmp_path.iterdir()} == {"3", "4", "5", "6", "7"}
 
 
-def start(root: Path, **variables: str) -> subprocess.Popen[str]:
+def start(root: Path, script: str = SCRIPT, **variables: str) -> subprocess.Popen[str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("NUMBA", "PYTHON"))}
     return subprocess.Popen(
-        [sys.executable, "-W", "error::RuntimeWarning", "-c", SCRIPT],
+        [sys.executable, "-W", "error::RuntimeWarning", "-c", script],
         env=kept | {"PYTHONPATH": str(root)} | variables,
         cwd=root,
         stdout=subprocess.PIPE,
@@ -165,3 +183,11 @@ def test_a_folder_that_vanishes_or_fills_does_not_matter(copy, tmp_path):
     )
     found = finish(start(copy, NUMBA_CACHE_DIR=str(tmp_path / "cache")))
     assert found[:2] == [RIGHT, "0 0"]
+
+
+@pytest.mark.slow
+def test_what_only_compiled_code_can_call_is_refused_to_python(tmp_path):
+    """Before it was compiled, after it was, and when it was found on disk."""
+    for _ in range(2):
+        lines = finish(start(PACKAGE.parent, INNER, NUMBA_CACHE_DIR=str(tmp_path)))
+        assert lines == [REFUSED, "[5. 6.]"] * 2

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from quadmodel._util.compiled import compiled
+from quadmodel._util.compiled import compiled_inner
 from quadmodel.simulation._kernels.vectors import BYTES
 
 
-@compiled
+@compiled_inner
 def aligned(count, like):
     """Return zeros that begin where a vector does; vectors that cross cache lines cost twice.
 

@@ -17,7 +17,7 @@ import numpy as np
 from numba import config
 
 from quadmodel._util.checks import FloatArray, IntArray
-from quadmodel._util.compiled import compiled
+from quadmodel._util.compiled import compiled, compiled_inner
 from quadmodel.simulation._kernels.aligned import aligned_zeros
 from quadmodel.simulation._kernels.vectors import PIECE, add_multiple, add_to, zeros_like
 
@@ -77,7 +77,7 @@ def add_columns_in_tiles(columns, lanes, n_data, terms, z):
         _add_tile(_SMALL_SUMS, columns, lanes, n_data, first, terms, z)
 
 
-@compiled
+@compiled_inner
 def _add_tile(like, columns, lanes, n_data, first, terms, z):
     """Add a tile of the columns: elements `first` on, as many vectors as the tuple `like` is long.
 

@@ -18,7 +18,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from quadmodel._util.checks import FloatArray, IntArray
-from quadmodel._util.compiled import compiled
+from quadmodel._util.compiled import compiled, compiled_inner
 from quadmodel.batches import BERNOULLI, draw_batch
 from quadmodel.simulation._kernels.aligned import aligned_zeros
 from quadmodel.simulation._kernels.arguments import AnyFloats
@@ -155,7 +155,7 @@ def advance_linear(model, state, work, options, limit, first_step, n_steps, dive
                 state.active[a] = False
 
 
-@compiled
+@compiled_inner
 def step(model, state, options, t, work):
     """Take one step with every active replica: see `advance_linear` for the formula.
 
@@ -260,7 +260,7 @@ def _collect_list(z, z_old, extrapolation, scale, batch, length, begin, picked, 
     begin[0, a + 1] = at + length
 
 
-@compiled
+@compiled_inner
 def _mark(batch, length, times, marks):
     """Count how often each data point is in a batch, and set a bit for each that is."""
     for k in range(length):
@@ -269,7 +269,7 @@ def _mark(batch, length, times, marks):
         marks[i >> 5] |= np.uint32(1 << (i & 31))
 
 
-@compiled
+@compiled_inner
 def _add_products(products, count, ntk, unit, state):
     """Add Theta times each of the first `count` rows to its replica, and clear the rows."""
     replica, coefficients, product = products

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from quadmodel._util.compiled import compiled
+from quadmodel._util.compiled import compiled_inner
 from quadmodel.simulation._kernels.sums import dot, fused
 from quadmodel.simulation._kernels.turns import in_turns
 
@@ -28,7 +28,7 @@ from quadmodel.simulation._kernels.turns import in_turns
 _GATHERED = 64
 
 
-@compiled
+@compiled_inner
 def rows_of_part(pointer, part, parts):
     """Return the range of a part's data points: as many replicas for each part, roughly."""
     n_data = len(pointer) - 1
@@ -37,7 +37,7 @@ def rows_of_part(pointer, part, parts):
     return first, n_data if part + 1 == parts else last
 
 
-@compiled
+@compiled_inner
 def _first_from(pointer, n_data, share):
     """Return the first data point that begins at or after a share of all replicas."""
     first, beyond = 0, n_data
@@ -50,7 +50,7 @@ def _first_from(pointer, n_data, share):
     return first
 
 
-@compiled
+@compiled_inner
 def dense_rows(model, buffers, part, parts):
     """Add the gradients of a part of the data points to the replicas that drew them.
 
@@ -79,7 +79,7 @@ def dense_rows(model, buffers, part, parts):
                     g[k] = fused(z, row[k] + product[a, k], g[k])
 
 
-@compiled
+@compiled_inner
 def low_rank_rows(model, buffers, part, parts):
     """Add the gradients of a part of the data points to the replicas that drew them.
 

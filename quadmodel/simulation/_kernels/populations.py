@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from quadmodel._util.checks import FloatArray, IntArray
-from quadmodel._util.compiled import compiled
+from quadmodel._util.compiled import compiled, compiled_inner
 from quadmodel.batches import philox
 from quadmodel.simulation._kernels.linear import (
     Residuals,
@@ -100,7 +100,7 @@ def _advance(model, state, work, options, members, select, first_step, n_steps, 
                 _redraw(z, z_old, squared, first, last, _uniform(options, t, number[first]))
 
 
-@compiled
+@compiled_inner
 def _sum_of(values, first, last):
     """Return the sum of some elements, in order; sums of slices take long to compile."""
     total = 0.0
@@ -109,7 +109,7 @@ def _sum_of(values, first, last):
     return total
 
 
-@compiled
+@compiled_inner
 def _uniform(options, t, number):
     """Return the uniform number for redrawing after step `t`, from a block that no batch uses."""
     random_words = philox(
@@ -123,7 +123,7 @@ def _uniform(options, t, number):
     return random_words[0] / 2.0**32
 
 
-@compiled
+@compiled_inner
 def _log_ratio(after, before):
     """Return log(after / before); infinite where a size can't be set back to 1."""
     if not after < 1e290:
@@ -131,7 +131,7 @@ def _log_ratio(after, before):
     return np.log(after / before) if after > 1e-290 else -np.inf
 
 
-@compiled
+@compiled_inner
 def _rescale(z, z_old, squared):
     """Divide a state by the root of `squared`."""
     scale = 1.0 / np.sqrt(squared)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from quadmodel._util.compiled import compiled
+from quadmodel._util.compiled import compiled, compiled_inner
 from quadmodel.batches import draw_batch, in_order
 from quadmodel.simulation._kernels.arguments import Turns
 from quadmodel.simulation._kernels.atomics import count_up, count_up_from, look_at, pause, set_to
@@ -41,7 +41,7 @@ def turns(first_step: int, n_steps: int, chunks: int = 1, slabs: int = 1, rounds
     return Turns(counters, first_step, n_steps, chunks, slabs, rounds)
 
 
-@compiled
+@compiled_inner
 def next_part(replicas, options, limit, buffers, turns):
     """Take the next part of the data points and return it, or ENDED or WAITING.
 
@@ -71,7 +71,7 @@ def next_part(replicas, options, limit, buffers, turns):
     return WAITING
 
 
-@compiled
+@compiled_inner
 def end_piece(buffers, turns):
     """Say that a piece is done; the last one of a round releases the next round."""
     counters, _, n_steps, chunks, slabs, rounds = turns
@@ -85,7 +85,7 @@ def end_piece(buffers, turns):
     set_to(counters, _RELEASED, released + (chunks if inside == 0 else slabs))
 
 
-@compiled
+@compiled_inner
 def _draw_batches(replicas, options, step, buffers, first, last):
     """Draw a batch for every one of some replicas that still runs.
 
@@ -111,7 +111,7 @@ def _draw_batches(replicas, options, step, buffers, first, last):
                 point[a, k] = now + extrapolation * (now - old[a, k])
 
 
-@compiled
+@compiled_inner
 def _sort_by_point(buffers):
     """List, for each data point, the replicas whose batch holds it (counting sort)."""
     _, batches, length, pointer, entries, _ = buffers
@@ -131,7 +131,7 @@ def _sort_by_point(buffers):
             filled[i] += 1
 
 
-@compiled
+@compiled_inner
 def _apply_gradients(replicas, options, limit, step, gradients, first, last):
     """Step some replicas by the sum over the parts of `gradients`, and clear them."""
     momentum, nesterov, weight_decay, _, _, _ = options

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from quadmodel._util.compiled import compiled
+from quadmodel._util.compiled import compiled, compiled_inner
 from quadmodel.simulation._kernels.aligned import aligned, aligned_zeros
 from quadmodel.simulation._kernels.plain import rows_of_part
 from quadmodel.simulation._kernels.sums import dot, fused, no_sums, total
@@ -156,7 +156,7 @@ def symmetric_product_alone(packed, at, point, product, order, sums, lanes):
             product[column] += total(load(lanes, sums, (column - left) * BLOCK))
 
 
-@compiled
+@compiled_inner
 def dense_rows(model, buffers, part, parts):
     """Add the gradients of a part of the data points to the replicas that drew them.
 
@@ -202,7 +202,7 @@ def dense_rows(model, buffers, part, parts):
                 scatter(lanes, gradients, places, k, at_gradient, rows_of_j, i * order, z)
 
 
-@compiled
+@compiled_inner
 def dense_rows_alone(model, buffers, part, parts):
     """Do what `dense_rows` does one replica at a time: for few replicas per data point."""
     packed, jacobian, residual, _, _, column = model

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from quadmodel._util.compiled import compiled
+from quadmodel._util.compiled import compiled_inner
 from quadmodel.simulation._kernels.aligned import aligned, aligned_zeros
 from quadmodel.simulation._kernels.plain import rows_of_part
 from quadmodel.simulation._kernels.sums import total as sum_of
@@ -60,7 +60,7 @@ def stacked(vectors, jacobian, dtype):
     return rows
 
 
-@compiled
+@compiled_inner
 def low_rank_rows(model, buffers, part, parts):
     """Add the gradients of a part of the data points to the replicas that drew them.
 
@@ -126,7 +126,7 @@ def _place_of_sums(row, rows, replica):
     return row * _REPLICAS + replica * rows
 
 
-@compiled
+@compiled_inner
 def _all_rows(products, shape, n_rows, count, piece, vectors, places, numbers, prefetch):
     """Multiply a stretch of all rows with that of all replicas, or add the rows to it.
 
@@ -147,7 +147,7 @@ def _all_rows(products, shape, n_rows, count, piece, vectors, places, numbers, p
         )
 
 
-@compiled
+@compiled_inner
 def _some_rows(
     like, products, lanes, replicas, row, count, piece, vectors, places, numbers, prefetch
 ):
@@ -204,7 +204,7 @@ def _add_gradients(like, replicas, lanes, row, a, piece, gradients, places, weig
         add_rows(gradients, own, k, some, weights)
 
 
-@compiled
+@compiled_inner
 def _write_weights(shape, n_rows, count, sums, residual, coefficients, weight):
     """Write what J_i and each u_ir are multiplied by in the gradient of each replica.
 
