@@ -153,17 +153,20 @@ def _dense_measures(
         "best_per_size": find("JAX by hand, the best", "float64"),
         "sorted": find("JAX by hand, replicas sorted", "float64"),
     }
+
+    def compare(key: str, timing: Timing, top: Timing, rival: Timing) -> None:
+        result.measures[key] = timing.over(rival)
+        possible = Spread.of(top.rates / flops / rival.rates)
+        result.ceilings[key] = f"{possible.median:.3g} at the GEMM peak"
+
     single = [t for t in timings if t.precision == "float32" and t.name.startswith("JAX")]
     if single:
-        fastest_single = max(single, key=lambda t: t.rate.median)
-        result.measures["dense.mixed.float32"] = our["mixed"].over(fastest_single)
+        fastest = max(single, key=lambda t: t.rate.median)
+        compare("dense.mixed.float32", our["mixed"], peak["float32"], fastest)
     for precision, timing in our.items():
         top = peak["float64" if precision == "float64" else "float32"]
         for name, rival in rivals.items():
-            key = f"dense.{precision}.{name}"
-            result.measures[key] = timing.over(rival)
-            possible = Spread.of(top.rates / flops / rival.rates)
-            result.ceilings[key] = f"{possible.median:.3g} at the GEMM peak"
+            compare(f"dense.{precision}.{name}", timing, top, rival)
         key = f"dense.{precision}.share_of_peak"
         result.measures[key] = share_of(timing, flops, top)
         share = shares[precision != "float64"]

@@ -31,7 +31,7 @@ from quadmodel.simulation._kernels.vectors import lowest_bit
 _SORTED_FROM = 0.06
 # Share of the data in a batch from which on a matrix product is faster than adding columns, if
 # there are at least so many data points.
-_PRODUCT_FROM, _PRODUCT_DATA = 0.5, 64
+_PRODUCT_FROM, _PRODUCT_DATA = 0.6, 64
 # Replicas per matrix product.
 _PRODUCT_ROWS = 512
 
